@@ -1,0 +1,1 @@
+"""Dataset distillation with convexified implicit gradients, in Equinox."""

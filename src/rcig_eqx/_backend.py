@@ -1,0 +1,26 @@
+"""Every choice that depends on the hardware, in one place.
+
+Measured on two x86 cores (`benchmarks/convolution.py`); the GPU and TPU side follows the
+vendors' convolutions and is unmeasured.
+"""
+
+from typing import Literal
+
+import jax
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+
+
+def conv_formulation() -> Literal["patches", "lax"]:
+    """How `conv2d` is written for JAX's default backend.
+
+    On CPU a `lax.conv` inside `lax.scan` or `while_loop` runs an order of magnitude slower than
+    outside, and its transposes cost more than their arithmetic; patches times a matrix keep
+    their speed everywhere. Elsewhere the vendor's convolution is the right one.
+    """
+    return "patches" if jax.default_backend() == "cpu" else "lax"
+
+
+def networks_at_once(num_networks: int) -> int:
+    """How many evaluation networks to train together by `vmap`: one on CPU, all elsewhere."""
+    return 1 if jax.default_backend() == "cpu" else num_networks

@@ -1,0 +1,100 @@
+"""ψ: the distilled images, their learned labels, and the Platt temperature."""
+
+from typing import Literal, get_args
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from .data import AbstractPreprocess, Dataset
+
+Initialization = Literal["real", "noise"]
+
+
+class Coreset(eqx.Module):
+    """A distilled set, class after class.
+
+    - `images`: preprocessed images X_S `[n h w c]`; `preprocess.inverse` gives pixels.
+    - `labels`: y_S `[n classes]`, one row an image. They start as one-hot − 1/C and are learned:
+      they need not be positive nor sum to one.
+    - `log_temperature`: log τ, the Platt scaling of the outer loss.
+    - `preprocess`: what the images went through and a test image must; `None` inside the loop.
+    - `flip`: whether the set stands for itself and its mirror images.
+    """
+
+    images: Float[Array, "n h w c"]
+    labels: Float[Array, "n classes"]
+    log_temperature: Float[Array, ""]
+    preprocess: AbstractPreprocess | None = None
+    flip: bool = eqx.field(static=True, default=False)
+
+    def support(self) -> tuple[Float[Array, "m h w c"], Float[Array, "m classes"]]:
+        """The images and labels to train on: mirrored copies are appended under `flip`."""
+        if not self.flip:
+            return self.images, self.labels
+        images = jnp.concatenate([self.images, self.images[:, :, ::-1]])
+        return images, jnp.concatenate([self.labels, self.labels])
+
+    @property
+    def num_classes(self) -> int:
+        return self.labels.shape[-1]
+
+
+def centred_labels(labels: Int[Array, " n"] | Int[np.ndarray, " n"], num_classes: int) -> Array:
+    """one-hot − 1/C, `[n classes]` (paper, section 4)."""
+    return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32) - 1 / num_classes
+
+
+def real_coreset(
+    train: Dataset,
+    images_per_class: int,
+    preprocess: AbstractPreprocess,
+    *,
+    flip: bool = False,
+    key: PRNGKeyArray,
+) -> Coreset:
+    """Random real images of each class: the paper's starting point, and the fair baseline."""
+    rng = np.random.default_rng(np.asarray(jr.bits(key, (4,), jnp.uint32)))
+    chosen = train.subset(train.per_class(images_per_class, rng))
+    return Coreset(
+        preprocess(chosen.images),
+        centred_labels(chosen.labels, train.num_classes),
+        jnp.zeros(()),
+        flip=flip,
+    )
+
+
+def noise_coreset(like: Coreset, *, key: PRNGKeyArray) -> Coreset:
+    """Standard normal images in the place of those of `like`."""
+    images = jr.normal(key, like.images.shape, like.images.dtype)
+    return eqx.tree_at(lambda c: c.images, like, images)
+
+
+def check_initialization(name: str) -> None:
+    """Raise `ValueError` for an initialisation that does not exist."""
+    if name not in get_args(Initialization):
+        raise ValueError(f"initialization={name!r} is unknown; use one of {get_args(Initialization)}.")
+
+
+def ema(decay: float):
+    """Weights of an exponential moving average with bias correction (0.99 in the authors' code).
+
+    Returns a function from the number of iterates averaged so far to the weight of the next.
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay must lie in [0, 1); got {decay}.")
+    return lambda count: (1 - decay) / (1 - decay ** (count + 1.0))
+
+
+def growing_average(sharpness: float = 9.0):
+    """Weights of an average whose window grows with the run: about the last 1/(sharpness+1).
+
+    Polynomial-decay averaging (Shamir and Zhang, 2013): forgets the start however long the run,
+    where a fixed decay lags badly in a short one.
+    """
+    if sharpness < 0:
+        raise ValueError(f"sharpness must not be negative; got {sharpness}.")
+    return lambda count: (sharpness + 1.0) / (count + sharpness + 1.0)

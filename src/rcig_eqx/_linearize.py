@@ -1,0 +1,57 @@
+"""Centred linearisation of a network, and its two Jacobian products."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float, PyTree
+
+from .models import AbstractNetwork
+
+
+class Linearization(eqx.Module):
+    """A network's first-order expansion in its parameters, at fixed images.
+
+    Holds the primal activations, so that each product below is one tangent or one transpose
+    pass and no forward pass is repeated. It lives inside the trace that made it: do not return
+    it from a jitted function.
+    """
+
+    features: Float[Array, "n features"]
+    out_structure: jax.ShapeDtypeStruct = eqx.field(static=True)
+    tangent: Callable
+    transpose: Callable
+
+    def jvp(self, displacement: PyTree) -> Float[Array, "n classes"]:
+        """f_lin(X) = J(X) θ, for a displacement θ shaped like the network's parameters."""
+        return self.tangent(displacement)
+
+    def vjp(self, cotangent: Float[Array, "n classes"]) -> PyTree:
+        """J(X)ᵀ u, a pytree shaped like the network's parameters."""
+        (displacement,) = self.transpose(cotangent)
+        return displacement
+
+
+def linearize(model: AbstractNetwork, images: Float[Array, "n h w c"]) -> Linearization:
+    """Linearise a network in its parameters around their present values θ⁰.
+
+        f_lin(x) = J_B(x) θ_B + h(x)ᵀ θ_F
+
+    *Centred*: the displacement (θ_B, θ_F) starts at zero and the network's own output at θ⁰ is
+    not added (paper, section 3.2). Body and head displacement are one pytree, shaped like the
+    network's inexact arrays; [`partition`][rcig_eqx.models.partition] splits it. h is the
+    features at θ⁰: it does not move with θ_B.
+
+    **Returns:** a `Linearization` with the features `[n features]` and the products with J
+    (one tangent pass) and with Jᵀ (one transpose pass).
+    """
+    parameters, static = eqx.partition(model, eqx.is_inexact_array)
+
+    def outputs(parameters: PyTree) -> tuple[Array, Array]:
+        network = eqx.combine(parameters, static)
+        features = network.features(images)
+        return network.head(features), features
+
+    logits, tangent, features = jax.linearize(outputs, parameters, has_aux=True)
+    transpose = jax.linear_transpose(tangent, parameters)
+    return Linearization(features, jax.ShapeDtypeStruct(logits.shape, logits.dtype), tangent, transpose)

@@ -1,0 +1,130 @@
+"""One iteration of Algorithm 1: its state, and the pure function that advances it."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from ._coreset import Coreset
+from ._pool import MakeModel, Member, PoolSchedule, get_member, new_pool, set_member, visit
+from .methods import AbstractMethod
+
+
+class Recipe(eqx.Module):
+    """What stays the same from step to step: strategies, no arrays.
+
+    - `method`: how the hypergradient is computed.
+    - `make_model`: a function from a key to a network.
+    - `optimizer`: of the distilled set; its updates are shaped like the `Coreset`.
+    - `schedule`: of the pool.
+    - `average`: weights of the averaged ψ, such as [`ema`][rcig_eqx.ema].
+    """
+
+    method: AbstractMethod
+    make_model: MakeModel
+    optimizer: optax.GradientTransformation
+    schedule: PoolSchedule
+    average: Callable[[Array], Array]
+
+
+class State(eqx.Module):
+    """Everything that changes: one pytree.
+
+    - `coreset`: ψ.
+    - `average`: the averaged ψ, which is what a run returns.
+    - `opt_state`: the optimiser's.
+    - `pool`: the partly trained networks, stacked.
+    - `key`: the source of this run's randomness; every step derives its own from it.
+    - `step`: iterations done.
+    - `recipe`: the strategies.
+    """
+
+    coreset: Coreset
+    average: Coreset
+    opt_state: PyTree
+    pool: Member
+    key: PRNGKeyArray
+    step: Int[Array, ""]
+    recipe: Recipe
+
+
+def coreset_optimizer(
+    learning_rate: optax.ScalarOrSchedule = 0.01,
+    temperature_learning_rate: optax.ScalarOrSchedule | None = None,
+) -> optax.GradientTransformation:
+    """AdaBelief for images and labels, and at ten times the rate for log τ (paper, appendix C).
+
+    The paper's rates are 0.003 and 0.03; the default here reaches the same accuracy in a third
+    of the steps. Either may be an optax schedule.
+    """
+    if temperature_learning_rate is None:
+        rate = learning_rate
+        temperature_learning_rate = (lambda t: 10 * rate(t)) if callable(rate) else 10 * rate
+    where = lambda c: (c.images, c.labels, c.log_temperature)  # noqa: E731
+    return optax.partition(
+        {
+            "data": optax.adabelief(learning_rate),
+            "temperature": optax.adabelief(temperature_learning_rate),
+        },
+        lambda coreset: eqx.tree_at(where, coreset, ("data", "data", "temperature")),
+    )
+
+
+def init(coreset: Coreset, recipe: Recipe, *, key: PRNGKeyArray) -> State:
+    """The state before the first step: a pool of fresh networks around a starting ψ."""
+    pool_key, run_key = jr.split(key)
+    coreset = eqx.tree_at(lambda c: c.preprocess, coreset, None, is_leaf=lambda x: x is None)
+    copy = lambda tree: jax.tree.map(jnp.copy, tree)  # noqa: E731  nothing donated twice
+    return State(
+        copy(coreset),
+        copy(coreset),
+        recipe.optimizer.init(coreset),  # pyright: ignore[reportArgumentType]
+        new_pool(recipe.make_model, recipe.schedule, key=pool_key),
+        run_key,
+        jnp.zeros((), jnp.int32),
+        recipe,
+    )
+
+
+def step(
+    state: State, batch: tuple[Float[Array, "b h w c"], Int[Array, " b"]]
+) -> tuple[State, dict[str, Array]]:
+    """One iteration of Algorithm 1. Pure and jittable (`equinox.filter_jit`).
+
+    Draws a network from the pool, moves ψ along the method's hypergradient on the outer batch,
+    averages it, then trains that network on the new ψ.
+
+    **Arguments:** the state, and a batch of preprocessed images and integer labels.
+
+    **Returns:** the next state, and metrics: `loss`, `gradient_norm` (of the images), and the
+    method's own, such as `accuracy`, `iterations` and `residual`.
+    """
+    recipe = state.recipe
+    images, labels = batch
+    index_key, visit_key = jr.split(jr.fold_in(state.key, state.step))
+    index = jr.randint(index_key, (), 0, recipe.schedule.size)
+    member = get_member(state.pool, index)
+
+    targets = jax.nn.one_hot(labels, state.coreset.num_classes, dtype=images.dtype)
+    result = recipe.method.hypergradient(member.model, state.coreset, images, targets)
+    updates, opt_state = recipe.optimizer.update(
+        result.gradient, state.opt_state, state.coreset  # pyright: ignore[reportArgumentType]
+    )
+    coreset = eqx.apply_updates(state.coreset, updates)
+    weight = recipe.average(state.step)
+    average = jax.tree.map(lambda a, x: a + weight * (x - a), state.average, coreset)
+
+    member = visit(
+        member, *coreset.support(), recipe.make_model, recipe.schedule, key=visit_key
+    )
+    metrics = {
+        "loss": result.value,
+        "gradient_norm": jnp.linalg.norm(result.gradient.images.ravel()),
+        **result.stats,
+    }
+    pool = set_member(state.pool, index, member)
+    return State(coreset, average, opt_state, pool, state.key, state.step + 1, recipe), metrics

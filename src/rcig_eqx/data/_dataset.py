@@ -1,0 +1,164 @@
+"""The labelled image set every other room receives, and the checks it passes once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, Integer
+
+_CHUNK = 4096  # images looked at together, so that a memory-mapped set is never read whole
+
+
+class DataError(ValueError):
+    """Data that cannot be used as it is: the message names the file and what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images with one integer label each.
+
+    **Arguments:**
+
+    - `images` [n h w c]: uint8 in [0, 255] or finite floats in [0, 1]; a `np.memmap` is fine.
+    - `labels` [n]: the class number of each image, an integer in `range(len(class_names))`.
+    - `class_names`: one distinct, non-empty name a class.
+    - `name`: what the set is called in reports.
+
+    Raises `ValueError`, naming the fix, when any of that does not hold.
+    """
+
+    # Shapes are left to `validate`: its messages name the fix, a failed annotation would not.
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    name: str = "custom"
+
+    def __post_init__(self):
+        validate(self.images, self.labels, self.class_names)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        images: Any,
+        labels: Any,
+        class_names: Sequence[str] | None = None,
+        *,
+        name: str = "custom",
+    ) -> "Dataset":
+        """A dataset of anything `np.asarray` takes: `images` [n h w c], `labels` [n].
+
+        Without `class_names`, the classes are "0", "1", … up to the largest label.
+        """
+        images, labels = np.asanyarray(images), np.asanyarray(labels)
+        if class_names is None:
+            _validate_arrays(images, labels)
+            class_names = [str(i) for i in range(int(labels.max()) + 1)]
+        return cls(images, labels, tuple(str(c) for c in class_names), name)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of one image."""
+        h, w, c = self.images.shape[1:]
+        return h, w, c
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        h, w, c = self.image_shape
+        return f"Dataset({self.name!r}: {len(self)} images {h}x{w}x{c}, {self.num_classes} classes)"
+
+    def subset(self, indices: Integer[np.ndarray, " m"] | Sequence[int]) -> "Dataset":
+        """The images at `indices`, in that order, with the same classes."""
+        indices = np.asarray(indices)
+        if not len(indices):
+            raise ValueError("indices is empty: a dataset needs at least one image.")
+        return Dataset(self.images[indices], self.labels[indices], self.class_names, self.name)
+
+    def per_class(self, k: int, rng: np.random.Generator) -> Int[np.ndarray, " m"]:
+        """Indices of `k` random images of each class, without replacement, class after class:
+        `k * num_classes` of them.
+
+        Raises `ValueError` naming every class that has fewer than `k` images.
+        """
+        if k < 1:
+            raise ValueError(f"k is {k}: ask for at least one image of each class.")
+        members = [np.flatnonzero(self.labels == i) for i in range(self.num_classes)]
+        short = [f"{c!r} ({len(m)})" for c, m in zip(self.class_names, members, strict=True)
+                 if len(m) < k]  # fmt: skip
+        if short:
+            raise ValueError(
+                f"{k} images of each class were asked for, but too few are there of "
+                f"{', '.join(short)}: lower k or add images of these classes."
+            )
+        return np.concatenate([rng.choice(m, size=k, replace=False) for m in members])
+
+
+def validate(images: Any, labels: Any, class_names: Any) -> None:
+    """Raise `ValueError`, naming the fix, unless the three make a `Dataset`."""
+    _validate_arrays(images, labels)
+    if not isinstance(class_names, tuple) or not all(isinstance(c, str) for c in class_names):
+        raise ValueError("class_names must be a tuple of strings: tuple(str(c) for c in names).")
+    if not class_names or "" in class_names:
+        raise ValueError("class_names must hold at least one name and no empty one.")
+    twice = sorted({c for c in class_names if class_names.count(c) > 1})
+    if twice:
+        raise ValueError(f"class_names holds duplicates: {', '.join(twice)}. Rename them.")
+    if int(labels.max()) >= len(class_names):
+        raise ValueError(
+            f"labels reach {int(labels.max())} but there are {len(class_names)} class_names, so "
+            f"they must lie in 0..{len(class_names) - 1}: give every class a name, or renumber."
+        )
+
+
+def _validate_arrays(images: Any, labels: Any) -> None:
+    if not isinstance(images, np.ndarray) or not isinstance(labels, np.ndarray):
+        raise ValueError("images and labels must be numpy arrays: use Dataset.from_arrays.")
+    if images.ndim != 4:
+        fix = {2: "images[None, ..., None]", 3: "images[..., None] if they have no channel"}
+        raise ValueError(
+            f"images have shape {images.shape}, not [n h w c]: "
+            f"pass {fix.get(images.ndim, 'one [h w c] array an image')}."
+        )
+    if labels.ndim == 2:
+        raise ValueError(
+            f"labels have shape {labels.shape} and look one-hot: pass labels.argmax(axis=1)."
+        )
+    if labels.ndim != 1 or len(labels) != len(images):
+        raise ValueError(
+            f"there are {len(images)} images but labels have shape {labels.shape}: "
+            "pass one integer label an image."
+        )
+    if 0 in images.shape:
+        raise ValueError(f"images are empty: shape {images.shape}.")
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"labels are {labels.dtype}, not integers: pass labels.astype(np.int32).")
+    if int(labels.min()) < 0:
+        raise ValueError(f"labels start at {int(labels.min())}: renumber the classes from 0.")
+    if images.dtype == np.uint8:
+        return
+    if images.dtype.kind != "f":
+        raise ValueError(
+            f"images are {images.dtype}: pass uint8 in [0, 255] (images.astype(np.uint8)) "
+            "or floats in [0, 1]."
+        )
+    _validate_finite(images)
+
+
+def _validate_finite(images: Float[np.ndarray, "n h w c"]) -> None:
+    count, first = 0, None
+    for start in range(0, len(images), _CHUNK):
+        bad = np.argwhere(~np.isfinite(images[start : start + _CHUNK]))
+        if len(bad) and first is None:
+            first = (start + int(bad[0, 0]), *(int(i) for i in bad[0, 1:]))
+        count += len(bad)
+    if count:
+        raise ValueError(
+            f"images hold {count} NaN or infinite pixels, the first at index {first}: "
+            "remove those images or mend them with np.nan_to_num."
+        )

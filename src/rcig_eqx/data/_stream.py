@@ -1,0 +1,123 @@
+"""Endless batches, reshuffled every epoch, as a grain iterator whose state can be saved."""
+
+import sys
+from typing import Any
+
+import grain
+import numpy as np
+from jaxtyping import Array, Shaped
+
+from ._dataset import Dataset
+from ._folder import ImageFolder
+
+# Whole batches are read ahead, so few are enough to hide the decoding.
+_FROM_DISK = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
+_IN_MEMORY = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+
+Batch = tuple[Shaped[np.ndarray, "batch h w c"], Shaped[np.ndarray, "batch ..."]]
+
+
+def stream(
+    train: Dataset
+    | ImageFolder
+    | grain.MapDataset
+    | tuple[Shaped[np.ndarray | Array, "n h w c"], Shaped[np.ndarray | Array, "m ..."]],
+    batch_size: int,
+    *,
+    seed: int,
+) -> grain.DatasetIterator:
+    """Batches `(images [batch h w c], labels [batch ...])` of numpy arrays, without end.
+
+    **Arguments:**
+
+    - `train`: a `Dataset` or a pair of arrays, [n h w c] and [n ...], in memory or memory-mapped;
+        an `ImageFolder`; or a finite `grain.MapDataset` of `(image, label)` pairs or of
+        dictionaries with "image" and "label".
+    - `batch_size`: images a batch, no more than there are.
+    - `seed`: in `range(2**32)`; the same seed gives the same batches.
+
+    Every epoch goes through the images in a new order, each at most once; those left over when
+    they do not fill a batch are dropped from that epoch. `get_state()` and `set_state()` of the
+    iterator continue a stream exactly where it was. Raises `ValueError` for sizes that do not fit.
+    """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}: choose it in range(2**32).")
+    if isinstance(train, ImageFolder):
+        train = grain.MapDataset.source(train)
+    if isinstance(train, grain.MapDataset):
+        if len(train) == sys.maxsize:
+            raise ValueError("the grain dataset has no end: pass it without repeat().")
+        _check_sizes(len(train), batch_size)
+        batches = train.seed(seed).map(_as_pair).shuffle().batch(batch_size, drop_remainder=True)
+        return iter(batches.repeat().to_iter_dataset(_FROM_DISK))
+    if isinstance(train, Dataset):
+        train = (train.images, train.labels)
+    if not isinstance(train, tuple):
+        raise ValueError(
+            f"{type(train).__name__} cannot be shuffled anew every epoch: pass a Dataset, "
+            "(images, labels), an ImageFolder or a grain.MapDataset."
+        )
+    images, labels = train
+    if len(images) != len(labels):
+        raise ValueError(f"there are {len(images)} images but {len(labels)} labels.")
+    _check_sizes(len(images), batch_size)
+    source = _ShuffledBatches(images, labels, batch_size, seed)
+    return iter(grain.MapDataset.source(source).to_iter_dataset(_IN_MEMORY))
+
+
+class _ShuffledBatches:
+    """A grain data source of all batches of all epochs, each gathered by one numpy call.
+
+    The number of a batch tells its epoch, and so its order of images, by itself: reading is
+    stateless, and a saved position is enough to go on.
+    """
+
+    def __init__(
+        self,
+        images: Shaped[np.ndarray | Array, "n h w c"],
+        labels: Shaped[np.ndarray | Array, "n ..."],
+        batch_size: int,
+        seed: int,
+    ):
+        # A view of the plain class: a gather from it gives plain arrays, memory-mapped or not.
+        self._images, self._labels = np.asarray(images), np.asarray(labels)
+        self._batch_size, self._seed = batch_size, seed
+        self._order = (-1, np.empty(0, np.int64))  # the epoch last asked for, and its order
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: int) -> Batch:
+        epoch, step = divmod(int(index), len(self._images) // self._batch_size)
+        order = self._epoch_order(epoch)
+        chosen = order[step * self._batch_size : (step + 1) * self._batch_size]
+        return self._images.take(chosen, axis=0), self._labels.take(chosen, axis=0)
+
+    def _epoch_order(self, epoch: int) -> Shaped[np.ndarray, " n"]:
+        cached, order = self._order
+        if cached != epoch:
+            key = np.array([self._seed, epoch], np.uint64)
+            order = np.random.Generator(np.random.Philox(key=key)).permutation(len(self._images))
+            self._order = (epoch, order)
+        return order
+
+
+def _as_pair(element: Any) -> tuple[Any, Any]:
+    if isinstance(element, dict) and {"image", "label"} <= element.keys():
+        return element["image"], element["label"]
+    if isinstance(element, tuple | list) and len(element) == 2:
+        return element[0], element[1]
+    what = (
+        f"a dictionary with {sorted(element)}" if isinstance(element, dict) else repr(type(element))
+    )
+    raise ValueError(
+        f"the grain dataset yields {what}: map it to (image, label) pairs or to dictionaries with "
+        "'image' and 'label'."
+    )
+
+
+def _check_sizes(count: int, batch_size: int) -> None:
+    if not 1 <= batch_size <= count:
+        raise ValueError(
+            f"batch_size is {batch_size} but there are {count} images: choose it in 1..{count}."
+        )

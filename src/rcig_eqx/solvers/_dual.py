@@ -1,0 +1,182 @@
+"""The dual system (J Jᵀ + λI) α = b of the linearised inner problem, and two ways to solve it.
+
+The linearised inner problem is one strongly convex quadratic; its solution is kernel ridge
+regression with the finite-width empirical NTK J Jᵀ at the network's present parameters, and
+θ* = Jᵀ α. The system has one unknown a distilled image and class, whatever the number of
+parameters.
+"""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.scipy as jsp
+import lineax as lx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PyTree, Scalar
+
+from .._linearize import Linearization
+from .._ridge import solve_dtype
+from ..models import AbstractNetwork, partition
+from ._cg import ConjugateGradient
+
+_BLOCK_ROWS = 250  # rows of the Jacobian formed together
+
+
+class DualSolution(eqx.Module):
+    """A solution of the dual system, with what it cost and how good it is.
+
+    `residual` is ‖b − (J Jᵀ + λI) x‖ / ‖b‖; `num_steps` the products spent, 0 for a direct
+    solve; `result` lineax's result code.
+    """
+
+    value: Float[Array, "n classes"]
+    num_steps: Int[Array, ""]
+    residual: Scalar
+    result: lx.RESULTS
+
+
+class DualSystem(eqx.Module):
+    """The dual system at one network and one distilled set, ready to be solved repeatedly."""
+
+    operator: lx.AbstractLinearOperator
+    solver: lx.AbstractLinearSolver
+    state: PyTree
+    options: dict
+
+    def solve(
+        self, b: Float[Array, "n classes"], y0: Float[Array, "n classes"] | None = None
+    ) -> DualSolution:
+        """Solve for one right-hand side; an iterative solver starts from `y0`."""
+        shape = self.operator.in_structure().shape  # a dense matrix acts on flat vectors
+        options = dict(self.options)
+        if y0 is not None:
+            options["y0"] = jax.lax.stop_gradient(y0).reshape(shape)
+        solution = lx.linear_solve(
+            self.operator,
+            b.reshape(shape).astype(self.operator.in_structure().dtype),
+            self.solver,
+            options=options,
+            state=self.state,
+            throw=False,
+        )
+        x = solution.value.reshape(b.shape).astype(b.dtype)
+        steps = solution.stats.get("num_steps")
+        if steps is None:
+            error = b.reshape(shape) - self.operator.mv(x.reshape(shape)).astype(b.dtype)
+            residual = jnp.linalg.norm(error) / jnp.linalg.norm(b)
+            return DualSolution(x, jnp.zeros((), jnp.int32), residual, solution.result)
+        return DualSolution(x, steps, solution.stats["residual"], solution.result)
+
+
+def dual_operator(linearization: Linearization, l2: float | Scalar) -> lx.FunctionLinearOperator:
+    """J Jᵀ + λI on arrays `[n classes]`: one transpose and one tangent pass a product."""
+
+    def product(u: Array) -> Array:
+        return linearization.jvp(linearization.vjp(u)) + l2 * u
+
+    return lx.FunctionLinearOperator(
+        product, linearization.out_structure, lx.positive_semidefinite_tag
+    )
+
+
+def dual_gram(model: AbstractNetwork, images: Float[Array, "n h w c"]) -> Float[Array, "m m"]:
+    """J Jᵀ as a matrix `[n·classes, n·classes]`, image after image and class after class within.
+
+    The body's part is formed from its explicit Jacobian, in blocks of rows so that only one
+    triangle is computed; the head's is h hᵀ ⊗ I_C. Costs `classes` transpose passes over the
+    images and ½ (nC)² P multiply-adds for P body parameters, and holds nC·P numbers.
+    """
+    body, head = partition(model)
+    parameters, static = eqx.partition(body, eqx.is_inexact_array)
+    classes = model.head.kernel.shape[-1]
+
+    def rows(image: Array) -> PyTree:
+        def outputs(parameters: PyTree) -> Array:
+            return eqx.combine(parameters, static, head)(image[None])[0]
+
+        logits, transpose = jax.vjp(outputs, parameters)
+        return jax.vmap(lambda e: transpose(e)[0])(jnp.eye(classes, dtype=logits.dtype))
+
+    size = max(1, _BLOCK_ROWS // classes)
+    blocks = [
+        [leaf.reshape(-1, leaf[0, 0].size) for leaf in jax.tree.leaves(jax.vmap(rows)(chunk))]
+        for chunk in (images[i : i + size] for i in range(0, len(images), size))
+    ]
+    lower = [
+        [sum(a @ b.T for a, b in zip(J, L, strict=True)) for L in blocks[: i + 1]]
+        for i, J in enumerate(blocks)
+    ]
+    order = range(len(blocks))
+    K = [[lower[i][j] if j <= i else lower[j][i].T for j in order] for i in order]
+    h = model.features(images)
+    return jnp.block(K) + jnp.kron(h @ h.T, jnp.eye(classes, dtype=h.dtype))
+
+
+def head_preconditioner(
+    features: Float[Array, "n features"], l2: float | Scalar, num_classes: int
+) -> lx.FunctionLinearOperator:
+    """(h hᵀ + λI)⁻¹ ⊗ I_C: the inverse of the dual system with the body left out.
+
+    One n × n Cholesky factorisation of the conjugate kernel, shared by all classes.
+    """
+    n = features.shape[0]
+    factor = jsp.linalg.cho_factor(features @ features.T + l2 * jnp.eye(n, dtype=features.dtype))
+    structure = jax.ShapeDtypeStruct((n, num_classes), features.dtype)
+    return lx.FunctionLinearOperator(
+        lambda r: jsp.linalg.cho_solve(factor, r), structure, lx.positive_semidefinite_tag
+    )
+
+
+class AbstractDualSolver(eqx.Module):
+    """How to solve the dual system: a value to pass to the method."""
+
+    @abc.abstractmethod
+    def prepare(
+        self,
+        model: AbstractNetwork,
+        images: Float[Array, "n h w c"],
+        linearization: Linearization,
+        l2: float | Scalar,
+    ) -> DualSystem:
+        """Whatever both right-hand sides share: a factorisation, a preconditioner."""
+
+
+class DualCholesky(AbstractDualSolver):
+    """Form J Jᵀ + λI and factor it: exact, and the fastest where nC is small.
+
+    `dtype` is the precision of the factorisation; `None` is the network's own.
+    """
+
+    dtype: DTypeLike | None = eqx.field(static=True, default=None)
+
+    def prepare(self, model, images, linearization, l2):
+        K = dual_gram(model, images)
+        K = K.astype(solve_dtype(self.dtype, K))
+        K = K + jnp.asarray(l2, K.dtype) * jnp.eye(K.shape[0], dtype=K.dtype)
+        operator = lx.MatrixLinearOperator(K, lx.positive_semidefinite_tag)
+        solver = lx.Cholesky()
+        return DualSystem(operator, solver, solver.init(operator, {}), {})
+
+
+class DualCG(AbstractDualSolver):
+    """Conjugate gradients, preconditioned by the conjugate kernel.
+
+    **Arguments:**
+
+    - `rtol`: stop when the relative residual falls below it. At 1e-2 the hypergradient's cosine
+      to the exact one is typically above 0.999, at 1e-3 above 0.99999.
+    - `max_steps`: the cap on products; one reached is reported, not raised.
+    """
+
+    rtol: float = 1e-3
+    max_steps: int = 100
+
+    def prepare(self, model, images, linearization, l2):
+        del model, images
+        operator = dual_operator(linearization, l2)
+        solver = ConjugateGradient(self.rtol, self.max_steps)
+        n, classes = operator.in_structure().shape
+        options = {"preconditioner": head_preconditioner(linearization.features, l2, classes)}
+        return DualSystem(operator, solver, solver.init(operator, options), options)

@@ -1,0 +1,215 @@
+import json
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from official_files import REAL
+
+from rcig_eqx.data import (
+    ZCA,
+    AbstractPreprocess,
+    Identity,
+    Standardize,
+    apply_in_chunks,
+    default_preprocess,
+    from_state,
+    load,
+    standardize,
+    to_state,
+    zca,
+)
+
+
+def correlated(n=600, shape=(6, 5, 3), seed=0):
+    """Images whose pixels hang together, as those of photographs do."""
+    rng = np.random.default_rng(seed)
+    d = int(np.prod(shape))
+    mixing = rng.normal(size=(d, d)) * np.linspace(1, 0.02, d)
+    x = rng.normal(size=(n, d)) @ mixing
+    return np.clip(128 + 8 * x, 0, 255).astype(np.uint8).reshape(n, *shape)
+
+
+IMAGES = correlated()
+FITS = {
+    "identity": lambda images: Identity(),
+    "standardize": standardize,
+    "zca": zca,
+    "zca_light": lambda images: zca(images, 0.01),
+}
+
+
+@pytest.fixture(params=list(FITS))
+def preprocess(request):
+    return FITS[request.param](IMAGES)
+
+
+def test_inverse(preprocess):
+    x = preprocess(IMAGES)
+    assert (x.shape, x.dtype) == (IMAGES.shape, jnp.float32)
+    back = preprocess.inverse(x)
+    assert back.dtype == jnp.float32
+    np.testing.assert_allclose(back, IMAGES / 255, atol=1e-4)
+
+
+def test_inverse_of_what_was_never_an_image(preprocess):
+    x = 3 * np.random.default_rng(1).normal(size=(7, 6, 5, 3)).astype(np.float32)
+    np.testing.assert_allclose(preprocess(preprocess.inverse(x)), x, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_floats_are_taken_in_units_of_one(preprocess, dtype):
+    unit = (IMAGES / 255).astype(dtype)
+    tolerance = {np.float16: 2e-2, np.float32: 1e-4}[dtype]
+    x = preprocess(unit)
+    assert x.dtype == jnp.float32
+    np.testing.assert_allclose(x, preprocess(IMAGES), atol=tolerance)
+
+
+def test_jit_and_strict_settings(preprocess):
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        x = eqx.filter_jit(lambda p, i: p(i))(preprocess, jnp.asarray(IMAGES[:9]))
+        back = eqx.filter_jit(lambda p, i: p.inverse(i))(preprocess, x)
+    np.testing.assert_allclose(x, preprocess(IMAGES[:9]), atol=1e-5)
+    np.testing.assert_allclose(back, IMAGES[:9] / 255, atol=1e-4)
+
+
+def test_x64_changes_nothing(preprocess):
+    with jax.enable_x64(True):
+        x = preprocess(IMAGES[:9])
+        assert (x.dtype, preprocess.inverse(x).dtype) == (jnp.float32, jnp.float32)
+
+
+def test_in_chunks(preprocess):
+    out = apply_in_chunks(preprocess, IMAGES, chunk=256)
+    assert (type(out), out.dtype) == (np.ndarray, np.float32)
+    np.testing.assert_allclose(out, preprocess(IMAGES), atol=1e-5)
+
+
+def test_state_goes_through_json(preprocess):
+    config, arrays = to_state(preprocess)
+    assert all(type(a) is np.ndarray for a in arrays.values())
+    back = from_state(json.loads(json.dumps(config)), arrays)
+    assert eqx.tree_equal(back, preprocess)
+
+
+def test_standardized_channels():
+    x = np.asarray(standardize(IMAGES)(IMAGES), np.float64)
+    np.testing.assert_allclose(x.mean(axis=(0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(x.std(axis=(0, 1, 2)), 1, atol=1e-5)
+
+
+def test_statistics_over_several_chunks():
+    images = correlated(5000, (2, 2, 3))
+    unit = images.astype(np.float64) / 255
+    fitted = standardize(images)
+    np.testing.assert_allclose(fitted.mean, unit.mean(axis=(0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(fitted.std, unit.std(axis=(0, 1, 2)), rtol=1e-6)
+
+
+def dense_zca(images, regularization):
+    """The definition, in float64 and all at once."""
+    x = images / 255
+    x = ((x - x.mean(axis=(0, 1, 2))) / x.std(axis=(0, 1, 2))).reshape(len(x), -1)
+    x = x - x.mean(axis=0)
+    covariance = x.T @ x / len(x)
+    s, u = np.linalg.eigh(covariance + regularization * np.trace(covariance) / len(covariance)
+                          * np.eye(len(covariance)))  # fmt: skip
+    return (x @ (u / np.sqrt(s)) @ u.T).reshape(images.shape), covariance
+
+
+@pytest.mark.parametrize("regularization", [0.01, 0.1, 1.0])
+def test_zca_is_its_definition(regularization):
+    expected, _ = dense_zca(IMAGES, regularization)
+    np.testing.assert_allclose(zca(IMAGES, regularization)(IMAGES), expected, atol=2e-4)
+
+
+def test_whitened_covariance_is_the_regularised_identity():
+    x = np.asarray(zca(IMAGES, 0.1)(IMAGES), np.float64).reshape(len(IMAGES), -1)
+    _, covariance = dense_zca(IMAGES, 0.1)
+    s, u = np.linalg.eigh(covariance)
+    expected = (u * (s / (s + 0.1 * s.mean()))) @ u.T
+    np.testing.assert_allclose(x.mean(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(x.T @ x / len(x), expected, atol=1e-4)
+
+
+def test_light_regularisation_whitens_fully():
+    images = np.random.default_rng(0).random((4000, 2, 2, 3))
+    x = np.asarray(zca(images, 1e-6)(images), np.float64).reshape(len(images), -1)
+    np.testing.assert_allclose(x.T @ x / len(x), np.eye(12), atol=1e-3)
+
+
+def test_only_the_training_images_count():
+    fitted, other = zca(IMAGES), correlated(50, seed=1)
+    alone = [np.asarray(fitted(other[i : i + 1])) for i in range(3)]
+    np.testing.assert_allclose(np.concatenate(alone), fitted(other)[:3], atol=1e-5)
+    assert not eqx.tree_equal(zca(other), fitted)
+
+
+@pytest.mark.parametrize("fit", [standardize, zca])
+@pytest.mark.parametrize("value", [0, 77])
+def test_constant_channels_do_not_divide_by_zero(fit, value):
+    for images in (IMAGES.copy(), np.full_like(IMAGES, value)):
+        images[..., 1] = value
+        preprocess = fit(images)
+        x = preprocess(images)
+        assert np.isfinite(x).all()
+        np.testing.assert_allclose(x[..., 1], 0, atol=1e-3)
+        np.testing.assert_allclose(preprocess.inverse(x), images / 255, atol=1e-4)
+
+
+def test_default_depends_on_the_channels():
+    assert isinstance(default_preprocess(IMAGES[..., :1]), Standardize)
+    chosen = default_preprocess(IMAGES)
+    assert isinstance(chosen, ZCA)
+    assert chosen.regularization == 0.1
+
+
+def test_memory_mapped_images(tmp_path):
+    np.save(tmp_path / "x.npy", IMAGES)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert eqx.tree_equal(zca(mapped), zca(IMAGES))
+
+
+@pytest.mark.parametrize("call", [Identity(), standardize, zca])
+def test_integer_images_are_refused(call):
+    with pytest.raises(ValueError, match="int32: pass uint8"):
+        call(IMAGES.astype(np.int32))
+
+
+def test_regularization_must_be_positive():
+    with pytest.raises(ValueError, match="make it positive"):
+        zca(IMAGES, 0.0)
+
+
+class Negative(AbstractPreprocess):
+    def __call__(self, images):
+        return 1 - jnp.asarray(images)
+
+    def inverse(self, x):
+        return 1 - jnp.asarray(x)
+
+
+def test_state_errors():
+    with pytest.raises(ValueError, match="Negative cannot be stored"):
+        to_state(Negative())
+    with pytest.raises(ValueError, match=r"kind 'whiten' is unknown.*'zca'"):
+        from_state({"kind": "whiten"}, {})
+    with pytest.raises(ValueError, match="kind None is unknown"):
+        from_state({}, {})
+    with pytest.raises(ValueError, match="'standardize' lacks 'mean'"):
+        from_state({"kind": "standardize"}, {})
+    _, arrays = to_state(zca(IMAGES))
+    with pytest.raises(ValueError, match="'zca' lacks 'regularization'"):
+        from_state({"kind": "zca"}, arrays)
+
+
+def test_real_photographs():
+    if not (REAL / "cifar10").is_dir():
+        pytest.skip(f"no real data in {REAL}")
+    images = load("cifar10", directory=REAL, download=False).images[:2000, 8:24, 8:24]
+    preprocess = zca(images)
+    x = preprocess(images)
+    np.testing.assert_allclose(preprocess.inverse(x), images / 255, atol=1e-4)
+    assert abs(float(x.mean())) < 1e-3
