@@ -1,1 +1,44 @@
 """Dataset distillation with convexified implicit gradients, in Equinox."""
+
+from . import data as data, methods as methods, models as models, solvers as solvers
+from ._coreset import (
+    Coreset as Coreset,
+    centred_labels as centred_labels,
+    ema as ema,
+    growing_average as growing_average,
+    noise_coreset as noise_coreset,
+    real_coreset as real_coreset,
+)
+from ._distill import distill as distill
+from ._evaluate import (
+    Evaluation as Evaluation,
+    correct as correct,
+    evaluate as evaluate,
+    evaluation_schedule as evaluation_schedule,
+    train_network as train_network,
+)
+from ._linearize import Linearization as Linearization, linearize as linearize
+from ._losses import (
+    inner_loss as inner_loss,
+    label_margin as label_margin,
+    mse_loss as mse_loss,
+    platt_loss as platt_loss,
+)
+from ._plot import save_grid as save_grid, to_pixels as to_pixels
+from ._pool import PoolSchedule as PoolSchedule
+from ._progress import Callback as Callback, Progress as Progress
+from ._result import DistillResult as DistillResult, load_result as load_result
+from ._ridge import kernel_ridge as kernel_ridge, ridge_head as ridge_head
+from ._step import (
+    Recipe as Recipe,
+    State as State,
+    coreset_optimizer as coreset_optimizer,
+    init as init,
+    step as step,
+)
+from .methods import (
+    Hypergradient as Hypergradient,
+    exact_hypergradient as exact_hypergradient,
+    head_hypergradient as head_hypergradient,
+)
+from .models import ConvNet as ConvNet, convnet_for as convnet_for, partition as partition

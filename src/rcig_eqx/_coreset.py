@@ -76,7 +76,9 @@ def noise_coreset(like: Coreset, *, key: PRNGKeyArray) -> Coreset:
 def check_initialization(name: str) -> None:
     """Raise `ValueError` for an initialisation that does not exist."""
     if name not in get_args(Initialization):
-        raise ValueError(f"initialization={name!r} is unknown; use one of {get_args(Initialization)}.")
+        raise ValueError(
+            f"initialization={name!r} is unknown; use one of {get_args(Initialization)}."
+        )
 
 
 def ema(decay: float):

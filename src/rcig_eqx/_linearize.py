@@ -54,4 +54,6 @@ def linearize(model: AbstractNetwork, images: Float[Array, "n h w c"]) -> Linear
 
     logits, tangent, features = jax.linearize(outputs, parameters, has_aux=True)
     transpose = jax.linear_transpose(tangent, parameters)
-    return Linearization(features, jax.ShapeDtypeStruct(logits.shape, logits.dtype), tangent, transpose)
+    return Linearization(
+        features, jax.ShapeDtypeStruct(logits.shape, logits.dtype), tangent, transpose
+    )

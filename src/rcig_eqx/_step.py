@@ -96,12 +96,13 @@ def step(
     """One iteration of Algorithm 1. Pure and jittable (`equinox.filter_jit`).
 
     Draws a network from the pool, moves ψ along the method's hypergradient on the outer batch,
-    averages it, then trains that network on the new ψ.
+    averages it, then trains that network on the new ψ. A hypergradient that is not finite is
+    rejected: ψ stays, and the network that gave it is replaced.
 
     **Arguments:** the state, and a batch of preprocessed images and integer labels.
 
-    **Returns:** the next state, and metrics: `loss`, `gradient_norm` (of the images), and the
-    method's own, such as `accuracy`, `iterations` and `residual`.
+    **Returns:** the next state, and metrics: `loss`, `gradient_norm` (of the images), `rejected`, and
+    the method's own, such as `accuracy`, `iterations` and `residual`.
     """
     recipe = state.recipe
     images, labels = batch
@@ -111,18 +112,26 @@ def step(
 
     targets = jax.nn.one_hot(labels, state.coreset.num_classes, dtype=images.dtype)
     result = recipe.method.hypergradient(member.model, state.coreset, images, targets)
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(result)]))
     updates, opt_state = recipe.optimizer.update(
-        result.gradient, state.opt_state, state.coreset  # pyright: ignore[reportArgumentType]
+        result.gradient,
+        state.opt_state,
+        state.coreset,  # pyright: ignore[reportArgumentType]
     )
     coreset = eqx.apply_updates(state.coreset, updates)
+    keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
+    coreset = jax.tree.map(keep, coreset, state.coreset)
+    opt_state = jax.tree.map(keep, opt_state, state.opt_state)
     weight = recipe.average(state.step)
     average = jax.tree.map(lambda a, x: a + weight * (x - a), state.average, coreset)
 
-    member = visit(
-        member, *coreset.support(), recipe.make_model, recipe.schedule, key=visit_key
-    )
+    # A network that gave no finite hypergradient is due for replacement.
+    age = jnp.where(finite, member.age, recipe.schedule.max_steps)
+    member = Member(member.model, member.opt_state, age)
+    member = visit(member, *coreset.support(), recipe.make_model, recipe.schedule, key=visit_key)
     metrics = {
         "loss": result.value,
+        "rejected": ~finite,
         "gradient_norm": jnp.linalg.norm(result.gradient.images.ravel()),
         **result.stats,
     }

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ._dataset import DataError, Dataset
-from ._download import cache_folder
-from ._download import download as fetch
+from ._download import cache_folder, download as fetch
 from ._folder import ImageFolder
 from ._sources import LABELS_MD5, SOURCES, SPLITS, Source
 

@@ -65,6 +65,23 @@ def stream(
     return iter(grain.MapDataset.source(source).to_iter_dataset(_IN_MEMORY))
 
 
+def sample(train: ImageFolder | grain.MapDataset, count: int, *, seed: int) -> Dataset:
+    """Up to `count` random images of a set on disk, in memory.
+
+    Class names are the folder's, or the numbers of the labels seen.
+    """
+    source = grain.MapDataset.source(train) if isinstance(train, ImageFolder) else train
+    some = source.seed(seed).map(_as_pair).shuffle()[:count].to_iter_dataset(_FROM_DISK)
+    images, labels = zip(*some, strict=True)
+    folder = train if isinstance(train, ImageFolder) else None
+    return Dataset.from_arrays(
+        np.stack(images),
+        np.stack(labels),
+        folder and folder.class_names,
+        name=folder.name if folder else "custom",
+    )
+
+
 class _ShuffledBatches:
     """A grain data source of all batches of all epochs, each gathered by one numpy call.
 

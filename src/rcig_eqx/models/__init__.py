@@ -1,7 +1,11 @@
 """Networks as Equinox modules with a body and a head."""
 
 from ._conv import average_pool as average_pool, conv2d as conv2d
-from ._convnet import ConvBlock as ConvBlock, ConvNet as ConvNet
+from ._convnet import (
+    ConvBlock as ConvBlock,
+    ConvNet as ConvNet,
+    convnet_for as convnet_for,
+)
 from ._network import (
     AbstractNetwork as AbstractNetwork,
     Head as Head,

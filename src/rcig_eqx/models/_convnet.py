@@ -1,9 +1,12 @@
 """The convolutional network of dataset distillation."""
 
+from typing import Literal
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ._conv import average_pool, conv2d, softplus
@@ -25,20 +28,19 @@ class ConvBlock(eqx.Module):
         *,
         padding: int,
         softplus: float | None,
+        dtype: DTypeLike,
         key: PRNGKeyArray,
     ):
         shape = (3, 3, in_channels, out_channels)
-        self.kernel = jax.nn.initializers.lecun_normal()(key, shape)
-        self.bias = jnp.zeros(out_channels)
+        self.kernel = jax.nn.initializers.lecun_normal()(key, shape, dtype)
+        self.bias = jnp.zeros(out_channels, dtype)
         self.padding = padding
         self.softplus = softplus
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 o"]:
         x = conv2d(x, self.kernel, padding=self.padding) + self.bias[None, None, None]
-        if self.softplus is None:
-            x = jax.nn.relu(x)
-        else:
-            x = softplus(self.softplus * x) / self.softplus
+        beta = self.softplus
+        x = jax.nn.relu(x) if beta is None else softplus(beta * x) / beta
         return average_pool(x)
 
 
@@ -59,6 +61,7 @@ class ConvNet(AbstractNetwork):
     - `normalization`: `None`, the only one so far and the paper's default.
     - `softplus`: the inverse temperature β of softplus(βx)/β, which the paper distils with at
       depth 3 (β = 60); `None` for ReLU, which it evaluates with.
+    - `dtype`: of the parameters, whether or not JAX has 64-bit numbers switched on.
     - `key`: source of the random kernels.
     """
 
@@ -75,6 +78,7 @@ class ConvNet(AbstractNetwork):
         depth: int = 3,
         normalization: None = None,
         softplus: float | None = None,
+        dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
         if normalization is not None:
@@ -99,14 +103,54 @@ class ConvNet(AbstractNetwork):
                 channels[i + 1],
                 padding=first_padding if i == 0 else 1,
                 softplus=softplus,
+                dtype=dtype,
                 key=block_keys[i],
             )
             for i in range(depth)
         )
-        self.head = Head(final[0] * final[1] * channels[-1], num_classes, key=head_key)
+        self.head = Head(final[0] * final[1] * channels[-1], num_classes, dtype=dtype, key=head_key)
 
     def features(self, images: Float[Array, "n h w c"]) -> Float[Array, "n features"]:
         x = images
         for block in self.blocks:
             x = block(x)
         return x.reshape(x.shape[0], -1)
+
+
+class convnet_for(eqx.Module):
+    """A function from a key to a `ConvNet` that fits a data set: what `model=` takes.
+
+    **Arguments:**
+
+    - `image_shape`: height, width, channels.
+    - `num_classes`: outputs.
+    - `width`: filters of the first block.
+    - `depth`: blocks; `None` is the paper's 3, 4 or 5 for images of up to 32, 64 or more pixels.
+    - `softplus`: `"paper"` distils depth 3 with β = 60 and the rest with ReLU (appendix C); a
+      number or `None` as in [`ConvNet`][rcig_eqx.ConvNet].
+    """
+
+    image_shape: tuple[int, int, int] = eqx.field(static=True)
+    num_classes: int = eqx.field(static=True)
+    width: int = eqx.field(static=True, default=128)
+    depth: int | None = eqx.field(static=True, default=None)
+    softplus: float | Literal["paper"] | None = eqx.field(static=True, default="paper")
+
+    def __call__(self, key: PRNGKeyArray) -> ConvNet:
+        height, width_px, channels = self.image_shape
+        depth = self.depth
+        if depth is None:
+            size = max(height, width_px)
+            depth = 3 if size <= 32 else 4 if size <= 64 else 5
+        softplus = self.softplus
+        if softplus == "paper":
+            softplus = 60.0 if depth == 3 else None
+        return ConvNet(
+            in_channels=channels,
+            image_size=(height, width_px),
+            num_classes=self.num_classes,
+            width=self.width,
+            depth=depth,
+            softplus=softplus,
+            key=key,
+        )

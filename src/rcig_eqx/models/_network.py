@@ -5,6 +5,7 @@ import abc
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 
@@ -17,9 +18,17 @@ class Head(eqx.Module):
     kernel: Float[Array, "features classes"]
     bias: Float[Array, " classes"]
 
-    def __init__(self, in_features: int, num_classes: int, *, key: PRNGKeyArray):
-        self.kernel = jax.nn.initializers.lecun_normal()(key, (in_features, num_classes))
-        self.bias = jnp.zeros(num_classes)
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        key: PRNGKeyArray,
+    ):
+        shape = (in_features, num_classes)
+        self.kernel = jax.nn.initializers.lecun_normal()(key, shape, dtype)
+        self.bias = jnp.zeros(num_classes, dtype)
 
     def __call__(self, features: Float[Array, "n features"]) -> Float[Array, "n classes"]:
         return features @ self.kernel + self.bias

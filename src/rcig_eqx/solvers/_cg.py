@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -24,8 +25,8 @@ class ConjugateGradient(lx.AbstractLinearSolver):
     `RESULTS.max_steps_reached`, a residual that is not finite as `RESULTS.breakdown`.
     """
 
-    rtol: float = 1e-3
-    max_steps: int = 100
+    rtol: float = eqx.field(static=True, default=1e-3)
+    max_steps: int = eqx.field(static=True, default=100)
 
     def __check_init__(self):
         if not 0 < self.rtol < 1:
@@ -76,10 +77,9 @@ class ConjugateGradient(lx.AbstractLinearSolver):
         result = lx.RESULTS.where(
             squared_residual > target, lx.RESULTS.max_steps_reached, lx.RESULTS.successful
         )
-        result = lx.RESULTS.where(
-            jnp.isfinite(squared_residual), result, lx.RESULTS.breakdown
-        )
-        return y, result, dict(num_steps=steps, max_steps=self.max_steps, residual=residual)
+        result = lx.RESULTS.where(jnp.isfinite(squared_residual), result, lx.RESULTS.breakdown)
+        stats = {"num_steps": steps, "max_steps": self.max_steps, "residual": residual}
+        return y, result, stats
 
     def transpose(self, state, options):
         return state, options  # a positive semidefinite real operator is symmetric

@@ -170,13 +170,13 @@ class DualCG(AbstractDualSolver):
     - `max_steps`: the cap on products; one reached is reported, not raised.
     """
 
-    rtol: float = 1e-3
-    max_steps: int = 100
+    rtol: float = eqx.field(static=True, default=1e-3)
+    max_steps: int = eqx.field(static=True, default=100)
 
     def prepare(self, model, images, linearization, l2):
         del model, images
         operator = dual_operator(linearization, l2)
         solver = ConjugateGradient(self.rtol, self.max_steps)
-        n, classes = operator.in_structure().shape
+        classes = operator.in_structure().shape[-1]
         options = {"preconditioner": head_preconditioner(linearization.features, l2, classes)}
         return DualSystem(operator, solver, solver.init(operator, options), options)

@@ -1,0 +1,270 @@
+"""Algorithm 1 as one call: batches in, a distilled set out."""
+
+import contextlib
+import importlib.metadata
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import equinox as eqx
+import grain
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+from jaxtyping import Array, PRNGKeyArray
+
+from ._coreset import (
+    Coreset,
+    Initialization,
+    check_initialization,
+    growing_average,
+    noise_coreset,
+    real_coreset,
+)
+from ._pool import MakeModel, PoolSchedule
+from ._progress import Callback, Progress, ProgressBar
+from ._result import DistillResult
+from ._step import Recipe, State, coreset_optimizer, init, step
+from .data import (
+    AbstractPreprocess,
+    Dataset,
+    ImageFolder,
+    apply_in_chunks,
+    default_preprocess,
+    sample,
+    stream,
+)
+from .methods import AbstractMethod, rcig
+from .models import AbstractNetwork, ConvNet, convnet_for
+
+Train = Dataset | ImageFolder | grain.MapDataset | tuple[Any, Any]
+
+_FLIP_UP_TO = 1000  # distilled images, mirrored ones not counted (paper, appendix C)
+_GIVE_UP_AFTER = 10  # steps in a row without a finite hypergradient
+
+
+def distill(
+    train: Train,
+    *,
+    images_per_class: int,
+    key: PRNGKeyArray,
+    method: AbstractMethod | None = None,
+    model: MakeModel | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    steps: int = 1000,
+    batch_size: int = 64,
+    initialization: Initialization = "real",
+    preprocess: AbstractPreprocess | None = None,
+    flip: bool | None = None,
+    pool: PoolSchedule | None = None,
+    average: Callable[[Array], Array] | None = None,
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+) -> DistillResult:
+    """Distil a training set into a few synthetic images a class (paper, Algorithm 1).
+
+    **Arguments:**
+
+    - `train`: a `Dataset`, a pair `(images [n h w c], labels [n])`, a folder of images as an
+      `ImageFolder`, or a grain `MapDataset` of `(image, label)` pairs. The last two stay on disk;
+      the preprocessing is fitted on, and starting images come from, up to 10,000 of theirs.
+    - `images_per_class`: how many synthetic images each class gets.
+    - `key`: source of all randomness; the same key gives the same result.
+    - `method`: from `rcig_eqx.methods`; the exact `rcig()` if `None`.
+    - `model`: a function from a key to a network; the paper's `ConvNet` of width 128 if `None`.
+      `convnet_for(train.image_shape, train.num_classes, width=32)` makes a smaller one.
+    - `optimizer`: of the distilled set; `coreset_optimizer()` if `None`.
+    - `steps`: outer iterations.
+    - `batch_size`: images of an outer batch.
+    - `initialization`: `"real"` images or `"noise"`.
+    - `preprocess`: fitted on the training images if `None`: standardised if grey, whitened if RGB.
+    - `flip`: whether the set also stands for its mirror images; if `None`, for RGB sets of up to
+      1,000 images (paper, appendix C).
+    - `pool`: how the pool's networks are trained and replaced.
+    - `average`: weights of the averaged ψ; `growing_average()` if `None`.
+    - `callbacks`: functions of a `Progress`, called after every step; `True` ends the run.
+    - `progress`: whether to show a progress bar.
+
+    **Returns:** a `DistillResult`. Ctrl-C ends the run after the present step and returns what
+    there is; press it twice to abandon it.
+
+    Raises `ValueError` before any work starts for input that cannot be distilled.
+    """
+    check_initialization(initialization)
+    for name, value in (("images_per_class", images_per_class), ("steps", steps)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}: it must be at least 1.")
+    coreset_key, noise_key, init_key, stream_key = jr.split(key, 4)
+    seed = int(jr.bits(stream_key, dtype=jnp.uint32))
+    train = Dataset.from_arrays(*train) if isinstance(train, tuple) else train
+    in_memory = train if isinstance(train, Dataset) else None
+    seen = in_memory or sample(train, 10_000, seed=seed)
+    preprocess = preprocess or default_preprocess(seen.images)
+    if flip is None:
+        flip = seen.image_shape[2] == 3 and images_per_class * seen.num_classes <= _FLIP_UP_TO
+
+    baseline = real_coreset(seen, images_per_class, preprocess, flip=flip, key=coreset_key)
+    start = baseline if initialization == "real" else noise_coreset(baseline, key=noise_key)
+    recipe = Recipe(
+        method or rcig(),
+        model or convnet_for(seen.image_shape, seen.num_classes),
+        optimizer or coreset_optimizer(),
+        pool or PoolSchedule(),
+        average or growing_average(),
+    )
+    check_model(recipe.make_model, baseline)
+    if in_memory is None:
+        transform = eqx.filter_jit(preprocess)
+        batches = ((transform(x), y) for x, y in stream(train, batch_size, seed=seed))
+    else:
+        images = apply_in_chunks(preprocess, in_memory.images)
+        batches = stream((images, in_memory.labels), batch_size, seed=seed)
+
+    settings = {
+        "dataset": seen.name,
+        "images_per_class": images_per_class,
+        "steps": steps,
+        "batch_size": batch_size,
+        "initialization": initialization,
+        "method": describe(recipe.method),
+        "model": describe_model(recipe.make_model),
+        "pool": describe(recipe.schedule),
+        "versions": versions(),
+    }
+
+    def result(state: State, history: dict[str, list[float]]) -> DistillResult:
+        coresets = [
+            eqx.tree_at(
+                lambda c: c.preprocess,
+                jax.tree.map(jnp.copy, c),  # the next step takes the state's own memory over
+                preprocess,
+                is_leaf=lambda x: x is None,
+            )
+            for c in (state.average, state.coreset, baseline)
+        ]
+        done = {"steps_done": int(state.step)}
+        arrays = {name: np.asarray(values, np.float32) for name, values in history.items()}
+        return DistillResult(*coresets, seen.class_names, settings | done, arrays)
+
+    state = init(start, recipe, key=init_key)
+    with ProgressBar(enabled=progress) as bar:
+        state, history = _loop(state, batches, steps, callbacks, bar, result)
+    return result(state, history)
+
+
+def _loop(
+    state: State,
+    batches: Iterator[Any],
+    steps: int,
+    callbacks: Sequence[Callback],
+    bar: ProgressBar,
+    result: Callable[[State, dict[str, list[float]]], DistillResult],
+) -> tuple[State, dict[str, list[float]]]:
+    """Run the steps. Metrics are read one step late, so that the device never waits for us."""
+    jitted = eqx.filter_jit(lambda batch, state: step(state, batch), donate="all-except-first")
+    history: dict[str, list[float]] = {}
+    began = time.perf_counter()
+    rejected = 0
+
+    def record(number: int, metrics: dict[str, Array]) -> None:
+        nonlocal rejected
+        numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        numbers["seconds"] = time.perf_counter() - began
+        for name, value in numbers.items():
+            history.setdefault(name, []).append(value)
+        rejected = rejected + 1 if numbers["rejected"] else 0
+        bar.update(number, steps, numbers)
+
+    pending: tuple[int, dict[str, Array]] | None = None
+    with _interruptible() as interrupted:
+        for number in range(1, steps + 1):
+            images, labels = next(batches)
+            state, metrics = jitted((jnp.asarray(images), jnp.asarray(labels)), state)
+            if pending:
+                record(*pending)
+            pending = (number, metrics)
+            report = Progress(number, steps, metrics, state, lambda: result(state, history))
+            stop = [callback(report) for callback in callbacks]
+            if any(stop) or interrupted() or rejected >= _GIVE_UP_AFTER:
+                break
+        if pending:
+            record(*pending)
+    if rejected >= _GIVE_UP_AFTER:
+        warnings.warn(
+            f"Stopped after step {number}: {rejected} steps in a row had no finite hypergradient. "
+            "What had been distilled before is returned. Lower the optimiser's learning rate or "
+            "raise the method's l2_rate.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return state, history
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C within sets a flag; the second interrupts as always."""
+    pressed = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed.is_set  # signals belong to the main thread
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handler(*_: object) -> None:
+        pressed.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def check_model(make_model: MakeModel, coreset: Coreset) -> None:
+    """Raise `ValueError` unless the function makes a network for these images and classes."""
+    model = eqx.filter_eval_shape(make_model, jr.key(0))
+    if not isinstance(model, AbstractNetwork):
+        raise ValueError(
+            f"model= made a {type(model).__name__}; it must be a function from a key to an "
+            "rcig_eqx.models.AbstractNetwork, such as convnet_for(...)."
+        )
+    outputs = eqx.filter_eval_shape(model, coreset.images)
+    if outputs.shape != coreset.labels.shape:
+        raise ValueError(
+            f"The network gives outputs {outputs.shape} for images {coreset.images.shape}, where "
+            f"{coreset.labels.shape} is needed: build it with "
+            f"num_classes={coreset.num_classes}."
+        )
+
+
+def describe_model(make_model: MakeModel) -> dict[str, Any]:
+    """A network in plain values, enough to build a `ConvNet` again."""
+    model = eqx.filter_eval_shape(make_model, jr.key(0))
+    if not isinstance(model, ConvNet):
+        return {"name": type(model).__name__}
+    width = model.blocks[0].kernel.shape[-1]
+    return {"name": "ConvNet", "width": width, "depth": len(model.blocks)}
+
+
+def describe(strategy: eqx.Module) -> dict[str, Any]:
+    """A strategy in plain values, for people to read."""
+    values = {
+        name: value if isinstance(value, int | float | str | bool | None) else _name(value)
+        for name, value in vars(strategy).items()
+    }
+    return {"name": type(strategy).__name__, **values}
+
+
+def _name(value: Any) -> str:
+    return getattr(value, "__name__", repr(value))
+
+
+def versions() -> dict[str, str]:
+    """The versions of what computes."""
+    names = ("rcig-eqx", "jax", "equinox", "optax", "lineax")
+    return {name: importlib.metadata.version(name) for name in names}

@@ -1,0 +1,92 @@
+"""A picture of a distilled set."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from ._coreset import Coreset
+from ._result import write_atomically
+
+_MAX_SHOWN = 10  # images of one class
+
+
+def to_pixels(coreset: Coreset) -> Float[np.ndarray, "n h w c"]:
+    """The distilled images in [0, 1], mapped back through the preprocessing and clipped.
+
+    Distilled images are not bound to the range of real ones: what lies outside is clipped here,
+    and only here.
+    """
+    if coreset.preprocess is None:
+        raise ValueError("This coreset does not carry its preprocessing: use result.coreset.")
+    return np.clip(np.asarray(coreset.preprocess.inverse(coreset.images)), 0.0, 1.0)
+
+
+def save_grid(
+    coreset: Coreset, class_names: tuple[str, ...], path: str | os.PathLike, *, title: str = ""
+) -> Path:
+    """Write a PNG (or PDF, by the suffix) of the distilled images, one strip of each class.
+
+    Of more than ten images a class the first ten are shown. Needs matplotlib, the extra `plot`.
+    """
+    try:
+        import matplotlib.figure
+    except ImportError as error:
+        raise ImportError("Pictures need matplotlib: pip install 'rcig-eqx[plot]'.") from error
+    path = Path(path)
+    pixels = to_pixels(coreset)
+    classes = len(class_names)
+    if classes != coreset.num_classes or len(pixels) % classes:
+        raise ValueError(
+            f"{len(pixels)} distilled images of {coreset.num_classes} classes do not fit "
+            f"{classes} class_names: pass one name a class."
+        )
+    strips = _strips(pixels, classes)
+    per_class, shown = len(pixels) // classes, min(len(pixels) // classes, _MAX_SHOWN)
+    if shown < per_class:
+        title = f"{title} (the first {shown} of {per_class} images of each class)".strip()
+
+    # Short strips stand side by side with their names above, long ones have the names beside.
+    columns = max(1, min(5, _MAX_SHOWN // shown, classes))
+    rows = -(-classes // columns)
+    height, width = strips.shape[1:3]
+    beside = columns == 1
+    name_width = 0.14 * max(map(len, class_names)) if beside else 0
+    figure = matplotlib.figure.Figure(
+        figsize=(
+            columns * (width / height + (0.24 if shown > 1 else 0.1)) + name_width,
+            rows * (1.06 if beside else 1.28) + 0.5 * bool(title),
+        ),
+        layout="constrained",
+    )
+    if not beside and shown > 1:
+        figure.get_layout_engine().set(w_pad=0.12)  # pyright: ignore[reportOptionalMemberAccess]
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_frame_on(False)
+        axis.set(xticks=[], yticks=[])
+    for axis, strip, name in zip(axes, strips, class_names, strict=False):
+        axis.imshow(strip, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        if beside:
+            axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=13)
+        else:
+            axis.set_title(name, fontsize=11, pad=3, loc="center" if shown == 1 else "left")
+    figure.suptitle(title, fontsize=13)
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix.removeprefix(".") or "png", dpi=150, bbox_inches="tight")
+    write_atomically(path, picture.getvalue())
+    return path
+
+
+def _strips(
+    pixels: Float[np.ndarray, "n h w c"], classes: int
+) -> Float[np.ndarray, "classes h width *c"]:
+    """The first images of each class side by side, on white; no channel axis if grey."""
+    _, h, w, c = pixels.shape
+    gap = max(1, w // 14)
+    images = pixels.reshape(classes, -1, h, w, c)[:, :_MAX_SHOWN]
+    spaced = np.pad(images, ((0, 0), (0, 0), (0, 0), (0, gap), (0, 0)), constant_values=1)
+    strips = np.moveaxis(spaced, 1, 2).reshape(classes, h, -1, c)[:, :, :-gap]
+    return strips[..., 0] if c == 1 else strips

@@ -1,0 +1,174 @@
+"""The exact hypergradient against three independent ways to the same numbers, in float64."""
+
+import equinox as eqx
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from rcig_eqx import ConvNet, Coreset, mse_loss, partition, platt_loss, ridge_head
+from rcig_eqx.methods import exact_hypergradient
+from rcig_eqx.solvers import DualCG, DualCholesky
+
+N, CLASSES, BATCH, SIZE = 4, 3, 5, 8
+L2_RATE = 5e-3
+
+
+@pytest.fixture(autouse=True)
+def _x64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def problem():
+    """A two-block network, a distilled set and an outer batch, all float64 and random."""
+    keys = jr.split(jr.key(0), 6)
+    model = ConvNet(
+        in_channels=2,
+        image_size=SIZE,
+        num_classes=CLASSES,
+        width=3,
+        depth=2,
+        softplus=3.0,
+        dtype=jnp.float64,
+        key=keys[0],
+    )
+    model = jax.tree.map(lambda x: x + 0.1 * jr.normal(keys[5], x.shape, x.dtype), model)
+    coreset = Coreset(
+        jr.normal(keys[1], (N, SIZE, SIZE, 2), jnp.float64),
+        jr.normal(keys[2], (N, CLASSES), jnp.float64),
+        jnp.asarray(0.3, jnp.float64),
+    )
+    images = jr.normal(keys[3], (BATCH, SIZE, SIZE, 2), jnp.float64)
+    targets = jax.nn.one_hot(jr.randint(keys[4], (BATCH,), 0, CLASSES), CLASSES, dtype=jnp.float64)
+    return model, coreset, images, targets
+
+
+def flat(tree):
+    return jax.flatten_util.ravel_pytree(tree)[0]
+
+
+def relative_error(a, b):
+    return float(jnp.linalg.norm(flat(a) - flat(b)) / jnp.linalg.norm(flat(b)))
+
+
+def closed_form(model, images, targets, outer_loss):
+    """The outer loss as a function of ψ, through kernel ridge with an explicit Jacobian."""
+    parameters, static = eqx.partition(model, eqx.is_inexact_array)
+    theta, unravel = jax.flatten_util.ravel_pytree(parameters)
+
+    def jacobian(X):
+        network = lambda t: eqx.combine(unravel(t), static)(X).ravel()  # noqa: E731
+        return jax.jacrev(network)(theta)
+
+    def loss(coreset):
+        X, y = coreset.support()
+        J_S, J_T = jacobian(X), jacobian(images)
+        K = J_S @ J_S.T + L2_RATE * len(y) * jnp.eye(y.size)
+        f_T = (J_T @ J_S.T @ jnp.linalg.solve(K, y.ravel())).reshape(targets.shape)
+        return outer_loss(f_T, targets, coreset.log_temperature)
+
+    return loss
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("outer_loss", [platt_loss, mse_loss])
+@pytest.mark.parametrize("solver", [DualCholesky(), DualCG(rtol=1e-12, max_steps=500)])
+def test_equals_autodiff_through_closed_form(problem, solver, outer_loss, flip):
+    model, coreset, images, targets = problem
+    coreset = Coreset(coreset.images, coreset.labels, coreset.log_temperature, flip=flip)
+    value, gradient = jax.value_and_grad(closed_form(model, images, targets, outer_loss))(coreset)
+    result = eqx.filter_jit(exact_hypergradient)(
+        model, coreset, images, targets, l2_rate=L2_RATE, outer_loss=outer_loss, solver=solver
+    )
+    assert result.value.dtype == jnp.float64
+    assert jax.tree.structure(result.gradient) == jax.tree.structure(gradient)
+    np.testing.assert_allclose(result.value, value, rtol=1e-10)
+    assert relative_error(result.gradient.images, gradient.images) < 1e-8
+    assert relative_error(result.gradient.labels, gradient.labels) < 1e-8
+    if outer_loss is platt_loss:
+        assert relative_error(result.gradient.log_temperature, gradient.log_temperature) < 1e-8
+    else:
+        assert result.gradient.log_temperature == 0
+    assert result.stats["residual"] < 1e-10
+
+
+def test_equals_finite_differences(problem):
+    model, coreset, images, targets = problem
+    loss = jax.jit(closed_form(model, images, targets, platt_loss))
+    result = eqx.filter_jit(exact_hypergradient)(model, coreset, images, targets, l2_rate=L2_RATE)
+    for seed in range(3):
+        direction = jax.tree.map(
+            lambda x: jr.normal(jr.key(seed), x.shape, x.dtype), coreset  # noqa: B023
+        )
+        step = 1e-6
+        ahead, behind = (
+            loss(jax.tree.map(lambda x, d: x + s * step * d, coreset, direction))  # noqa: B023
+            for s in (1, -1)
+        )
+        slope = flat(result.gradient) @ flat(direction)
+        np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=1e-6)
+
+
+def test_equals_direct_plus_implicit_of_the_reparameterised_problem(problem):
+    """Section 3.3 with both loops run to convergence, by dense Hessians of the body alone."""
+    model, coreset, images, targets = problem
+    body, head = partition(model)
+    body, static = eqx.partition(body, eqx.is_inexact_array)
+    theta0, unravel = jax.flatten_util.ravel_pytree(body)
+    l2 = L2_RATE * N
+
+    def displaced(X, theta_B):
+        """J_B(X) θ_B and h(X) at the base parameters."""
+
+        def outputs(b):
+            network = eqx.combine(b, static, head)
+            h = network.features(X)
+            return network.head(h), h
+
+        _, offset, h = jax.jvp(outputs, (body,), (unravel(theta_B),), has_aux=True)
+        return offset, h
+
+    def optimal_head(theta_B, coreset):
+        offset, h = displaced(coreset.images, theta_B)
+        return offset, h, ridge_head(h, coreset.labels - offset, l2)
+
+    def inner(theta_B, coreset):
+        offset, h, theta_F = optimal_head(theta_B, coreset)
+        misfit = coreset.labels - offset - h @ theta_F
+        return 0.5 * jnp.sum(misfit**2) + l2 / 2 * (theta_B @ theta_B + jnp.sum(theta_F**2))
+
+    def outer(theta_B, coreset):
+        theta_F = optimal_head(theta_B, coreset)[2]
+        offset, h = displaced(images, theta_B)
+        return platt_loss(offset + h @ theta_F, targets, coreset.log_temperature)
+
+    zero = jnp.zeros_like(theta0)
+    H = jax.hessian(inner)(zero, coreset)
+    theta_B = -jnp.linalg.solve(H, jax.grad(inner)(zero, coreset))
+    assert jnp.linalg.norm(jax.grad(inner)(theta_B, coreset)) < 1e-10
+    v = jnp.linalg.solve(H, jax.grad(outer)(theta_B, coreset))
+    direct = jax.grad(outer, argnums=1)(theta_B, coreset)
+    implicit = jax.grad(lambda c: jax.grad(inner)(theta_B, c) @ v)(coreset)
+    expected = jax.tree.map(jnp.subtract, direct, implicit)
+
+    result = eqx.filter_jit(exact_hypergradient)(model, coreset, images, targets, l2_rate=L2_RATE)
+    np.testing.assert_allclose(result.value, outer(theta_B, coreset), rtol=1e-10)
+    assert relative_error(result.gradient.images, expected.images) < 1e-8
+    assert relative_error(result.gradient.labels, expected.labels) < 1e-8
+
+
+def test_works_under_vmap_over_networks(problem):
+    model, coreset, images, targets = problem
+    models = jax.tree.map(lambda x: jnp.stack([x, 0.5 * x]), model)
+    solve = lambda m: exact_hypergradient(m, coreset, images, targets, l2_rate=L2_RATE)  # noqa: E731
+    together = eqx.filter_vmap(solve)(models)
+    for i in range(2):
+        alone = solve(jax.tree.map(lambda x: x[i], models))  # noqa: B023
+        got = jax.tree.map(lambda x: x[i], together)  # noqa: B023
+        assert relative_error(got.gradient, alone.gradient) < 1e-10
+
+
