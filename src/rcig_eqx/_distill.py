@@ -96,12 +96,14 @@ def distill(
     Raises `ValueError` before any work starts for input that cannot be distilled.
     """
     check_initialization(initialization)
-    for name, value in (("images_per_class", images_per_class), ("steps", steps)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}: it must be at least 1.")
+    check_counts(images_per_class=images_per_class, steps=steps, batch_size=batch_size)
+    check_key(key)
+    _check_arguments(train, method, optimizer, preprocess, pool, average, callbacks)
     coreset_key, noise_key, init_key, stream_key = jr.split(key, 4)
     seed = int(jr.bits(stream_key, dtype=jnp.uint32))
     train = Dataset.from_arrays(*train) if isinstance(train, tuple) else train
+    if batch_size > len(train):
+        raise ValueError(f"batch_size is {batch_size}: choose it in 1..{len(train)}, the images.")
     in_memory = train if isinstance(train, Dataset) else None
     seen = in_memory or sample(train, 10_000, seed=seed)
     preprocess = preprocess or default_preprocess(seen.images)
@@ -225,20 +227,75 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
+def check_counts(**counts: Any) -> None:
+    """Raise `ValueError` for a number that is not a whole one of at least 1."""
+    for name, value in counts.items():
+        if not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name} is {value!r}: it must be a whole number of at least 1.")
+
+
+def check_key(key: Any) -> None:
+    """Raise `ValueError` for what is not one key, new-style or old."""
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not (typed and key.ndim == 0 or getattr(key, "dtype", None) == np.uint32 and key.ndim == 1):
+        raise ValueError(f"key is {key!r}: pass one key, such as jax.random.key(0).")
+
+
+def _check_arguments(
+    train: Any,
+    method: Any,
+    optimizer: Any,
+    preprocess: Any,
+    pool: Any,
+    average: Any,
+    callbacks: Any,
+) -> None:
+    """Raise `ValueError` for an argument of the wrong kind, and name the right one."""
+    if not isinstance(train, Dataset | ImageFolder | grain.MapDataset) and not (
+        isinstance(train, tuple) and len(train) == 2
+    ):
+        raise ValueError(
+            f"train is a {type(train).__name__}: pass a Dataset, (images, labels), an ImageFolder "
+            "or a grain.MapDataset."
+        )
+    for name, value, right, such_as in (
+        ("method", method, AbstractMethod, "methods.rcig()"),
+        ("optimizer", optimizer, optax.GradientTransformation, "coreset_optimizer(0.01)"),
+        ("preprocess", preprocess, AbstractPreprocess, "data.zca(images)"),
+        ("pool", pool, PoolSchedule, "PoolSchedule(size=30)"),
+    ):
+        if value is not None and not isinstance(value, right):
+            raise ValueError(f"{name} is {value!r}: pass a value such as {such_as}.")
+    if average is not None and not callable(average):
+        raise ValueError(f"average is {average!r}: pass a function such as ema(0.99).")
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        raise ValueError(f"callbacks is {callbacks!r}: pass a sequence of functions.")
+
+
 def check_model(make_model: MakeModel, coreset: Coreset) -> None:
     """Raise `ValueError` unless the function makes a network for these images and classes."""
+    if isinstance(make_model, AbstractNetwork) or not callable(make_model):
+        raise ValueError(
+            f"model is a {type(make_model).__name__}: pass a function from a key to a network, "
+            "such as convnet_for(train.image_shape, train.num_classes)."
+        )
     model = eqx.filter_eval_shape(make_model, jr.key(0))
     if not isinstance(model, AbstractNetwork):
         raise ValueError(
             f"model= made a {type(model).__name__}; it must be a function from a key to an "
             "rcig_eqx.models.AbstractNetwork, such as convnet_for(...)."
         )
-    outputs = eqx.filter_eval_shape(model, coreset.images)
+    try:
+        outputs = eqx.filter_eval_shape(model, coreset.images)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"The network does not take images {coreset.images.shape[1:]}: build it for their "
+            "size and channels."
+        ) from error
     if outputs.shape != coreset.labels.shape:
         raise ValueError(
-            f"The network gives outputs {outputs.shape} for images {coreset.images.shape}, where "
-            f"{coreset.labels.shape} is needed: build it with "
-            f"num_classes={coreset.num_classes}."
+            f"The network gives {outputs.shape[-1]} outputs for {coreset.num_classes} classes: "
+            f"build it with num_classes={coreset.num_classes}."
         )
 
 

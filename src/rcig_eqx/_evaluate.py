@@ -15,6 +15,7 @@ from rich.progress import track
 
 from ._backend import networks_at_once
 from ._coreset import Coreset
+from ._distill import check_counts, check_key, check_model
 from ._pool import MakeModel
 from ._result import DistillResult
 from .data import Dataset, ImageFolder, apply_in_chunks
@@ -97,34 +98,24 @@ def evaluate(
 
     **Returns:** an `Evaluation`. Raises `ValueError` for test images that do not fit the set.
     """
+    counts = {"steps": steps, "at_once": at_once}
+    check_counts(
+        num_networks=num_networks,
+        batch_size=batch_size,
+        **{name: value for name, value in counts.items() if value is not None},
+    )
+    check_key(key)
     coreset = distilled.coreset if isinstance(distilled, DistillResult) else distilled
     test = test.read() if isinstance(test, ImageFolder) else test
     test = Dataset.from_arrays(*test) if isinstance(test, tuple) else test
-    names = test.class_names
-    if isinstance(distilled, DistillResult):
-        names = distilled.class_names
-    if num_networks < 1 or (steps is not None and steps < 1):
-        raise ValueError("num_networks and steps must be at least 1.")
-    if coreset.preprocess is None:
-        raise ValueError(
-            "This coreset does not carry its preprocessing: pass the DistillResult itself, or set "
-            "the coreset's preprocess field."
-        )
-    if test.image_shape != coreset.images.shape[1:]:
-        raise ValueError(
-            f"The distilled images are {coreset.images.shape[1:]} and the test images "
-            f"{test.image_shape}: evaluate on the data set that was distilled."
-        )
-    if test.num_classes > coreset.num_classes:
-        raise ValueError(
-            f"The distilled set has {coreset.num_classes} classes and the test set "
-            f"{test.num_classes}: evaluate on the data set that was distilled."
-        )
+    _check_fit(coreset, test)
+    names = distilled.class_names if isinstance(distilled, DistillResult) else test.class_names
     if model is None:
         known = distilled.recipe.get("model", {}) if isinstance(distilled, DistillResult) else {}
         size = {k: known[k] for k in ("width", "depth") if k in known}
         model = convnet_for(test.image_shape, coreset.num_classes, softplus=None, **size)
 
+    check_model(model, coreset)
     sets = [coreset]
     if isinstance(distilled, DistillResult):
         sets.append(distilled.baseline)
@@ -145,6 +136,33 @@ def evaluate(
     reports = [_report(np.concatenate(h), test.labels, names, steps) for h in hits]
     baseline = reports[1] if len(reports) > 1 else None
     return dataclasses.replace(reports[0], baseline=baseline)
+
+
+def _check_fit(coreset: Any, test: Any) -> None:
+    """Raise `ValueError` unless the distilled set can be tested on these images."""
+    if not isinstance(coreset, Coreset):
+        raise ValueError(
+            f"distilled is a {type(coreset).__name__}: pass what distill or load_result returned."
+        )
+    if not isinstance(test, Dataset):
+        raise ValueError(
+            f"test is a {type(test).__name__}: pass a Dataset, (images, labels) or an ImageFolder."
+        )
+    if coreset.preprocess is None:
+        raise ValueError(
+            "This coreset does not carry its preprocessing: pass the DistillResult itself, or set "
+            "the coreset's preprocess field."
+        )
+    if test.image_shape != coreset.images.shape[1:]:
+        raise ValueError(
+            f"The distilled images are {coreset.images.shape[1:]} and the test images "
+            f"{test.image_shape}: evaluate on the data set that was distilled."
+        )
+    if test.num_classes > coreset.num_classes:
+        raise ValueError(
+            f"The distilled set has {coreset.num_classes} classes and the test set "
+            f"{test.num_classes}: evaluate on the data set that was distilled."
+        )
 
 
 @eqx.filter_jit

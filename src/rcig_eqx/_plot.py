@@ -75,7 +75,9 @@ def save_grid(
             axis.set_title(name, fontsize=11, pad=3, loc="center" if shown == 1 else "left")
     figure.suptitle(title, fontsize=13)
     picture = io.BytesIO()
-    figure.savefig(picture, format=path.suffix.removeprefix(".") or "png", dpi=150, bbox_inches="tight")
+    figure.savefig(
+        picture, format=path.suffix.removeprefix(".") or "png", dpi=150, bbox_inches="tight"
+    )
     write_atomically(path, picture.getvalue())
     return path
 

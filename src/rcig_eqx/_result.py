@@ -67,7 +67,7 @@ class DistillResult:
             "preprocess": preprocess_config,
             "recipe": self.recipe,
         }
-        arrays = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
+        arrays = {name: np.asarray(value, order="C") for name, value in arrays.items()}
         text = json.dumps(card)
         metadata = {"rcig_eqx": text, "sha256": checksum(text, arrays)}
         write_atomically(path, serialize(arrays, metadata))

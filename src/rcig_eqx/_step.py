@@ -61,6 +61,9 @@ def coreset_optimizer(
     The paper's rates are 0.003 and 0.03; the default here reaches the same accuracy in a third
     of the steps. Either may be an optax schedule.
     """
+    for rate in (learning_rate, temperature_learning_rate):
+        if isinstance(rate, int | float) and rate <= 0:
+            raise ValueError(f"A learning rate of {rate} learns nothing: make it positive.")
     if temperature_learning_rate is None:
         rate = learning_rate
         temperature_learning_rate = (lambda t: 10 * rate(t)) if callable(rate) else 10 * rate

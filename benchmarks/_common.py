@@ -1,0 +1,69 @@
+"""What the benchmarks share: the setting they measure in, and how they time."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+from rcig_eqx import convnet_for, data, real_coreset
+from rcig_eqx._distill import versions
+from rcig_eqx._pool import PoolSchedule, new_member, train_member
+
+
+def setting(images_per_class: int, batch_size: int, *, width: int = 32, pool_steps: int = 0):
+    """A network, a real-image coreset, an outer batch and its targets, on Fashion-MNIST.
+
+    With `pool_steps` the network has been trained on the coreset for as many steps, as a member
+    of a pool is.
+    """
+    train = data.load("fashion_mnist_small", "train")
+    preprocess = data.default_preprocess(train.images)
+    coreset = real_coreset(train, images_per_class, preprocess, key=jr.key(0))
+    schedule = PoolSchedule()
+    member = new_member(
+        convnet_for(train.image_shape, train.num_classes, width=width), schedule, key=jr.key(1)
+    )
+    if pool_steps:
+        member = jax.jit(train_member, static_argnums=(3, 4))(
+            member, *coreset.support(), pool_steps, schedule
+        )
+    chosen = np.random.default_rng(2).choice(len(train), batch_size, replace=False)
+    images = preprocess(train.images[chosen])
+    targets = jax.nn.one_hot(train.labels[chosen], train.num_classes, dtype=jnp.float32)
+    return member.model, coreset, images, targets
+
+
+def compile_and_time(function: Callable, *args: Any, repeats: int = 7):
+    """Compile, then run: `(result, compile seconds, median seconds, quartiles, temporary MB)`."""
+    began = time.perf_counter()
+    compiled = jax.jit(function).lower(*args).compile()
+    compile_seconds = time.perf_counter() - began
+    result = jax.block_until_ready(compiled(*args))
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(compiled(*args))
+        seconds.append(time.perf_counter() - began)
+    low, median, high = statistics.quantiles(seconds, n=4)
+    memory = compiled.memory_analysis()
+    megabytes = memory.temp_size_in_bytes / 1e6 if memory else float("nan")
+    return result, compile_seconds, median, (low, high), megabytes
+
+
+def cosine(a: jax.Array, b: jax.Array) -> float:
+    """Cosine of the angle between two arrays, as vectors."""
+    a, b = np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel()
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+
+def print_header(title: str) -> None:
+    """The title, and the device and versions the numbers hold for."""
+    device = jax.devices()[0]
+    print(f"# {title}")
+    print(f"{device.platform} ({device.device_kind}), {platform.machine()}, {versions()}\n")

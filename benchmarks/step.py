@@ -1,0 +1,134 @@
+"""The exact step against the paper's truncated one, and the head-only step beside both.
+
+    python benchmarks/step.py --images-per-class 1
+    python benchmarks/step.py --images-per-class 10
+
+Each is the whole hypergradient at one network and one outer batch: same network, same batch,
+one process, compile time apart. The cosine is to the exact hypergradient in the images, solved
+in float64. The truncated step's two learning rates are the best of a grid, which it gets for
+free here. Then what the parts of a full step cost.
+"""
+
+import argparse
+import functools
+import itertools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from _common import compile_and_time, cosine, print_header, setting
+from _truncated import truncated_hypergradient
+
+from rcig_eqx import exact_hypergradient, head_hypergradient, linearize
+from rcig_eqx._pool import PoolSchedule, new_member, train_member
+from rcig_eqx.models import convnet_for
+from rcig_eqx.solvers import DualCG, DualCholesky
+
+
+def reference(problem):
+    """The exact hypergradient in float64, Cholesky throughout."""
+    with jax.enable_x64(True):
+        wide = jax.tree.map(
+            lambda x: x.astype(jnp.float64) if eqx.is_inexact_array(x) else x, problem
+        )
+        solve = functools.partial(exact_hypergradient, solver=DualCholesky())
+        return jax.device_get(jax.jit(solve)(*wide).gradient.images)
+
+
+def best_rates(problem, exact):
+    """The truncated step's learning rates with the highest cosine, of a grid."""
+
+    @jax.jit
+    def images_gradient(inner_rate, inverse_rate, *problem):
+        return truncated_hypergradient(
+            *problem, inner_rate=inner_rate, inverse_rate=inverse_rate
+        ).gradient.images
+
+    def score(rates):
+        got = cosine(images_gradient(*rates, *problem), exact)
+        return got if got == got else -1.0
+
+    grid = itertools.product((3e-4, 1e-3, 3e-3, 1e-2), (1e-3, 1e-2, 1e-1, 1.0))
+    return max(grid, key=score)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images-per-class", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--pool-steps", type=int, default=60)
+    parser.add_argument("--repeats", type=int, default=7)
+    args = parser.parse_args()
+    print_header(
+        f"Hypergradient at {args.images_per_class} images per class, outer batch "
+        f"{args.batch_size}, width {args.width}, network after {args.pool_steps} pool steps"
+    )
+    problem = setting(
+        args.images_per_class, args.batch_size, width=args.width, pool_steps=args.pool_steps
+    )
+    exact = reference(problem)
+    inner_rate, inverse_rate = best_rates(problem, exact)
+    steps = {
+        "exact (default)": exact_hypergradient,
+        "exact, Cholesky": functools.partial(exact_hypergradient, solver=DualCholesky()),
+        "exact, CG 1e-3": functools.partial(exact_hypergradient, solver=DualCG()),
+        "exact, CG 1e-2": functools.partial(exact_hypergradient, solver=DualCG(rtol=1e-2)),
+        f"Adam 20/20 ({inner_rate:g}, {inverse_rate:g})": functools.partial(
+            truncated_hypergradient, inner_rate=inner_rate, inverse_rate=inverse_rate
+        ),
+        "head only": head_hypergradient,
+    }
+    print(f"{'step':<28}{'seconds':>9}{'quartiles':>16}{'temp MB':>9}{'cosine':>10}{'compile':>9}")
+    for name, step in steps.items():
+        result, compile_s, median, (low, high), megabytes = compile_and_time(
+            step, *problem, repeats=args.repeats
+        )
+        angle = cosine(result.gradient.images, exact)
+        print(
+            f"{name:<28}{median:9.3f}{f'{low:.3f}–{high:.3f}':>16}{megabytes:9.0f}"
+            f"{angle:10.6f}{compile_s:8.1f}s"
+        )
+    breakdown(problem, args)
+
+
+def breakdown(problem, args):
+    """The parts of a full step, each timed alone."""
+    model, coreset, images, _ = problem
+    schedule = PoolSchedule()
+
+    def outer_passes(model, images):
+        at = linearize(model, images)
+        parameters = eqx.filter(model, eqx.is_inexact_array)
+        return at.vjp(at.jvp(parameters))
+
+    def one_solve(model, coreset):
+        at = linearize(model, coreset.images)
+        system = DualCG().prepare(model, coreset.images, at, 5e-4 * len(coreset.labels))
+        return system.solve(coreset.labels).value
+
+    def factorisation(model, coreset):
+        at = linearize(model, coreset.images)
+        system = DualCholesky().prepare(model, coreset.images, at, 5e-4 * len(coreset.labels))
+        return system.solve(coreset.labels).value
+
+    def pool_training(member, coreset):
+        return train_member(member, coreset.images, coreset.labels, 8, schedule).model
+
+    make_model = convnet_for(images.shape[1:], coreset.num_classes, width=args.width)
+    member = new_member(make_model, schedule, key=jr.key(1))
+    parts = {
+        "outer batch: forward, tangent, transpose": (outer_passes, (model, images)),
+        "dual solve by CG to 1e-3, once": (one_solve, (model, coreset)),
+        "dual matrix, factored, solved": (factorisation, (model, coreset)),
+        "pool training, 8 steps (the mean visit)": (pool_training, (member, coreset)),
+    }
+    print(f"\n{'part of a step':<44}{'seconds':>9}")
+    for name, (function, arguments) in parts.items():
+        _, _, median, _, _ = compile_and_time(function, *arguments, repeats=args.repeats)
+        print(f"{name:<44}{median:9.3f}")
+
+
+if __name__ == "__main__":
+    main()

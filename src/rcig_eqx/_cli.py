@@ -1,0 +1,310 @@
+"""The command line: a thin shell over `distill`, `evaluate`, `save_grid` and `load_result`."""
+
+import dataclasses
+import importlib.metadata
+import inspect
+import json
+import re
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax.random as jr
+import numpy as np
+
+from . import methods
+from ._coreset import Initialization
+from ._distill import distill
+from ._evaluate import Evaluation, evaluate
+from ._plot import save_grid
+from ._result import DistillResult, load_result, write_atomically
+from ._step import coreset_optimizer
+from .data import Dataset, load
+from .models import convnet_for
+
+try:
+    from typer import Argument, Exit, Option, Typer, echo
+except ImportError:
+    sys.exit("The command line needs typer: pip install 'rcig-eqx[cli]'")
+
+
+_DISTILL, _EVALUATE, _CONVNET, _OPTIMIZER = (
+    inspect.signature(function).parameters
+    for function in (distill, evaluate, convnet_for, coreset_optimizer)
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        echo(f"rcig-eqx {importlib.metadata.version('rcig-eqx')}")
+        raise Exit
+
+
+app = Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Distil image data sets into a few synthetic images a class."""
+
+
+Width = Annotated[int, Option(help="Filters of the ConvNet's first block.")]
+Depth = Annotated[int | None, Option(help="Blocks of the ConvNet.", show_default="by image size")]
+Networks = Annotated[int, Option(min=1, help="Fresh networks to evaluate with.")]
+Seed = Annotated[int, Option(help="The same seed gives the same result.")]
+Directory = Annotated[
+    Path | None,
+    Option(help="Folder to look for the data set in first.", show_default=False),
+]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="Print the outcome only.")]
+
+
+@app.command("distill")
+def _distill(
+    dataset: Annotated[
+        str,
+        Argument(
+            help="A data set's name (mnist, fashion_mnist, cifar10, cifar100, or "
+            "fashion_mnist_small, which comes along), an .npz file or a folder."
+        ),
+    ] = "fashion_mnist_small",
+    images_per_class: Annotated[
+        int, Option("--images-per-class", "-n", help="Synthetic images of each class.")
+    ] = 1,
+    steps: Annotated[int, Option(help="Outer iterations.")] = _DISTILL["steps"].default,
+    batch_size: Annotated[int, Option(help="Real images a step.")] = _DISTILL["batch_size"].default,
+    width: Width = _CONVNET["width"].default,
+    depth: Depth = None,
+    method: Annotated[
+        Literal["rcig", "frepo"], Option(help="How the hypergradient is computed.")
+    ] = "rcig",
+    learning_rate: Annotated[
+        float, Option(help="Of the distilled images and labels.")
+    ] = _OPTIMIZER["learning_rate"].default,
+    initialization: Annotated[Initialization, Option(help="What to start from.")] = _DISTILL[
+        "initialization"
+    ].default,
+    flip: Annotated[
+        bool | None,
+        Option(
+            "--flip/--no-flip",
+            help="Let the set stand for its mirror images too.",
+            show_default="flip up to 1,000 RGB images",
+        ),
+    ] = None,
+    seed: Seed = 0,
+    directory: Directory = None,
+    out: Annotated[
+        Path | None,
+        Option(help="Folder for the result.", show_default="runs/<dataset>-<n>ipc"),
+    ] = None,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace an earlier result.")] = False,
+    evaluate_: Annotated[
+        bool, Option("--evaluate/--no-evaluate", help="Measure the test accuracy afterwards.")
+    ] = True,
+    networks: Networks = _EVALUATE["num_networks"].default,
+    evaluation_steps: Annotated[
+        int | None,
+        Option(min=1, help="Training steps of each.", show_default="by the set's size"),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Distil a data set, and compare the result with as many random real images."""
+    out = out or Path("runs") / f"{Path(dataset).stem}-{images_per_class}ipc"
+    file = out / "distilled.safetensors"
+    if file.exists() and not overwrite:
+        raise FileExistsError(f"{file} is there already: pass --overwrite or another --out.")
+    optimizer = coreset_optimizer(learning_rate)
+    train = load(dataset, "train", directory=directory)
+    test = load_test(dataset, "test", directory, "--no-evaluate") if evaluate_ else None
+    check_writable(out)
+
+    say = (lambda text: None) if quiet else echo
+    say(
+        f"Distilling {dataset} ({len(train):,} images, {train.num_classes} classes) "
+        f"to {images_per_class} a class in {steps:,} steps. Ctrl-C stops and keeps the result."
+    )
+    result = distill(
+        train,
+        images_per_class=images_per_class,
+        key=jr.key(seed),
+        method=getattr(methods, method)(),
+        model=convnet_for(train.image_shape, train.num_classes, width=width, depth=depth),
+        optimizer=optimizer,
+        steps=steps,
+        batch_size=batch_size,
+        initialization=initialization,
+        flip=flip,
+        progress=not quiet,
+    )
+    recipe = result.recipe | {"dataset": dataset, "seed": seed, "learning_rate": learning_rate}
+    result = dataclasses.replace(result, recipe=recipe)
+    written = [result.save(file)]
+    try:
+        title = f"{Path(dataset).stem}, {images_per_class} a class"
+        written.append(
+            save_grid(result.coreset, result.class_names, file.with_suffix(".png"), title=title)
+        )
+    except ImportError as error:
+        echo(f"No picture. {error}", err=True)
+    if result.interrupted:
+        echo(
+            f"Stopped after step {recipe['steps_done']:,} of {steps:,}. The result so far is kept:"
+        )
+        echo_paths(written)
+        raise Exit(130)
+    if test is not None:
+        say(f"Evaluating on {len(test):,} test images with {networks} fresh networks.")
+        try:
+            report = evaluate(
+                result,
+                test,
+                key=evaluation_key(seed),
+                num_networks=networks,
+                steps=evaluation_steps,
+                progress=not quiet,
+            )
+        except KeyboardInterrupt:
+            echo("Evaluation stopped. The distilled set is kept:")
+            echo_paths(written)
+            raise Exit(130) from None
+        echo(f"\n{report}\n")
+        written.append(write_report(out / "evaluation.json", result, report, dataset, "test", seed))
+    echo_paths(written)
+
+
+@app.command("evaluate")
+def _evaluate(
+    file: Annotated[Path, Argument(help="A distilled set: distilled.safetensors.")],
+    data: Annotated[
+        str | None,
+        Option(help="Data set to test on.", show_default="the one that was distilled"),
+    ] = None,
+    split: Annotated[str, Option(help="Its split.")] = "test",
+    networks: Networks = _EVALUATE["num_networks"].default,
+    steps: Annotated[
+        int | None,
+        Option(min=1, help="Training steps of each.", show_default="by the set's size"),
+    ] = None,
+    width: Annotated[
+        int | None,
+        Option(
+            help="Filters of the ConvNet's first block.",
+            show_default="as distilled",
+        ),
+    ] = None,
+    depth: Annotated[
+        int | None, Option(help="Blocks of the ConvNet.", show_default="as distilled")
+    ] = None,
+    seed: Seed = 0,
+    directory: Directory = None,
+    json_: Annotated[
+        Path | None,
+        Option("--json", help="Write the numbers to this file too.", show_default=False),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train fresh networks on a distilled set and test them on real images."""
+    result = load_result(file)
+    data = data or str(result.recipe.get("dataset"))
+    test = load_test(data, split, directory, "--data and --split")
+    if json_:
+        check_writable(json_.parent)
+    known = result.recipe.get("model", {})
+    size = {"width": width or known.get("width"), "depth": depth or known.get("depth")}
+    model = convnet_for(
+        test.image_shape,
+        len(result.class_names),
+        softplus=None,
+        **{name: value for name, value in size.items() if value},
+    )
+    if not quiet:
+        echo(f"Evaluating on {len(test):,} images of {data} with {networks} fresh networks.")
+    report = evaluate(
+        result,
+        test,
+        key=evaluation_key(seed),
+        model=model,
+        num_networks=networks,
+        steps=steps,
+        progress=not quiet,
+    )
+    echo(f"\n{report}\n")
+    if json_:
+        echo_paths([write_report(json_, result, report, data, split, seed)])
+
+
+def load_test(dataset: str, split: str, directory: Path | None, option: str) -> Dataset:
+    """The images to evaluate on; an error names the option that helps."""
+    try:
+        return load(dataset, split, directory=directory)
+    except ValueError as error:
+        raise ValueError(f"No images to evaluate on: {error} (See {option}.)") from error
+
+
+def check_writable(folder: Path) -> None:
+    """Raise `OSError` unless files can be written in the folder, which is made if need be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"Cannot write to {folder} ({error.strerror}): choose another.") from error
+
+
+def evaluation_key(seed: int):
+    """Fresh networks share nothing with those of the run of the same seed."""
+    return jr.fold_in(jr.key(seed), 1)
+
+
+def write_report(
+    path: Path, result: DistillResult, report: Evaluation, data: str, split: str, seed: int
+) -> Path:
+    """Everything an evaluation measured, as JSON."""
+
+    def numbers(report: Evaluation) -> dict[str, Any]:
+        known = [
+            (name, column[~np.isnan(column)])
+            for name, column in zip(report.class_names, report.per_class.T, strict=True)
+        ]
+        return {
+            "mean": report.mean,
+            "std": report.std,
+            "accuracies": report.accuracies.tolist(),
+            "per_class": {name: x.mean() if len(x) else None for name, x in known},
+        }
+
+    content = {
+        "data": data,
+        "split": split,
+        "seed": seed,
+        "steps": report.steps,
+        **numbers(report),
+        "baseline": numbers(report.baseline) if report.baseline else None,
+        "recipe": result.recipe,
+    }
+    write_atomically(path, json.dumps(content, indent=2).encode())
+    return path
+
+
+def echo_paths(paths: list[Path]) -> None:
+    """Say what was written."""
+    echo("Wrote " + "\n      ".join(map(str, paths)))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line. Errors of the library end it with one line and exit code 2."""
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: echo(f"Warning: {message}", err=True)
+            app(arguments, prog_name="rcig-eqx")
+    except (ValueError, OSError, ImportError) as error:
+        message = re.sub(r"^\[Errno \d+\] ", "", str(error))
+        echo(f"Error: {' '.join(message.split())}", err=True)
+        sys.exit(2)

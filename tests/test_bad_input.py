@@ -1,0 +1,218 @@
+"""Every wrong call and file is told apart before any work, in words that name the fix.
+
+The table runs in a process of its own, without runtime type checking, as users run it.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CASES: dict[str, tuple[str, str]] = {
+    # name: (exception, what its message must say)
+    "images_without_channels": ("ValueError", r"not \[n h w c\].*images\[\.\.\., None\]"),
+    "images_empty": ("ValueError", "images are empty"),
+    "images_int32": ("ValueError", r"images are int32: pass uint8 .* or floats"),
+    "images_nan": ("ValueError", r"NaN or infinite pixels.*nan_to_num"),
+    "images_inf": ("ValueError", r"NaN or infinite pixels.*nan_to_num"),
+    "labels_one_hot": ("ValueError", r"look one-hot: pass labels\.argmax"),
+    "labels_float": ("ValueError", r"not integers: pass labels\.astype"),
+    "labels_negative": ("ValueError", "renumber the classes from 0"),
+    "labels_out_of_range": ("ValueError", r"must lie in 0\.\.1"),
+    "labels_of_other_length": ("ValueError", "one integer label an image"),
+    "class_names_twice": ("ValueError", "duplicates: a"),
+    "class_too_small": ("ValueError", r"too few are there of '1' \(2\): lower k or add"),
+    "train_a_bare_array": ("ValueError", r"pass a Dataset, \(images, labels\)"),
+    "images_per_class_0": ("ValueError", "images_per_class is 0.*at least 1"),
+    "images_per_class_float": ("ValueError", "images_per_class is 1.5.*whole number"),
+    "steps_0": ("ValueError", "steps is 0.*at least 1"),
+    "batch_size_0": ("ValueError", "batch_size is 0.*at least 1"),
+    "batch_size_too_large": ("ValueError", r"batch_size is 99: choose it in 1\.\.12"),
+    "key_an_int": ("ValueError", r"pass one key, such as jax\.random\.key\(0\)"),
+    "key_missing": ("TypeError", "missing 1 required keyword-only argument: 'key'"),
+    "keys_many": ("ValueError", "pass one key"),
+    "initialization_unknown": ("ValueError", "use one of .*'real', 'noise'"),
+    "method_a_string": ("ValueError", r"method is 'rcig': .*methods\.rcig\(\)"),
+    "optimizer_a_float": ("ValueError", r"optimizer is 0\.1: .*coreset_optimizer\("),
+    "preprocess_a_function": ("ValueError", r"preprocess is .*data\.zca\(images\)"),
+    "pool_a_number": ("ValueError", r"pool is 3: .*PoolSchedule\(size"),
+    "average_a_number": ("ValueError", r"average is 0\.9: .*ema\(0\.99\)"),
+    "callbacks_not_callable": ("ValueError", "pass a sequence of functions"),
+    "callbacks_one_function": ("ValueError", "pass a sequence of functions"),
+    "model_an_instance": ("ValueError", r"a function from a key to a network.*convnet_for\("),
+    "model_makes_no_network": ("ValueError", "made a Linear; it must be .*AbstractNetwork"),
+    "model_other_classes": ("ValueError", "build it with num_classes=2"),
+    "model_other_size": ("ValueError", r"does not take images \(8, 8, 1\): build it"),
+    "model_too_deep": ("ValueError", "too small for depth=9.*smaller depth"),
+    "solve_float64_without_x64": ("ValueError", "jax_enable_x64"),
+    "learning_rate_negative": ("ValueError", "make it positive"),
+    "normalization_unknown": ("ValueError", "normalization='batch'.*pass"),
+    "softplus_negative": ("ValueError", "softplus must be positive, or None"),
+    "pool_min_above_max": ("ValueError", "min_visit <= max_visit must hold"),
+    "pool_empty": ("ValueError", "size and max_steps of at least 1"),
+    "ema_of_one": ("ValueError", r"decay must lie in \[0, 1\)"),
+    "growing_average_negative": ("ValueError", "must not be negative"),
+    "cg_rtol": ("ValueError", "rtol must lie between 0 and 1"),
+    "cg_max_steps": ("ValueError", "max_steps must be at least 1"),
+    "zca_regularization": ("ValueError", "make it positive, such as 0.1"),
+    "evaluate_other_size": ("ValueError", "evaluate on the data set that was distilled"),
+    "evaluate_more_classes": ("ValueError", "2 classes and the test set 3"),
+    "evaluate_without_preprocess": ("ValueError", "pass the DistillResult itself"),
+    "evaluate_an_array": ("ValueError", "pass what distill or load_result returned"),
+    "evaluate_on_an_array": ("ValueError", r"pass a Dataset, \(images, labels\)"),
+    "evaluate_no_networks": ("ValueError", "num_networks is 0.*at least 1"),
+    "evaluate_key_an_int": ("ValueError", "pass one key"),
+    "evaluate_model_instance": ("ValueError", "a function from a key to a network"),
+    "grid_without_preprocess": ("ValueError", r"use result\.coreset"),
+    "grid_names": ("ValueError", "pass one name a class"),
+    "dataset_unknown": ("ValueError", "Did you mean 'fashion_mnist'"),
+    "dataset_no_file": ("DataError", r"there is no \.npz file or folder .*: check the path"),
+    "dataset_not_npz": ("DataError", r"cannot be read as an \.npz .*np\.savez_compressed"),
+    "split_unknown": ("ValueError", "Did you mean 'test'"),
+    "result_missing": ("FileNotFoundError", "does not exist"),
+    "result_is_no_result": ("DataError", "damaged or no distilled set"),
+}
+
+
+def collect() -> dict[str, list[str]]:
+    """What each case raises: type, its module, message."""
+    import tempfile
+
+    import equinox as eqx
+    import jax.random as jr
+    import numpy as np
+
+    import rcig_eqx as r
+
+    images, labels = np.zeros((12, 8, 8, 1), np.uint8), np.repeat([0, 1], 6).astype(np.int32)
+    images[6:] = 200
+    key, folder = jr.key(0), Path(tempfile.mkdtemp())
+    network = r.convnet_for((8, 8, 1), 2, width=2, depth=1)
+    preprocess = r.data.standardize(images)
+    bare = r.real_coreset(r.data.Dataset(images, labels, ("a", "b")), 1, preprocess, key=key)
+    coreset = eqx.tree_at(lambda c: c.preprocess, bare, preprocess, is_leaf=lambda x: x is None)
+    (folder / "junk.npz").write_bytes(b"PK junk")
+    (folder / "junk.safetensors").write_bytes(b"junk" * 10)
+    callbacks = (lambda report: sys.exit("a step ran"),)
+
+    def distill(train=(images, labels), **changed):
+        given = {"images_per_class": 1, "key": key, "model": network, "batch_size": 4}
+        given |= {"steps": 2, "callbacks": callbacks, "progress": False} | changed
+        r.distill(train, **given)  # pyright: ignore[reportArgumentType]
+
+    def evaluate(distilled=coreset, test=(images, labels), **changed):
+        given = {"key": key, "steps": 1, "num_networks": 1, "progress": False} | changed
+        r.evaluate(distilled, test, **given)
+
+    def spoiled(value):
+        x = images.astype(np.float32) / 255
+        x[3, 2, 1, 0] = value
+        return x
+
+    def net(**changed):
+        given = {"in_channels": 1, "image_size": 8, "num_classes": 2, "width": 2, "depth": 1}
+        return r.ConvNet(**(given | changed), key=key)
+
+    few = np.array([0] * 10 + [1] * 2)
+    float64 = r.methods.rcig(solver=r.solvers.DualCholesky(dtype="float64"))
+    calls = {
+        "images_without_channels": lambda: distill((images[..., 0], labels)),
+        "images_empty": lambda: distill((images[:0], labels[:0])),
+        "images_int32": lambda: distill((images.astype(np.int32), labels)),
+        "images_nan": lambda: distill((spoiled(np.nan), labels)),
+        "images_inf": lambda: distill((spoiled(np.inf), labels)),
+        "labels_one_hot": lambda: distill((images, np.eye(2)[labels])),
+        "labels_float": lambda: distill((images, labels / 1)),
+        "labels_negative": lambda: distill((images, labels - 1)),
+        "labels_out_of_range": lambda: r.data.Dataset(images, labels + 1, ("a", "b")),
+        "labels_of_other_length": lambda: distill((images, labels[1:])),
+        "class_names_twice": lambda: r.data.Dataset(images, labels, ("a", "a")),
+        "class_too_small": lambda: distill((images, few), images_per_class=3),
+        "train_a_bare_array": lambda: distill(images),
+        "images_per_class_0": lambda: distill(images_per_class=0),
+        "images_per_class_float": lambda: distill(images_per_class=1.5),
+        "steps_0": lambda: distill(steps=0),
+        "batch_size_0": lambda: distill(batch_size=0),
+        "batch_size_too_large": lambda: distill(batch_size=99),
+        "key_an_int": lambda: distill(key=0),
+        "key_missing": lambda: r.distill((images, labels), images_per_class=1),  # pyright: ignore
+        "keys_many": lambda: distill(key=jr.split(key)),
+        "initialization_unknown": lambda: distill(initialization="reel"),
+        "method_a_string": lambda: distill(method="rcig"),
+        "optimizer_a_float": lambda: distill(optimizer=0.1),
+        "preprocess_a_function": lambda: distill(preprocess=r.data.zca),
+        "pool_a_number": lambda: distill(pool=3),
+        "average_a_number": lambda: distill(average=0.9),
+        "callbacks_not_callable": lambda: distill(callbacks=[1]),
+        "callbacks_one_function": lambda: distill(callbacks=print),
+        "model_an_instance": lambda: distill(model=network(key)),
+        "model_makes_no_network": lambda: distill(model=lambda k: eqx.nn.Linear(2, 2, key=k)),
+        "model_other_classes": lambda: distill(model=r.convnet_for((8, 8, 1), 3, 2, 1)),
+        "model_other_size": lambda: distill(model=r.convnet_for((12, 12, 1), 2, 2, 1)),
+        "model_too_deep": lambda: distill(model=r.convnet_for((8, 8, 1), 2, 2, 9)),
+        "solve_float64_without_x64": lambda: distill(method=float64),
+        "learning_rate_negative": lambda: r.coreset_optimizer(-0.1),
+        "normalization_unknown": lambda: net(normalization="batch"),
+        "softplus_negative": lambda: net(softplus=-1.0),
+        "pool_min_above_max": lambda: r.PoolSchedule(min_visit=3, max_visit=2),
+        "pool_empty": lambda: r.PoolSchedule(size=0),
+        "ema_of_one": lambda: r.ema(1.0),
+        "growing_average_negative": lambda: r.growing_average(-1.0),
+        "cg_rtol": lambda: r.solvers.ConjugateGradient(rtol=2.0),
+        "cg_max_steps": lambda: r.solvers.ConjugateGradient(max_steps=0),
+        "zca_regularization": lambda: r.data.zca(images, 0.0),
+        "evaluate_other_size": lambda: evaluate(test=(images[:, :7], labels)),
+        "evaluate_more_classes": lambda: evaluate(test=(images, np.repeat([0, 1, 2], 4))),
+        "evaluate_without_preprocess": lambda: evaluate(bare),
+        "evaluate_an_array": lambda: evaluate(images),
+        "evaluate_on_an_array": lambda: evaluate(test=images),
+        "evaluate_no_networks": lambda: evaluate(num_networks=0),
+        "evaluate_key_an_int": lambda: evaluate(key=0),
+        "evaluate_model_instance": lambda: evaluate(model=network(key)),
+        "grid_without_preprocess": lambda: r.save_grid(bare, ("a", "b"), folder / "x.png"),
+        "grid_names": lambda: r.save_grid(coreset, ("a",), folder / "x.png"),
+        "dataset_unknown": lambda: r.data.load("fasion_mnist"),
+        "dataset_no_file": lambda: r.data.load(folder / "none.npz"),
+        "dataset_not_npz": lambda: r.data.load(folder / "junk.npz"),
+        "split_unknown": lambda: r.data.load("fashion_mnist_small", "tset"),
+        "result_missing": lambda: r.load_result(folder / "none.safetensors"),
+        "result_is_no_result": lambda: r.load_result(folder / "junk.safetensors"),
+    }
+    raised = {}
+    for name, call in calls.items():
+        try:
+            call()
+        except (Exception, SystemExit) as error:
+            raised[name] = [type(error).__name__, type(error).__module__, str(error)]
+    return raised
+
+
+@pytest.fixture(scope="module")
+def raised():
+    run = subprocess.run(
+        [sys.executable, "-W", "error", __file__], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_wrong_input_is_told_apart_in_words_that_name_the_fix(name, raised):
+    exception, says = CASES[name]
+    assert name in raised, "nothing was raised"
+    kind, module, message = raised[name]
+    assert kind == exception, message
+    assert module.split(".")[0] in ("builtins", "rcig_eqx")
+    assert re.search(says, message), message
+    assert not re.search("XlaRuntimeError|Tracer", message)
+
+
+def test_every_case_is_in_the_table(raised):
+    assert raised.keys() == CASES.keys()
+
+
+if __name__ == "__main__":
+    json.dump(collect(), sys.stdout)

@@ -1,0 +1,52 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from rcig_eqx._progress import ProgressBar
+
+
+def metrics(seconds: float) -> dict[str, float]:
+    return {
+        "loss": 1.25,
+        "accuracy": 0.5,
+        "residual": 3e-4,
+        "iterations": 7.0,
+        "rejected": 0.0,
+        "seconds": seconds,
+    }
+
+
+def run(*, terminal: bool, enabled: bool = True, seconds: float = 4.0) -> str:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=terminal, width=120, quiet=not enabled)
+    with ProgressBar(enabled=enabled, console=console) as bar:
+        for step in range(1, 11):
+            bar.update(step, 10, metrics(30 + seconds * (step - 1)))
+    return text.getvalue()
+
+
+def test_plain_lines_where_there_is_no_terminal():
+    lines = run(terminal=False).splitlines()
+    first, *_, last = lines
+    assert first == "1/10  loss 1.250  acc 50.0%  res 3e-04  it 7  30 s"
+    assert last.startswith("10/10  loss 1.250")
+    assert "0.25 it/s" in last  # the first step, which compiles, is not counted
+    assert last.endswith("66 s, 0 s left")
+    assert len(lines) == 5  # the ends, and one every ten seconds
+
+
+def test_a_bar_in_a_terminal():
+    text = run(terminal=True)
+    assert "distilling" in text
+    assert "10/10" in text
+    assert "acc 50.0%" in text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_silence(terminal):
+    assert run(terminal=terminal, enabled=False) == ""
+
+
+def test_a_clock_that_stands_still():
+    assert "10/10" in run(terminal=False, seconds=0.0)

@@ -1,0 +1,263 @@
+import dataclasses
+import errno
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save as serialize
+
+from rcig_eqx import Coreset, DistillResult, load_result
+from rcig_eqx._result import checksum
+from rcig_eqx.data import AbstractPreprocess, DataError, Identity, standardize, zca
+
+PREPROCESS = {
+    "identity": lambda images: Identity(),
+    "standardize": standardize,
+    "zca": zca,
+}
+
+
+def make(kind: str = "standardize", *, size: int = 4) -> DistillResult:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (20, size, size, 3)).astype(np.uint8)
+    preprocess = PREPROCESS[kind](images)
+    coresets = [
+        Coreset(
+            jr.normal(key, (6, size, size, 3)),
+            jr.normal(key, (6, 3)),
+            jr.normal(key),
+            preprocess,
+            flip=True,
+        )
+        for key in jr.split(jr.key(0), 3)
+    ]
+    recipe = {"dataset": "t", "steps": 4, "steps_done": 3, "model": {"width": 4}, "flip": None}
+    history = {"loss": np.array([3.0, np.nan, 1.0], np.float32)}
+    return DistillResult(*coresets, ("cat", "dög", "ox"), recipe, history)
+
+
+def parts(path) -> tuple[dict, dict[str, np.ndarray]]:
+    with safe_open(path, "numpy") as file:
+        card = json.loads(file.metadata()["rcig_eqx"])
+        return card, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def write(path, card, arrays, **metadata) -> None:
+    """A file with a right checksum, whatever it says."""
+    text = json.dumps(card)
+    metadata = {"rcig_eqx": text, "sha256": checksum(text, arrays)} | metadata
+    path.write_bytes(serialize(arrays, metadata))
+
+
+@pytest.mark.parametrize("kind", PREPROCESS)
+def test_what_is_saved_is_loaded_bit_for_bit(kind, tmp_path):
+    result = make(kind)
+    path = result.save(tmp_path / "new" / "set.safetensors")
+    loaded = load_result(path)
+    for field in ("coreset", "last", "baseline"):
+        before, after = getattr(result, field), getattr(loaded, field)
+        assert jax.tree.structure(before) == jax.tree.structure(after)
+        for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+            assert (x.dtype, x.shape) == (y.dtype, y.shape)
+            assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+    assert loaded.class_names == result.class_names
+    assert loaded.recipe == result.recipe
+    assert loaded.interrupted
+    assert loaded.history["loss"].tobytes() == result.history["loss"].tobytes()
+    assert loaded.save(tmp_path / "again").read_bytes() == path.read_bytes()
+    pixels = jnp.full((1, 4, 4, 3), 0.3)
+    preprocess = loaded.coreset.preprocess
+    assert preprocess is not None
+    np.testing.assert_allclose(preprocess.inverse(preprocess(pixels)), pixels, atol=1e-5)
+
+
+def test_no_pickle_is_read_or_written(tmp_path, monkeypatch):
+    import pickle
+
+    def refuse(*_, **__):
+        raise AssertionError("pickle was used")
+
+    for name in ("load", "loads", "dump", "dumps", "Unpickler", "Pickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    load_result(make().save(tmp_path / "set"))
+
+
+@pytest.mark.parametrize("where", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_earlier_file(where, tmp_path, monkeypatch):
+    path = make().save(tmp_path / "set")
+    before = path.read_bytes()
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full) if where == "fsync" else monkeypatch.setattr(
+        type(path), "replace", full
+    )
+    with pytest.raises(OSError, match=r"could not write .*No space left.*free some space") as info:
+        dataclasses.replace(make(), recipe={"steps": 9, "steps_done": 9}).save(path)
+    assert info.value.errno == errno.ENOSPC
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["set"]
+
+
+def test_a_folder_that_is_a_file_is_said(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="could not write"):
+        make().save(tmp_path / "file" / "set")
+
+
+def test_own_preprocessing_cannot_be_saved(tmp_path):
+    class Own(AbstractPreprocess):
+        def __call__(self, images):
+            return images
+
+        def inverse(self, x):
+            return x
+
+    result = make()
+    coreset = dataclasses.replace(result.coreset, preprocess=Own())
+    with pytest.raises(ValueError, match="Own cannot be stored"):
+        dataclasses.replace(result, coreset=coreset).save(tmp_path / "set")
+
+
+def remove(name):
+    def change(card, arrays):
+        del arrays[name]
+
+    return change
+
+
+def array(name, value):
+    def change(card, arrays):
+        arrays[name] = np.asarray(value, order="C")
+
+    return change
+
+
+def header(name, value):
+    def change(card, arrays):
+        card[name] = value
+
+    return change
+
+
+def nan(card, arrays):
+    arrays["last.images"] = arrays["last.images"].copy()
+    arrays["last.images"][1, 2, 3, 0] = np.nan
+
+
+HOSTILE = {
+    "no images": remove("coreset.images"),
+    "no temperature": remove("last.log_temperature"),
+    "no statistics": remove("preprocess.mean"),
+    "images without channels": array("coreset.images", np.zeros((6, 4, 4), np.float32)),
+    "no images in it": array("coreset.images", np.zeros((0, 4, 4, 3), np.float32)),
+    "labels of other length": array("coreset.labels", np.zeros((5, 3), np.float32)),
+    "labels of other classes": array("baseline.labels", np.zeros((6, 4), np.float32)),
+    "temperature a vector": array("coreset.log_temperature", np.zeros(2, np.float32)),
+    "images of integers": array("coreset.images", np.zeros((6, 4, 4, 3), np.int64)),
+    "images of halves": array("coreset.images", np.zeros((6, 4, 4, 3), np.float16)),
+    "statistics of other channels": array("preprocess.mean", np.zeros(2, np.float32)),
+    "statistics of pixels": array("preprocess.mean", np.zeros((4, 4, 3), np.float32)),
+    "infinite statistics": array("preprocess.std", np.full(3, np.inf, np.float32)),
+    "history a matrix": array("history.loss", np.zeros((2, 2), np.float32)),
+    "NaN": nan,
+    "format of the future": header("format", "rcig_eqx/99"),
+    "format a list": header("format", []),
+    "class names a string": header("class_names", "abc"),
+    "class names numbers": header("class_names", [1, 2, 3]),
+    "class names empty": header("class_names", []),
+    "class names an object": header("class_names", {"a": 1, "b": 2, "c": 3}),
+    "flip a string": header("flip", "false"),
+    "flip a number": header("flip", 1),
+    "recipe a list": header("recipe", [1]),
+    "recipe null": header("recipe", None),
+    "recipe empty": header("recipe", {}),
+    "steps a string": header("recipe", {"steps": "4", "steps_done": 3}),
+    "preprocess null": header("preprocess", None),
+    "preprocess unknown": header("preprocess", {"kind": "pickle"}),
+    "preprocess unhashable": header("preprocess", {"kind": []}),
+    "preprocess zca without arrays": header("preprocess", {"kind": "zca"}),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_contents_are_refused(case, tmp_path):
+    path = make().save(tmp_path / "set")
+    card, arrays = parts(path)
+    HOSTILE[case](card, arrays)
+    write(path, card, arrays)
+    with pytest.raises(DataError, match=r"set is damaged or no distilled set: ."):
+        load_result(path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "null", "3", '"x"', "[" * 100_000, "{}"])
+def test_hostile_headers_are_refused(text, tmp_path):
+    path = make().save(tmp_path / "set")
+    _, arrays = parts(path)
+    path.write_bytes(serialize(arrays, {"rcig_eqx": text, "sha256": checksum(text, arrays)}))
+    with pytest.raises(DataError, match="damaged"):
+        load_result(path)
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"other": "x"}])
+def test_other_safetensors_files_are_refused(metadata, tmp_path):
+    path = tmp_path / "set"
+    path.write_bytes(serialize({"x": np.zeros(3)}, metadata))
+    with pytest.raises(DataError, match="damaged or no distilled set"):
+        load_result(path)
+
+
+def test_changed_pixels_are_noticed(tmp_path):
+    path = make().save(tmp_path / "set")
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="checksum"):
+        load_result(path)
+
+
+def test_truncated_and_random_files_are_refused(tmp_path):
+    path = make().save(tmp_path / "set")
+    content = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for length in (0, 1, 8, 100, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(DataError, match="damaged"):
+            load_result(path)
+        path.write_bytes(rng.bytes(length))
+        with pytest.raises(DataError, match="damaged"):
+            load_result(path)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        load_result(tmp_path / "none")
+    with pytest.raises(FileNotFoundError):
+        load_result(tmp_path)
+
+
+def test_no_single_corrupt_byte_gets_through(tmp_path):
+    """It is refused, or changes nothing at all (padding of the header)."""
+    result = make()
+    path = result.save(tmp_path / "set")
+    content = path.read_bytes()
+    header_end = 8 + int.from_bytes(content[:8], "little")
+    rng = np.random.default_rng(0)
+    places = [*rng.integers(0, header_end, 120), *rng.integers(header_end, len(content), 80)]
+    refused = 0
+    for place in places:
+        changed = bytearray(content)
+        changed[place] ^= int(rng.integers(1, 256))
+        path.write_bytes(changed)
+        try:
+            loaded = load_result(path)
+        except DataError:
+            refused += 1
+            continue
+        before, after = jax.tree.leaves(result.coreset), jax.tree.leaves(loaded.coreset)
+        assert all(np.array_equal(x, y) for x, y in zip(before, after, strict=True))
+        assert loaded.class_names == result.class_names
+    assert refused > 180
