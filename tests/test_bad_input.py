@@ -114,7 +114,7 @@ def collect() -> dict[str, list[str]]:
 
     def net(**changed):
         given = {"in_channels": 1, "image_size": 8, "num_classes": 2, "width": 2, "depth": 1}
-        return r.ConvNet(**(given | changed), key=key)
+        return r.ConvNet(**(given | changed), key=key)  # pyright: ignore[reportArgumentType]
 
     few = np.array([0] * 10 + [1] * 2)
     float64 = r.methods.rcig(solver=r.solvers.DualCholesky(dtype="float64"))

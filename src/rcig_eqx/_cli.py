@@ -36,10 +36,11 @@ _DISTILL, _EVALUATE, _CONVNET, _OPTIMIZER = (
 )
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> bool:
     if wanted:
         echo(f"rcig-eqx {importlib.metadata.version('rcig-eqx')}")
         raise Exit
+    return wanted
 
 
 app = Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from .data import AbstractPreprocess, Dataset
 
@@ -43,7 +43,7 @@ class Coreset(eqx.Module):
         return self.labels.shape[-1]
 
 
-def centred_labels(labels: Int[Array, " n"] | Int[np.ndarray, " n"], num_classes: int) -> Array:
+def centred_labels(labels: Integer[Array | np.ndarray, " n"], num_classes: int) -> Array:
     """one-hot − 1/C, `[n classes]` (paper, section 4)."""
     return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32) - 1 / num_classes
 
@@ -62,7 +62,7 @@ def real_coreset(
     return Coreset(
         preprocess(chosen.images),
         centred_labels(chosen.labels, train.num_classes),
-        jnp.zeros(()),
+        jnp.zeros((), jnp.float32),
         flip=flip,
     )
 

@@ -105,7 +105,7 @@ def distill(
     if batch_size > len(train):
         raise ValueError(f"batch_size is {batch_size}: choose it in 1..{len(train)}, the images.")
     in_memory = train if isinstance(train, Dataset) else None
-    seen = in_memory or sample(train, 10_000, seed=seed)
+    seen = train if isinstance(train, Dataset) else sample(train, 10_000, seed=seed)
     preprocess = preprocess or default_preprocess(seen.images)
     if flip is None:
         flip = seen.image_shape[2] == 3 and images_per_class * seen.num_classes <= _FLIP_UP_TO
@@ -140,7 +140,7 @@ def distill(
     }
 
     def result(state: State, history: dict[str, list[float]]) -> DistillResult:
-        coresets = [
+        coreset, last, first = (
             eqx.tree_at(
                 lambda c: c.preprocess,
                 jax.tree.map(jnp.copy, c),  # the next step takes the state's own memory over
@@ -148,15 +148,19 @@ def distill(
                 is_leaf=lambda x: x is None,
             )
             for c in (state.average, state.coreset, baseline)
-        ]
+        )
         done = {"steps_done": int(state.step)}
         arrays = {name: np.asarray(values, np.float32) for name, values in history.items()}
-        return DistillResult(*coresets, seen.class_names, settings | done, arrays)
+        return DistillResult(coreset, last, first, seen.class_names, settings | done, arrays)
 
     state = init(start, recipe, key=init_key)
     with ProgressBar(enabled=progress) as bar:
         state, history = _loop(state, batches, steps, callbacks, bar, result)
     return result(state, history)
+
+
+# Here and not in the loop, so that a second run with the very same strategies compiles nothing.
+_advance = eqx.filter_jit(lambda batch, state: step(state, batch), donate="all-except-first")
 
 
 def _loop(
@@ -168,10 +172,9 @@ def _loop(
     result: Callable[[State, dict[str, list[float]]], DistillResult],
 ) -> tuple[State, dict[str, list[float]]]:
     """Run the steps. Metrics are read one step late, so that the device never waits for us."""
-    jitted = eqx.filter_jit(lambda batch, state: step(state, batch), donate="all-except-first")
     history: dict[str, list[float]] = {}
     began = time.perf_counter()
-    rejected = 0
+    number = rejected = 0
 
     def record(number: int, metrics: dict[str, Array]) -> None:
         nonlocal rejected
@@ -186,11 +189,13 @@ def _loop(
     with _interruptible() as interrupted:
         for number in range(1, steps + 1):
             images, labels = next(batches)
-            state, metrics = jitted((jnp.asarray(images), jnp.asarray(labels)), state)
+            state, metrics = _advance((jnp.asarray(images), jnp.asarray(labels, jnp.int32)), state)
             if pending:
                 record(*pending)
             pending = (number, metrics)
-            report = Progress(number, steps, metrics, state, lambda: result(state, history))
+            # Bound late on purpose: a state of earlier has given its memory away.
+            so_far = lambda: result(state, history)  # noqa: B023, E731
+            report = Progress(number, steps, metrics, state, so_far)
             stop = [callback(report) for callback in callbacks]
             if any(stop) or interrupted() or rejected >= _GIVE_UP_AFTER:
                 break
@@ -237,7 +242,8 @@ def check_counts(**counts: Any) -> None:
 def check_key(key: Any) -> None:
     """Raise `ValueError` for what is not one key, new-style or old."""
     typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if not (typed and key.ndim == 0 or getattr(key, "dtype", None) == np.uint32 and key.ndim == 1):
+    raw = getattr(key, "dtype", None) == np.uint32
+    if not ((typed and key.ndim == 0) or (raw and key.ndim == 1)):
         raise ValueError(f"key is {key!r}: pass one key, such as jax.random.key(0).")
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Float64, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Float64, Int, PRNGKeyArray, PyTree, Shaped
 from rich.progress import track
 
 from ._backend import networks_at_once
@@ -109,6 +109,7 @@ def evaluate(
     test = test.read() if isinstance(test, ImageFolder) else test
     test = Dataset.from_arrays(*test) if isinstance(test, tuple) else test
     _check_fit(coreset, test)
+    assert coreset.preprocess is not None
     names = distilled.class_names if isinstance(distilled, DistillResult) else test.class_names
     if model is None:
         known = distilled.recipe.get("model", {}) if isinstance(distilled, DistillResult) else {}
@@ -122,7 +123,7 @@ def evaluate(
     steps = steps or default_steps(len(coreset.support()[0]))
     at_once = min(at_once or networks_at_once(num_networks), num_networks)
     images = jnp.asarray(apply_in_chunks(coreset.preprocess, test.images))
-    labels = jnp.asarray(test.labels)
+    labels = jnp.asarray(test.labels, jnp.int32)
     keys = [jr.split(key, num_networks)[i : i + at_once] for i in range(0, num_networks, at_once)]
     jobs = [(s, k) for s in range(len(sets)) for k in keys]
     hits: list[list[np.ndarray]] = [[] for _ in sets]
@@ -172,7 +173,7 @@ def _train_and_test(
     y: Float[Array, "n classes"],
     images: Float[Array, "t h w c"],
     labels: Int[Array, " t"],
-    keys: PRNGKeyArray,
+    keys: Shaped[Array, "networks ..."],
     steps: int,
     learning_rate: float,
     batch_size: int,

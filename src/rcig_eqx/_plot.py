@@ -62,7 +62,7 @@ def save_grid(
         layout="constrained",
     )
     if not beside and shown > 1:
-        figure.get_layout_engine().set(w_pad=0.12)  # pyright: ignore[reportOptionalMemberAccess]
+        figure.get_layout_engine().set(w_pad=0.12)  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.set_frame_on(False)

@@ -30,7 +30,7 @@ class PoolSchedule(eqx.Module):
     max_steps: int = 100
     min_visit: int = 1
     max_visit: int = 15
-    learning_rate: float = 5e-5
+    learning_rate: float = 3e-4
 
     def __check_init__(self):
         if self.size < 1 or self.max_steps < 1:
@@ -114,7 +114,7 @@ def visit(
 ) -> Member:
     """Train a visited network on, and replace it once it is old (Algorithm 1, last two lines)."""
     steps_key, fresh_key = jr.split(key)
-    steps = jr.randint(steps_key, (), schedule.min_visit, schedule.max_visit + 1)
+    steps = jr.randint(steps_key, (), schedule.min_visit, schedule.max_visit + 1, jnp.int32)
     member = train_member(member, images, labels, steps, schedule)
     fresh = new_member(make_model, schedule, key=fresh_key)
     old = member.age >= schedule.max_steps

@@ -80,13 +80,13 @@ class ProgressBar:
         numbers = "  ".join(
             f"{name} {metrics[key]:{spec}}" for key, name, spec in _SHOWN if key in metrics
         )
-        if timed:
+        if elapsed > 0:
             numbers += f"  {timed / elapsed:.2g} it/s"
         self.bar.update(self.task, completed=step, total=steps, numbers=numbers)
         due = seconds - self.last_line >= 10 or step in (1, steps)
         if not self.console.is_terminal and due:
             self.last_line = seconds
-            left = f", {(steps - step) * elapsed / timed:.0f} s left" if timed else ""
+            left = f", {(steps - step) * elapsed / timed:.0f} s left" if elapsed > 0 else ""
             self.console.print(f"{step}/{steps}  {numbers}  {seconds:.0f} s{left}", soft_wrap=True)
 
 

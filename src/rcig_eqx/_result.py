@@ -1,5 +1,6 @@
 """What a run returns, and the file it is kept in."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -68,9 +69,8 @@ class DistillResult:
             "recipe": self.recipe,
         }
         arrays = {name: np.asarray(value, order="C") for name, value in arrays.items()}
-        text = json.dumps(card)
-        metadata = {"rcig_eqx": text, "sha256": checksum(text, arrays)}
-        write_atomically(path, serialize(arrays, metadata))
+        card["sha256"] = checksum(card, arrays)
+        write_atomically(path, serialize(arrays, {"rcig_eqx": json.dumps(card)}))
         return path
 
 
@@ -89,12 +89,11 @@ def load_result(path: str | os.PathLike) -> DistillResult:
         raise FileNotFoundError(f"{path} does not exist.")
     try:
         with safetensors.safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            card = json.loads(metadata["rcig_eqx"])
+            card = json.loads((file.metadata() or {})["rcig_eqx"])
             if card["format"] != FORMAT:
                 raise ValueError(f"format {card['format']!r}, where this version reads {FORMAT!r}")
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if metadata.get("sha256") != checksum(metadata["rcig_eqx"], arrays):
+        if card.pop("sha256") != checksum(card, arrays):
             raise ValueError("its contents do not match its checksum")
         return _assemble(card, arrays)
     except OSError:
@@ -104,9 +103,9 @@ def load_result(path: str | os.PathLike) -> DistillResult:
         raise DataError(f"{path} is damaged or no distilled set: {what}.") from error
 
 
-def checksum(card: str, arrays: dict[str, np.ndarray]) -> str:
+def checksum(card: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
     """SHA-256 of everything a file says."""
-    digest = hashlib.sha256(card.encode())
+    digest = hashlib.sha256(json.dumps(card).encode())
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())
@@ -124,7 +123,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         size = len(content) / 1e6
         raise OSError(
             error.errno,
@@ -154,7 +154,7 @@ def _assemble(card: dict[str, Any], arrays: dict[str, np.ndarray]) -> DistillRes
         if arrays[name].dtype != np.float32 or not np.isfinite(arrays[name]).all():
             raise ValueError(f"{name} holds NaN, infinite or no float32 values")
     preprocess = from_state(card["preprocess"], _named(arrays, "preprocess"))
-    coresets = []
+    coresets = {}
     for name in _CORESETS:
         images, labels, log_temperature = (arrays[f"{name}.{field}"] for field in _FIELDS)
         if (
@@ -169,6 +169,11 @@ def _assemble(card: dict[str, Any], arrays: dict[str, np.ndarray]) -> DistillRes
             )
         if jax.eval_shape(preprocess.inverse, images).shape != images.shape:
             raise ValueError("the preprocessing is for other images")
-        parts = map(jnp.asarray, (images, labels, log_temperature))
-        coresets.append(Coreset(*parts, preprocess=preprocess, flip=flip))
-    return DistillResult(*coresets, tuple(names), recipe, history)
+        coresets[name] = Coreset(
+            jnp.asarray(images),
+            jnp.asarray(labels),
+            jnp.asarray(log_temperature),
+            preprocess,
+            flip=flip,
+        )
+    return DistillResult(**coresets, class_names=tuple(names), recipe=recipe, history=history)

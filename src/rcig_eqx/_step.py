@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray, PyTree
 
 from ._coreset import Coreset
 from ._pool import MakeModel, Member, PoolSchedule, get_member, new_pool, set_member, visit
@@ -94,7 +94,7 @@ def init(coreset: Coreset, recipe: Recipe, *, key: PRNGKeyArray) -> State:
 
 
 def step(
-    state: State, batch: tuple[Float[Array, "b h w c"], Int[Array, " b"]]
+    state: State, batch: tuple[Float[Array, "b h w c"], Integer[Array, " b"]]
 ) -> tuple[State, dict[str, Array]]:
     """One iteration of Algorithm 1. Pure and jittable (`equinox.filter_jit`).
 
@@ -104,8 +104,8 @@ def step(
 
     **Arguments:** the state, and a batch of preprocessed images and integer labels.
 
-    **Returns:** the next state, and metrics: `loss`, `gradient_norm` (of the images), `rejected`, and
-    the method's own, such as `accuracy`, `iterations` and `residual`.
+    **Returns:** the next state, and metrics: `loss`, `gradient_norm` (of the images), `rejected`,
+    and the method's own, such as `accuracy`, `iterations` and `residual`.
     """
     recipe = state.recipe
     images, labels = batch

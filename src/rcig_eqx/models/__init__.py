@@ -1,6 +1,6 @@
 """Networks as Equinox modules with a body and a head."""
 
-from ._conv import average_pool as average_pool, conv2d as conv2d
+from ._conv import average_pool as average_pool, conv2d as conv2d, softplus as softplus
 from ._convnet import (
     ConvBlock as ConvBlock,
     ConvNet as ConvNet,

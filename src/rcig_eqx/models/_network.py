@@ -31,7 +31,7 @@ class Head(eqx.Module):
         self.bias = jnp.zeros(num_classes, dtype)
 
     def __call__(self, features: Float[Array, "n features"]) -> Float[Array, "n classes"]:
-        return features @ self.kernel + self.bias
+        return features @ self.kernel + self.bias[None]
 
 
 class AbstractNetwork(eqx.Module):

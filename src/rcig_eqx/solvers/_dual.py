@@ -7,6 +7,8 @@ parameters.
 """
 
 import abc
+import itertools
+from collections.abc import Callable, Iterator
 
 import equinox as eqx
 import jax
@@ -21,7 +23,8 @@ from .._ridge import solve_dtype
 from ..models import AbstractNetwork, partition
 from ._cg import ConjugateGradient
 
-_BLOCK_ROWS = 250  # rows of the Jacobian formed together
+_BLOCK_ROWS = 250  # rows of the Jacobian multiplied together
+_JACOBIAN_NUMBERS = 40_000_000  # numbers of the Jacobian held at once
 
 
 class DualSolution(eqx.Module):
@@ -84,34 +87,89 @@ def dual_operator(linearization: Linearization, l2: float | Scalar) -> lx.Functi
 def dual_gram(model: AbstractNetwork, images: Float[Array, "n h w c"]) -> Float[Array, "m m"]:
     """J Jᵀ as a matrix `[n·classes, n·classes]`, image after image and class after class within.
 
-    The body's part is formed from its explicit Jacobian, in blocks of rows so that only one
-    triangle is computed; the head's is h hᵀ ⊗ I_C. Costs `classes` transpose passes over the
-    images and ½ (nC)² P multiply-adds for P body parameters, and holds nC·P numbers.
+    The body's part is formed from its explicit Jacobian, a group of parameters at a time so that
+    no more than about 40 million numbers of it are held, and in blocks of rows so that only one
+    triangle is computed; the head's part is h hᵀ ⊗ I_C. Costs `classes` transpose passes over the
+    images (more where a large layer is split) and ½ (nC)² P multiply-adds for P body parameters.
     """
     body, head = partition(model)
     parameters, static = eqx.partition(body, eqx.is_inexact_array)
+    leaves, structure = jax.tree.flatten(parameters)
     classes = model.head.kernel.shape[-1]
+    per_block = max(1, _BLOCK_ROWS // classes)
 
-    def rows(image: Array) -> PyTree:
-        def outputs(parameters: PyTree) -> Array:
+    def rows(image: Array, group: list[Array], put: Callable) -> list[Array]:
+        """The Jacobian of one image's outputs in one group, `[classes, numbers]` a leaf."""
+
+        def outputs(group: list[Array]) -> Array:
+            parameters = jax.tree.unflatten(structure, put(group))
             return eqx.combine(parameters, static, head)(image[None])[0]
 
-        logits, transpose = jax.vjp(outputs, parameters)
-        return jax.vmap(lambda e: transpose(e)[0])(jnp.eye(classes, dtype=logits.dtype))
+        logits, transpose = jax.vjp(outputs, group)
+        (J,) = jax.vmap(transpose)(jnp.eye(classes, dtype=logits.dtype))
+        return [leaf.reshape(classes, -1) for leaf in J]
 
-    size = max(1, _BLOCK_ROWS // classes)
-    blocks = [
-        [leaf.reshape(-1, leaf[0, 0].size) for leaf in jax.tree.leaves(jax.vmap(rows)(chunk))]
-        for chunk in (images[i : i + size] for i in range(0, len(images), size))
-    ]
+    h = model.features(images)
+    K = jnp.kron(h @ h.T, jnp.eye(classes, dtype=h.dtype))
+    for group, put in _parameter_groups(leaves, len(images) * classes):
+        K, images = jax.lax.optimization_barrier((K, images))  # one group's rows at a time
+        blocks = [
+            [
+                leaf.reshape(-1, leaf.shape[-1])
+                for leaf in jax.lax.map(
+                    lambda image: rows(image, group, put),  # noqa: B023
+                    images[i : i + per_block],
+                )
+            ]
+            for i in range(0, len(images), per_block)
+        ]
+        K = K + _symmetric_product(blocks)
+    return K
+
+
+def _symmetric_product(blocks: list[list[Array]]) -> Array:
+    """Σ J Jᵀ over the leaves, from blocks of rows: one triangle computed, the other mirrored."""
     lower = [
         [sum(a @ b.T for a, b in zip(J, L, strict=True)) for L in blocks[: i + 1]]
         for i, J in enumerate(blocks)
     ]
     order = range(len(blocks))
-    K = [[lower[i][j] if j <= i else lower[j][i].T for j in order] for i in order]
-    h = model.features(images)
-    return jnp.block(K) + jnp.kron(h @ h.T, jnp.eye(classes, dtype=h.dtype))
+    return jnp.block([[lower[i][j] if j <= i else lower[j][i].T for j in order] for i in order])
+
+
+def _parameter_groups(
+    leaves: list[Array], rows: int
+) -> Iterator[tuple[list[Array], Callable[[list[Array]], list[Array]]]]:
+    """Parts of the parameters whose Jacobian of `rows` rows fits the budget.
+
+    Yields each part with a function that puts it back among all the leaves. A leaf too large by
+    itself is split along its last axis. That axis comes first in a part: a weight's gradient is
+    then written as the matrix product makes it, where its transpose would cost a pass through
+    the whole Jacobian.
+    """
+    budget = max(1, _JACOBIAN_NUMBERS // rows)
+    groups: list[list[tuple[int, Array, int]]] = [[]]
+    room = budget
+    for index in reversed(range(len(leaves))):  # from the output on: short passes first
+        leaf = jnp.moveaxis(jnp.atleast_1d(leaves[index]), -1, 0)
+        for part in jnp.array_split(leaf, min(len(leaf), -(-leaf.size // budget))):
+            if groups[-1] and part.size > room:
+                groups.append([])
+                room = budget
+            start = sum(len(p) for group in groups for i, p, _ in group if i == index)
+            groups[-1].append((index, part, start))
+            room -= part.size
+    for group in groups:
+
+        def put(values: list[Array], group: list[tuple[int, Array, int]] = group) -> list[Array]:
+            whole = list(leaves)
+            for (index, part, start), value in zip(group, values, strict=True):
+                columns = (..., slice(start, start + len(part)))
+                there = jnp.atleast_1d(whole[index]).at[columns].set(jnp.moveaxis(value, 0, -1))
+                whole[index] = there.reshape(leaves[index].shape)
+            return whole
+
+        yield [part for _, part, _ in group], put
 
 
 def head_preconditioner(

@@ -1,0 +1,157 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("typer")
+
+from rcig_eqx import _cli, distill, load_result
+
+SMALL = ["--width", "2", "--depth", "1", "--batch-size", "6", "--method", "frepo"]
+FEW = ["--networks", "2", "--evaluation-steps", "3"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A data set of two classes, dark and bright, in a folder of .npz files."""
+    folder = tmp_path_factory.mktemp("data") / "shades"
+    folder.mkdir()
+    labels = np.arange(20) % 2
+    for seed, split in enumerate(("train", "test")):
+        noise = np.random.default_rng(seed).integers(0, 100, (20, 8, 8, 1))
+        images = (noise + 100 * labels[:, None, None, None]).astype(np.uint8)
+        np.savez(folder / split, images=images, labels=labels, class_names=["dark", "bright"])
+    return folder
+
+
+def run(*arguments: object) -> int | str | None:
+    with pytest.raises(SystemExit) as info:
+        _cli.main(list(map(str, arguments)))
+    return info.value.code
+
+
+@pytest.fixture(scope="module")
+def out(folder, tmp_path_factory):
+    """The folder of one whole run."""
+    out = tmp_path_factory.mktemp("runs") / "new" / "shades"
+    assert run("distill", folder, "-n", 2, "--steps", 3, *SMALL, *FEW, "--out", out) == 0
+    return out
+
+
+def test_distill_writes_a_set_a_picture_and_a_report(out, folder):
+    files = {"distilled.safetensors", "distilled.png", "evaluation.json"}
+    assert {path.name for path in out.iterdir()} == files
+    result = load_result(out / "distilled.safetensors")
+    assert result.coreset.images.shape == (4, 8, 8, 1)
+    assert result.class_names == ("dark", "bright")
+    assert result.recipe["dataset"] == str(folder)
+    assert result.recipe["model"] == {"name": "ConvNet", "width": 2, "depth": 1}
+    assert result.recipe["method"]["name"] == "frepo"
+    report = json.loads((out / "evaluation.json").read_text())
+    for numbers in (report, report["baseline"]):
+        assert len(numbers["accuracies"]) == 2
+        assert numbers["mean"] == pytest.approx(np.mean(numbers["accuracies"]))
+        assert numbers["std"] == pytest.approx(np.std(numbers["accuracies"], ddof=1))
+        assert numbers["per_class"].keys() == {"dark", "bright"}
+    assert report["recipe"] == result.recipe
+    assert (report["seed"], report["split"], report["steps"]) == (0, "test", 3)
+
+
+def test_evaluate_repeats_what_distill_measured(out, capsys, tmp_path):
+    json_ = tmp_path / "new" / "report.json"
+    file = out / "distilled.safetensors"
+    assert run("evaluate", file, "--networks", 2, "--steps", 3, "--json", json_) == 0
+    assert json.loads(json_.read_text()) == json.loads((out / "evaluation.json").read_text())
+    text = capsys.readouterr().out
+    for part in ("20 images of", "distilled set", "random real", "bright", f"Wrote {json_}"):
+        assert part in text
+
+
+def test_an_earlier_result_is_kept(out, folder, capsys):
+    before = (out / "distilled.safetensors").read_bytes()
+    assert run("distill", folder, *SMALL, "--out", out) == 2
+    assert "pass --overwrite or another --out" in capsys.readouterr().err
+    assert (out / "distilled.safetensors").read_bytes() == before
+
+
+def test_ctrl_c_keeps_the_result_so_far(folder, tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments, **options):
+        press = lambda report: os.kill(os.getpid(), signal.SIGINT)  # noqa: E731
+        return distill(*arguments, **options, callbacks=[press])
+
+    monkeypatch.setattr(_cli, "distill", interrupted)
+    monkeypatch.chdir(tmp_path)
+    assert run("distill", folder, "--steps", 50, *SMALL) == 130
+    text = capsys.readouterr().out
+    assert "Stopped after step 1 of 50. The result so far is kept" in text
+    out = tmp_path / "runs" / "shades-1ipc"
+    assert load_result(out / "distilled.safetensors").interrupted
+    assert not (out / "evaluation.json").exists()
+
+
+def test_ctrl_c_during_the_evaluation_keeps_the_result(folder, out, tmp_path, monkeypatch, capsys):
+    result = load_result(out / "distilled.safetensors")
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_cli, "distill", lambda *_, **__: result)
+    monkeypatch.setattr(_cli, "evaluate", interrupted)
+    options = [*SMALL, "--steps", 1, "--quiet", "--overwrite", "--out", tmp_path]
+    assert run("distill", folder, *options) == 130
+    assert "The distilled set is kept" in capsys.readouterr().out
+    assert (tmp_path / "distilled.png").exists()
+
+
+ERRORS = {
+    "unknown data": ("distill fasion_mnist", "Did you mean 'fashion_mnist'"),
+    "no such file": ("distill {folder}/none.npz", "check the path"),
+    "no test images": ("distill {folder}/train.npz", "--no-evaluate"),
+    "out is below a file": ("distill --out {folder}/train.npz/x", "Cannot write to .*another"),
+    "learning rate": ("distill --learning-rate -1", "make it positive"),
+    "no images": ("distill {folder} -n 0 --out {out}", "images_per_class is 0"),
+    "more than there are": ("distill {folder} -n 99 --batch-size 5 --out {out}", "too few"),
+    "batch": ("distill {folder} --out {out}", r"batch_size is 64: choose it in 1\.\.20"),
+    "depth": ("distill {folder} --batch-size 5 --depth 9 --out {out}", "smaller depth"),
+    "method": ("distill --method best", "'rcig', 'frepo'"),
+    "no result": ("evaluate {folder}/none", "does not exist"),
+    "damaged result": ("evaluate {folder}/train.npz", "damaged or no distilled set"),
+    "other data": ("evaluate {result} --data fashion_mnist_small", "the data set that was dist"),
+    "no split": ("evaluate {result} --split tset", "no split 'tset'.*--split"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors_are_one_line_and_exit_code_2(case, folder, out, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    arguments, says = ERRORS[case]
+    names = {"folder": folder, "out": tmp_path / "o", "result": out / "distilled.safetensors"}
+    assert run(*arguments.format(**names).split()) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    if case != "method":  # the command line's own are drawn in a box
+        assert error.startswith("Error: ")
+        assert error.count("\n") == 1
+    assert re.search(says, error), error
+
+
+def test_version_and_help(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out.startswith("rcig-eqx 0.")
+    for command in ("distill", "evaluate"):
+        assert run(command, "--help") == 0
+        assert "--networks" in capsys.readouterr().out
+
+
+def test_without_typer_the_extra_is_named():
+    code = "import sys; sys.modules['typer'] = None; from rcig_eqx._cli import main"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("pip install 'rcig-eqx[cli]'")
+    assert "Traceback" not in done.stderr

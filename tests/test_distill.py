@@ -1,0 +1,436 @@
+import math
+import os
+import signal
+import threading
+
+import equinox as eqx
+import grain
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+import rcig_eqx
+from rcig_eqx import (
+    Coreset,
+    DistillResult,
+    Evaluation,
+    Hypergradient,
+    PoolSchedule,
+    Recipe,
+    coreset_optimizer,
+    ema,
+    evaluate,
+    growing_average,
+    init,
+    real_coreset,
+    step,
+)
+from rcig_eqx._pool import get_member, new_member, new_pool, set_member, train_member, visit
+from rcig_eqx.data import Dataset, ImageFolder, apply_in_chunks, load, standardize, stream
+from rcig_eqx.methods import AbstractMethod, frepo, rcig
+from rcig_eqx.models import convnet_for
+from rcig_eqx.solvers import DualCG
+
+STEPS, BATCH = 5, 12
+network = convnet_for((14, 14, 1), 3, width=4, depth=1)
+traces: list[int] = []
+
+
+def counted(key):
+    traces.append(1)
+    return network(key)
+
+
+# One set of strategies, and so one compiled step, for most tests here.
+SAME = {
+    "images_per_class": 2,
+    "model": counted,
+    "method": rcig(),
+    "optimizer": coreset_optimizer(),
+    "pool": PoolSchedule(size=3, max_visit=2),
+    "average": growing_average(),
+    "batch_size": BATCH,
+    "progress": False,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def strict_rank():
+    """Every test here runs without implicit broadcasting, in every thread."""
+    before = jax.config.jax_numpy_rank_promotion  # pyright: ignore[reportAttributeAccessIssue]
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    yield
+    jax.config.update("jax_numpy_rank_promotion", before)
+
+
+def subset(split: str, per_class: int) -> Dataset:
+    """Three classes at half the size."""
+    whole = load("fashion_mnist_small", split)
+    chosen = np.concatenate([np.flatnonzero(whole.labels == c)[:per_class] for c in range(3)])
+    return Dataset(whole.images[chosen, ::2, ::2], whole.labels[chosen], whole.class_names[:3])
+
+
+@pytest.fixture(scope="module")
+def train():
+    return subset("train", 20)
+
+
+@pytest.fixture(scope="module")
+def test():
+    return subset("test", 10)
+
+
+def distill(train, *, seed: int = 0, steps: int = STEPS, **changed) -> DistillResult:
+    return rcig_eqx.distill(train, key=jr.key(seed), steps=steps, **(SAME | changed))
+
+
+@pytest.fixture(scope="module")
+def seen():
+    """What a callback saw of the run `result`."""
+    return {"steps": [], "iterates": [], "losses": [], "traces": [], "deleted": [], "results": []}
+
+
+@pytest.fixture(scope="module")
+def result(train, seen):
+    states = []
+
+    def look(report):
+        seen["steps"].append((report.step, report.steps))
+        seen["iterates"].append(np.asarray(jnp.copy(report.state.coreset.images)))
+        seen["losses"].append(float(report.metrics["loss"]))
+        seen["traces"].append(len(traces))
+        if states:
+            arrays = jax.tree.leaves(
+                eqx.filter((states[-1].coreset, states[-1].pool), eqx.is_array)
+            )
+            seen["deleted"].append([x.is_deleted() for x in arrays])
+        states.append(report.state)
+        seen["results"].append(report.result())
+
+    return distill(train, callbacks=(look,))
+
+
+def same_bytes(a, b) -> bool:
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
+
+
+def sets(result: DistillResult) -> tuple[Coreset, Coreset, Coreset]:
+    return result.coreset, result.last, result.baseline
+
+
+def test_a_result_describes_itself(result, train):
+    assert result.coreset.images.shape == (6, 14, 14, 1)
+    assert result.coreset.images.dtype == result.coreset.labels.dtype == jnp.float32
+    assert result.class_names == train.class_names
+    assert not result.interrupted
+    assert result.recipe["steps_done"] == result.recipe["steps"] == STEPS
+    assert result.recipe["model"] == {"name": "ConvNet", "width": 4, "depth": 1}
+    assert result.recipe["method"]["name"] == "rcig"
+    assert {"loss", "accuracy", "residual", "seconds", "rejected"} <= result.history.keys()
+    assert all(len(series) == STEPS for series in result.history.values())
+    assert (np.diff(result.history["seconds"]) > 0).all()
+    assert not same_bytes(result.last, result.baseline)
+    pixels = result.baseline.preprocess.inverse(result.baseline.images)
+    near = np.abs(np.asarray(pixels)[0] - train.images / 255).max((1, 2, 3)).min()
+    assert near < 1e-5  # the baseline's images are images of the set
+
+
+def test_callbacks_see_every_step(result, seen):
+    assert seen["steps"] == [(number, STEPS) for number in range(1, STEPS + 1)]
+    np.testing.assert_allclose(seen["losses"], result.history["loss"], rtol=1e-6)
+
+
+def test_nothing_is_traced_after_the_first_step(result, seen):
+    assert len(set(seen["traces"])) == 1
+
+
+def test_the_state_gives_its_memory_to_the_next(result, seen):
+    assert all(all(deleted) for deleted in seen["deleted"])
+
+
+def test_a_result_of_earlier_outlives_later_steps(result, seen, tmp_path):
+    early = seen["results"][1]
+    assert early.recipe["steps_done"] == 2
+    assert early.interrupted
+    np.testing.assert_array_equal(early.last.images, seen["iterates"][1])
+    assert same_bytes(seen["results"][-1].coreset, result.coreset)
+    early.save(tmp_path / "early")
+
+
+def test_the_result_is_the_average_of_the_iterates(result, seen):
+    s, n = 9, STEPS
+    weights = [math.comb(i + s - 1, s) / math.comb(n + s, s + 1) for i in range(1, n + 1)]
+    assert sum(weights) == pytest.approx(1)
+    expected = sum(w * x for w, x in zip(weights, seen["iterates"], strict=True))
+    np.testing.assert_allclose(result.coreset.images, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_same_key_same_bytes(result, train):
+    again, other = distill(train), distill(train, seed=1)
+    assert same_bytes(sets(again), sets(result))
+    assert again.history["loss"].tobytes() == result.history["loss"].tobytes()
+    assert not same_bytes(other.coreset, result.coreset)
+
+
+def test_a_pair_of_arrays_is_as_good_as_a_dataset(result, train):
+    pair = distill((np.asarray(train.images), jnp.asarray(train.labels)))
+    assert same_bytes(sets(pair), sets(result))
+    assert pair.class_names == ("0", "1", "2")
+
+
+def test_the_loop_is_nothing_but_init_and_step(result, train):
+    coreset_key, _, init_key, stream_key = jr.split(jr.key(0), 4)
+    preprocess = standardize(train.images)
+    start = real_coreset(train, 2, preprocess, key=coreset_key)
+    recipe = Recipe(SAME["method"], network, SAME["optimizer"], SAME["pool"], SAME["average"])
+    state = init(start, recipe, key=init_key)
+    images = apply_in_chunks(preprocess, train.images)
+    seed = int(jr.bits(stream_key, dtype=jnp.uint32))
+    batches = stream((images, train.labels), BATCH, seed=seed)
+    advance, metrics = eqx.filter_jit(step), {}
+    for _ in range(STEPS):
+        x, y = next(batches)
+        state, metrics = advance(state, (jnp.asarray(x), jnp.asarray(y)))
+    assert int(state.step) == STEPS
+    np.testing.assert_allclose(state.coreset.images, result.last.images, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(state.average.labels, result.coreset.labels, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], result.history["loss"][-1], rtol=1e-5)
+
+
+def test_true_from_a_callback_ends_the_run(train):
+    stopped = distill(train, callbacks=[lambda report: None, lambda report: report.step == 2])
+    assert stopped.interrupted
+    assert stopped.recipe["steps_done"] == 2
+    assert len(stopped.history["loss"]) == 2
+
+
+def press_ctrl_c(times: int):
+    def callback(report):
+        if report.step == 2:
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    return callback
+
+
+def test_ctrl_c_returns_what_there_is(train):
+    before = signal.getsignal(signal.SIGINT)
+    stopped = distill(train, callbacks=[press_ctrl_c(1)])
+    assert stopped.interrupted
+    assert stopped.recipe["steps_done"] == len(stopped.history["loss"]) == 2
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_twice_abandons_the_run(train):
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        distill(train, callbacks=[press_ctrl_c(2)])
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_another_thread_can_distill(result, train):
+    done = []
+    thread = threading.Thread(target=lambda: done.append(distill(train)))
+    thread.start()
+    thread.join()
+    assert same_bytes(done[0].coreset, result.coreset)
+
+
+def test_noise_in_place_of_images(result, train):
+    noisy = distill(train, initialization="noise", steps=1)
+    assert same_bytes(noisy.baseline, result.baseline)
+    images = np.asarray(noisy.last.images)
+    assert abs(images.mean()) < 0.1
+    assert images.std() == pytest.approx(1, abs=0.1)
+
+
+def pairs(train: Dataset):
+    return list(zip(train.images, train.labels, strict=True))
+
+
+@pytest.mark.parametrize("form", ["pairs", "dictionaries"])
+def test_a_grain_dataset(form, train):
+    source = grain.MapDataset.source(pairs(train))
+    if form == "dictionaries":
+        source = source.map(lambda pair: {"image": pair[0], "label": pair[1]})
+    streamed = distill(source, steps=2)
+    assert streamed.coreset.images.shape == (6, 14, 14, 1)
+    assert np.isfinite(streamed.history["loss"]).all()
+    assert same_bytes(distill(source, steps=2).coreset, streamed.coreset)
+
+
+def test_frepo_on_a_folder_of_colour_images_which_are_whitened_and_mirrored(tmp_path):
+    Image = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i in range(8):
+            pixels = rng.integers(0, 256, (8, 6, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    colours = distill(
+        ImageFolder(tmp_path),
+        steps=2,
+        batch_size=5,
+        method=frepo(),
+        model=convnet_for((8, 6, 3), 2, 2, 1),
+    )
+    assert colours.class_names == ("cat", "dog")
+    assert type(colours.coreset.preprocess).__name__ == "ZCA"
+    assert colours.coreset.flip
+    images, labels = colours.coreset.support()
+    assert images.shape == (8, 8, 6, 3)
+    np.testing.assert_array_equal(images[4:], images[:4, :, ::-1])
+    np.testing.assert_array_equal(labels[4:], labels[:4])
+    assert colours.recipe["method"]["name"] == "frepo"
+    assert "residual" not in colours.history
+    assert np.isfinite(colours.history["loss"]).all()
+    moved = np.abs(np.asarray(colours.last.images - colours.baseline.images)).max()
+    assert 0 < moved < 1
+
+
+def test_x64_changes_no_dtype(train, test):
+    x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64  # pyright: ignore
+    with x64(True):
+        wide = distill(train, steps=2)
+        evaluate(wide, test, key=jr.key(0), num_networks=1, steps=2, progress=False)
+    for leaf in jax.tree.leaves((wide.coreset, wide.last, wide.baseline)):
+        assert leaf.dtype == jnp.float32
+    assert np.isfinite(wide.history["loss"]).all()
+
+
+@pytest.mark.parametrize("method", [rcig(), rcig(margin=True, solver=DualCG()), frepo()], ids=repr)
+def test_no_implicit_dtype_promotion(method, result):
+    # Not the whole step: optax itself promotes.
+    images, targets = result.baseline.images, jax.nn.one_hot(jnp.array([0, 1, 2] * 2), 3)
+    with jax.numpy_dtype_promotion("strict"):
+        hypergradient = eqx.filter_eval_shape(
+            method.hypergradient, network(jr.key(0)), result.coreset, images, targets
+        )
+    assert {x.dtype for x in jax.tree.leaves(hypergradient.gradient)} == {jnp.dtype("float32")}
+
+
+class broken(AbstractMethod):
+    """A hypergradient that is not a number."""
+
+    def hypergradient(self, model, coreset, images, targets):
+        return Hypergradient(jnp.ones(()), jax.tree.map(lambda x: x * jnp.nan, coreset), {})
+
+
+def test_hypergradients_that_are_not_finite_are_rejected(train):
+    with pytest.warns(RuntimeWarning, match=r"no finite hypergradient.*learning rate.*l2_rate"):
+        nothing = distill(train, method=broken(), steps=100)
+    assert nothing.interrupted
+    assert nothing.history["rejected"].all()
+    assert len(nothing.history["rejected"]) < 20
+    assert same_bytes(nothing.last, nothing.baseline)
+    np.testing.assert_allclose(nothing.coreset.images, nothing.baseline.images, rtol=1e-6)
+
+
+# The pool
+
+
+def test_a_member_ages_and_is_replaced():
+    schedule = PoolSchedule(size=2, max_steps=3, min_visit=2, max_visit=2, learning_rate=1e-2)
+    X, y = jr.normal(jr.key(1), (6, 14, 14, 1)), jnp.eye(3)[jnp.arange(6) % 3]
+    go = eqx.filter_jit(lambda m, key: visit(m, X, y, network, schedule, key=key))
+    member = new_member(network, schedule, key=jr.key(0))
+    once = go(member, jr.key(2))
+    assert int(once.age) == 2
+    assert not same_bytes(once.model, member.model)
+    twice = go(once, jr.key(3))
+    assert int(twice.age) == 0
+    _, fresh_key = jr.split(jr.key(3))
+    assert same_bytes(twice.model, network(fresh_key))
+    assert all(not np.asarray(x).any() for x in jax.tree.leaves(twice.opt_state))
+
+    loss = lambda m: float(jnp.mean((m.model(X) - y) ** 2))  # noqa: E731
+    trained = eqx.filter_jit(train_member)(member, X, y, 20, schedule)
+    assert int(trained.age) == 20
+    assert loss(trained) < loss(member)
+
+
+def test_one_member_is_put_and_got():
+    pool = new_pool(network, PoolSchedule(size=3), key=jr.key(0))
+    member = new_member(network, PoolSchedule(), key=jr.key(9))
+    changed = set_member(pool, jnp.array(1), member)
+    assert same_bytes(get_member(changed, jnp.array(1)), member)
+    for i in (0, 2):
+        assert same_bytes(get_member(changed, jnp.array(i)), get_member(pool, jnp.array(i)))
+
+
+# Averages
+
+
+def average(weight, xs):
+    value = 0.0
+    for count, x in enumerate(xs):
+        value += float(weight(jnp.asarray(count))) * (x - value)
+    return value
+
+
+def test_averages_in_closed_form():
+    xs, n = [3.0, -1.0, 4.0, 1.0, -5.0, 9.0], 6
+    decay = 0.9
+    weights = np.array([(1 - decay) * decay ** (n - 1 - i) for i in range(n)]) / (1 - decay**n)
+    assert average(ema(decay), xs) == pytest.approx(weights @ xs, rel=1e-4)
+    s = 4
+    weights = [math.comb(i + s - 1, s) / math.comb(n + s, s + 1) for i in range(1, n + 1)]
+    assert average(growing_average(float(s)), xs) == pytest.approx(np.dot(weights, xs), rel=1e-4)
+    assert average(growing_average(0.0), xs) == pytest.approx(np.mean(xs), rel=1e-4)
+
+
+# Evaluation
+
+
+@pytest.fixture(scope="module")
+def report(result, test):
+    return evaluate(result, test, key=jr.key(0), num_networks=2, steps=20, learning_rate=3e-3,
+                    at_once=1, progress=False)  # fmt: skip
+
+
+def test_an_evaluation_adds_up(report, test):
+    for each in (report, report.baseline):
+        assert each.steps == 20
+        assert each.accuracies.shape == (2,)
+        assert ((each.accuracies >= 0) & (each.accuracies <= 1)).all()
+        np.testing.assert_allclose(each.per_class.mean(1), each.accuracies)  # classes are equal
+    assert report.baseline.baseline is None
+    assert report.mean > 0.4  # of three classes
+    assert "random real" in str(report)
+    assert all(name in str(report) for name in test.class_names)
+
+
+def test_mean_and_std():
+    one = Evaluation(np.array([0.5]), np.array([[0.5]]), ("a",), 1)
+    assert (one.mean, one.std) == (0.5, 0.0)
+    two = Evaluation(np.array([0.4, 0.6]), np.array([[0.4], [0.6]]), ("a",), 1)
+    assert two.mean == pytest.approx(0.5)
+    assert two.std == pytest.approx(math.sqrt(0.02))
+    assert str(two).startswith("distilled set   50.00% ± 14.14%")
+
+
+def test_networks_together_are_as_in_turn(report, result, test):
+    together = evaluate(
+        result, test, key=jr.key(0), num_networks=2, steps=20, learning_rate=3e-3, at_once=2,
+        progress=False,
+    )  # fmt: skip
+    np.testing.assert_allclose(together.accuracies, report.accuracies, atol=0.04)
+
+
+def test_a_coreset_alone_on_batches_and_a_class_never_tested(result, test):
+    part = (test.images[:20], test.labels[:20])  # two of three classes
+    alone = evaluate(
+        result.coreset, part, key=jr.key(0), model=network, num_networks=1, steps=3, batch_size=4,
+        progress=False,
+    )  # fmt: skip
+    assert alone.baseline is None
+    missing = evaluate(
+        result, part, key=jr.key(0), model=network, num_networks=1, steps=3, batch_size=4,
+        progress=False,
+    )  # fmt: skip
+    assert missing.class_names == result.class_names
+    assert np.isnan(missing.per_class[:, 2]).all()
+    np.testing.assert_array_equal(missing.accuracies, alone.accuracies)

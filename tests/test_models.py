@@ -1,0 +1,116 @@
+"""Networks: counts, shapes, both convolution formulations, and the body/head split."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from rcig_eqx import ConvNet, convnet_for, partition
+from rcig_eqx.models import average_pool, conv2d, count_parameters, softplus
+
+
+def test_patches_equal_lax_convolution(monkeypatch):
+    """Values, both Jacobian products and the second derivative that the hypergradient takes."""
+    keys = jr.split(jr.key(0), 4)
+    x, dx = jr.normal(keys[0], (2, 7, 6, 3)), jr.normal(keys[1], (2, 7, 6, 3))
+    w, dw = jr.normal(keys[2], (3, 3, 3, 4)), jr.normal(keys[3], (3, 3, 3, 4))
+
+    def everything(x, w):
+        f = lambda x, w: conv2d(x, w, padding=3) ** 2  # noqa: E731
+        y, tangent = jax.jvp(f, (x, w), (dx, dw))
+        second = jax.grad(lambda x: jnp.sum(jax.jvp(lambda w: f(x, w), (w,), (dw,))[1] ** 2))(x)
+        return y, tangent, jax.grad(lambda w: jnp.sum(f(x, w) ** 2))(w), second
+
+    results = []
+    for formulation in ("patches", "lax"):
+        monkeypatch.setattr("rcig_eqx.models._conv.conv_formulation", lambda f=formulation: f)
+        results.append(jax.jit(lambda x, w: everything(x, w))(x, w))
+    for a, b in zip(*results, strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3 * float(jnp.abs(b).max()))
+
+
+def test_softplus_and_its_derivatives():
+    x = jnp.array([-200.0, -3.0, -1e-3, 0.0, 1e-3, 3.0, 200.0])
+    np.testing.assert_allclose(softplus(x), jax.nn.softplus(x), rtol=1e-6)
+    np.testing.assert_allclose(jax.vmap(jax.grad(softplus))(x), jax.nn.sigmoid(x), rtol=1e-6)
+    second = jax.vmap(jax.grad(jax.grad(softplus)))(x)
+    np.testing.assert_allclose(second, jax.nn.sigmoid(x) * jax.nn.sigmoid(-x), rtol=1e-5, atol=1e-7)
+
+
+def test_average_pool_drops_an_odd_edge():
+    x = jnp.arange(25.0).reshape(1, 5, 5, 1)
+    expected = np.array([[3.0, 5.0], [13.0, 15.0]])
+    np.testing.assert_array_equal(average_pool(x)[0, :, :, 0], expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "width", "depth", "features"),
+    [
+        ((28, 28, 1), 10, 32, 3, 4 * 4 * 128),  # padded by 3: 28 becomes 32
+        ((32, 32, 3), 100, 128, 3, 4 * 4 * 512),
+        ((64, 64, 3), 200, 16, 4, 4 * 4 * 128),
+        ((12, 20, 2), 3, 5, 2, 3 * 5 * 10),
+    ],
+)
+def test_counts_and_shapes(shape, classes, width, depth, features):
+    model = convnet_for(shape, classes, width=width, depth=depth)(jr.key(0))
+    channels = [shape[2], *(width * 2**i for i in range(depth))]
+    convolutions = sum(9 * i * o + o for i, o in zip(channels, channels[1:], strict=False))
+    assert count_parameters(model) == convolutions + features * classes + classes
+    images = jnp.zeros((2, *shape))
+    assert eqx.filter_eval_shape(model, images).shape == (2, classes)
+    assert eqx.filter_eval_shape(model.features, images).shape == (2, features)
+
+
+def test_matches_a_network_written_out(monkeypatch):
+    monkeypatch.setattr("rcig_eqx.models._conv.conv_formulation", lambda: "lax")
+    model = ConvNet(
+        in_channels=1, image_size=28, num_classes=4, width=3, depth=2, softplus=60.0, key=jr.key(0)
+    )
+    images = jr.normal(jr.key(1), (2, 28, 28, 1))
+    x = np.asarray(images)
+    for block, padding in zip(model.blocks, (3, 1), strict=True):
+        x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))
+        x = np.einsum("nijckl,klco->nijo", windows, block.kernel) + np.asarray(block.bias)
+        x = np.log1p(np.exp(-np.abs(60 * x))) / 60 + np.maximum(x, 0)
+        x = (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4
+    expected = x.reshape(2, -1) @ np.asarray(model.head.kernel) + np.asarray(model.head.bias)
+    np.testing.assert_allclose(model(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_partition_is_kernel_against_the_rest():
+    model = convnet_for((8, 8, 1), 3, width=2, depth=2)(jr.key(0))
+    body, head = partition(model)
+    assert [leaf.shape for leaf in jax.tree.leaves(head)] == [model.head.kernel.shape]
+    assert body.head.kernel is None
+    assert body.head.bias is not None
+    assert eqx.tree_equal(eqx.combine(body, head), model)
+
+
+def test_lecun_normal_kernels_and_zero_biases():
+    model = convnet_for((32, 32, 3), 10, width=64)(jr.key(0))
+    for kernel, fan_in in [(b.kernel, 9 * b.kernel.shape[2]) for b in model.blocks] + [
+        (model.head.kernel, model.head.kernel.shape[0])
+    ]:
+        np.testing.assert_allclose(float(kernel.std()), fan_in**-0.5, rtol=0.05)
+        assert abs(float(kernel.mean())) < 0.1 * fan_in**-0.5
+    assert all(not block.bias.any() for block in model.blocks)
+    assert not model.head.bias.any()
+
+
+def test_parameters_stay_float32_with_x64_on():
+    with jax.enable_x64(True):
+        model = convnet_for((8, 8, 1), 3, width=2, depth=1)(jr.key(0))
+        assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {np.dtype("float32")}
+
+
+def test_paper_depths_and_activations():
+    for size, depth, softplus_at in ((28, 3, 60.0), (32, 3, 60.0), (64, 4, None), (128, 5, None)):
+        model = convnet_for((size, size, 3), 2, width=1)(jr.key(0))
+        assert len(model.blocks) == depth
+        assert {block.softplus for block in model.blocks} == {softplus_at}

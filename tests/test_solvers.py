@@ -1,0 +1,214 @@
+"""Linearisation, ridge head, losses and dual solvers, each against its dense closed form."""
+
+import equinox as eqx
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import jax.random as jr
+import lineax as lx
+import numpy as np
+import pytest
+
+from rcig_eqx import (
+    convnet_for,
+    inner_loss,
+    kernel_ridge,
+    label_margin,
+    linearize,
+    mse_loss,
+    platt_loss,
+    ridge_head,
+)
+from rcig_eqx.solvers import (
+    ConjugateGradient,
+    DualCG,
+    DualCholesky,
+    dual_gram,
+    dual_operator,
+    head_preconditioner,
+)
+
+N, CLASSES = 6, 3
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A small network with random biases, images, and its explicit Jacobian [n·classes, P]."""
+    model = convnet_for((8, 8, 1), CLASSES, width=3, depth=2, softplus=5.0)(jr.key(0))
+    model = jax.tree.map(lambda x: x + 0.1 * jr.normal(jr.key(1), x.shape), model)
+    images = jr.normal(jr.key(2), (N, 8, 8, 1))
+    theta, unravel = jax.flatten_util.ravel_pytree(model)
+    J = jax.jit(jax.jacrev(lambda t: unravel(t)(images).ravel()))(theta)
+    return model, images, J, unravel
+
+
+def close(a, b, rtol=1e-4):
+    np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * float(np.abs(b).max()))
+
+
+def test_linearization_products(network):
+    model, images, J, unravel = network
+
+    @jax.jit
+    def products(theta, u):
+        at = linearize(model, images)
+        return at.jvp(unravel(theta)), at.vjp(u), at.features
+
+    theta, u = jr.normal(jr.key(3), (J.shape[1],)), jr.normal(jr.key(4), (N, CLASSES))
+    tangent, cotangent, features = products(theta, u)
+    close(tangent, (J @ theta).reshape(N, CLASSES))
+    assert jax.tree.structure(cotangent) == jax.tree.structure(model)
+    close(jax.flatten_util.ravel_pytree(cotangent)[0], J.T @ u.ravel())
+    close(features, model.features(images))
+
+
+def test_linearization_is_centred(network):
+    model, images, *_ = network
+    zero = jax.tree.map(jnp.zeros_like, model)
+    assert not linearize(model, images).jvp(zero).any()
+    assert jnp.abs(model(images)).max() > 0.1
+
+
+@pytest.mark.parametrize("block_rows", [3, 9, 1000])
+def test_dual_gram_and_operator(network, monkeypatch, block_rows):
+    """Blocks of one image, of three with two left over, and all at once."""
+    model, images, J, _ = network
+    monkeypatch.setattr("rcig_eqx.solvers._dual._BLOCK_ROWS", block_rows)
+    K = jax.jit(dual_gram)(model, images)
+    close(K, J @ J.T)
+    operator = dual_operator(linearize(model, images), 0.7)
+    u = jr.normal(jr.key(5), (N, CLASSES))
+    close(operator.mv(u).ravel(), (J @ J.T + 0.7 * jnp.eye(N * CLASSES)) @ u.ravel())
+
+
+def test_head_preconditioner(network):
+    model, images, *_ = network
+    h = model.features(images)
+    u = jr.normal(jr.key(6), (N, CLASSES))
+    got = head_preconditioner(h, 0.5, CLASSES).mv(u)
+    close(got, jnp.linalg.solve(h @ h.T + 0.5 * jnp.eye(N), u), rtol=1e-3)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("solver", [DualCholesky(), DualCG(rtol=1e-5)])
+def test_dual_solvers(network, solver, warm):
+    model, images, J, _ = network
+    b, l2 = jr.normal(jr.key(7), (N, CLASSES)), 0.05
+    exact = jnp.linalg.solve(J @ J.T + l2 * jnp.eye(b.size), b.ravel()).reshape(b.shape)
+
+    @eqx.filter_jit
+    def solve(y0):
+        return solver.prepare(model, images, linearize(model, images), l2).solve(b, y0)
+
+    cold = solve(None)
+    solution = solve(exact) if warm else cold
+    assert solution.value.dtype == b.dtype
+    close(solution.value, exact, rtol=2e-3)
+    assert solution.residual < 1e-4
+    assert solution.result == lx.RESULTS.successful
+    if isinstance(solver, DualCG) and warm:
+        assert solution.num_steps < cold.num_steps
+
+
+def test_dual_cg_reports_its_cap(network):
+    model, images, *_ = network
+    system = DualCG(rtol=1e-6, max_steps=2).prepare(model, images, linearize(model, images), 1e-3)
+    solution = system.solve(jnp.ones((N, CLASSES)))
+    assert solution.num_steps == 2
+    assert solution.residual > 1e-6
+    assert solution.result == lx.RESULTS.max_steps_reached
+
+
+def spd(n, condition):
+    Q = np.linalg.qr(np.random.default_rng(0).normal(size=(n, n)))[0]
+    return jnp.asarray((Q * np.geomspace(1, 1 / condition, n)) @ Q.T, jnp.float32)
+
+
+@pytest.mark.parametrize("preconditioned", [False, True])
+@pytest.mark.parametrize("condition", [1.0, 10.0, 1e3])
+def test_conjugate_gradient(condition, preconditioned):
+    A = spd(30, condition)
+    operator = lx.MatrixLinearOperator(A, lx.positive_semidefinite_tag)
+    inverse = lx.MatrixLinearOperator(jnp.linalg.inv(A), lx.positive_semidefinite_tag)
+    options = {"preconditioner": inverse} if preconditioned else {}
+    b = jr.normal(jr.key(0), (3, 30))
+
+    @jax.jit
+    @jax.vmap
+    def solve(b):
+        solution = lx.linear_solve(operator, b, ConjugateGradient(rtol=1e-4), options=options)
+        return solution.value, solution.stats["num_steps"], solution.stats["residual"]
+
+    x, steps, residual = solve(b)
+    true_residual = jnp.linalg.norm(b - x @ A, axis=1) / jnp.linalg.norm(b, axis=1)
+    assert jnp.all(residual <= 1e-4)
+    np.testing.assert_allclose(residual, true_residual, atol=5e-5)  # the recurrence's drift
+    if preconditioned or condition == 1.0:
+        assert jnp.all(steps <= 3)
+
+
+def test_conjugate_gradient_limits():
+    A = spd(5, 10.0)
+    operator = lx.MatrixLinearOperator(A, lx.positive_semidefinite_tag)
+    zero = lx.linear_solve(operator, jnp.zeros(5), ConjugateGradient())
+    assert not zero.value.any()
+    assert zero.stats["num_steps"] == 0
+    nan = lx.linear_solve(operator, jnp.full(5, jnp.nan), ConjugateGradient(), throw=False)
+    assert nan.result == lx.RESULTS.breakdown
+    with pytest.raises(ValueError, match="positive_semidefinite_tag"):
+        lx.linear_solve(lx.MatrixLinearOperator(A), jnp.ones(5), ConjugateGradient())
+
+
+def test_conjugate_gradient_can_be_differentiated():
+    """Through lineax's implicit rule: d/db of sum(A⁻¹ b) is A⁻¹ 1."""
+    A = spd(5, 10.0)
+
+    def total(b):
+        operator = lx.MatrixLinearOperator(A, lx.positive_semidefinite_tag)
+        return jnp.sum(lx.linear_solve(operator, b, ConjugateGradient(rtol=1e-6)).value)
+
+    close(jax.grad(total)(jnp.ones(5)), jnp.linalg.solve(A, jnp.ones(5)), rtol=1e-3)
+
+
+def test_ridge():
+    h, y = jr.normal(jr.key(0), (7, 20)), jr.normal(jr.key(1), (7, CLASSES))
+    alpha = jax.jit(kernel_ridge)(h @ h.T, y, 0.3)
+    close(alpha, jnp.linalg.solve(h @ h.T + 0.3 * jnp.eye(7), y), rtol=1e-3)
+    primal = jnp.linalg.solve(h.T @ h + 0.3 * jnp.eye(20), h.T @ y)
+    close(ridge_head(h, y, 0.3), primal, rtol=1e-3)
+
+
+def test_ridge_in_float64_is_more_exact_and_casts_back():
+    """An ill-conditioned kernel, where float32 loses what the wider solve keeps."""
+    rng = np.random.default_rng(0)
+    h = (rng.normal(size=(30, 30)) * np.geomspace(1, 1e-3, 30)).astype(np.float32)
+    y = rng.normal(size=(30, 2)).astype(np.float32)
+    K = h @ h.T
+    exact = np.linalg.solve(K.astype(np.float64) + 1e-6 * np.eye(30), y)
+    with pytest.raises(ValueError, match="jax_enable_x64"):
+        kernel_ridge(jnp.asarray(K), jnp.asarray(y), 1e-6, dtype=jnp.float64)
+    with jax.enable_x64(True):
+        wide = kernel_ridge(jnp.asarray(K), jnp.asarray(y), 1e-6, dtype=jnp.float64)
+        narrow = kernel_ridge(jnp.asarray(K), jnp.asarray(y), 1e-6)
+    assert wide.dtype == narrow.dtype == jnp.float32
+    error = lambda x: np.linalg.norm(x - exact) / np.linalg.norm(exact)  # noqa: E731
+    assert error(wide) < 1e-6
+    assert error(narrow) > 1e-3
+
+
+def test_losses():
+    f = jnp.array([[2.0, -1.0, 0.5], [0.0, 0.0, 3.0]])
+    t = jax.nn.one_hot(jnp.array([0, 1]), 3)
+    theta = {"a": jnp.array([1.0, 2.0]), "b": jnp.array([[3.0]])}
+    close(inner_loss(f, t, theta, 0.1), 0.5 * jnp.sum((t - f) ** 2) + 0.05 * 14)
+    scaled = 2.0 * f
+    cross_entropy = -jnp.mean(jnp.sum(t * jax.nn.log_softmax(scaled), -1))
+    close(platt_loss(f, t, jnp.log(2.0)), cross_entropy)
+    close(mse_loss(f, t, jnp.zeros(())), 0.5 * jnp.mean(jnp.sum((f - t + 1 / 3) ** 2, -1)))
+
+
+def test_label_margin():
+    y = jnp.array([[0.5, 0.45, 0.0, 0.0], [0.9, 0.0, 0.0, 0.0]])
+    close(label_margin(y), (0.05 + 1 / 8) / 2)
+    slope = jax.grad(label_margin)(y)
+    close(slope, jnp.array([[0.5, -0.5, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]))
