@@ -12,6 +12,7 @@ import jax.random as jr
 import numpy as np
 
 from rcig_eqx import convnet_for, data, real_coreset
+from rcig_eqx._backend import compiler_options
 from rcig_eqx._distill import versions
 from rcig_eqx._pool import PoolSchedule, new_member, train_member
 
@@ -39,10 +40,13 @@ def setting(images_per_class: int, batch_size: int, *, width: int = 32, pool_ste
     return member.model, coreset, images, targets
 
 
-def compile_and_time(function: Callable, *args: Any, repeats: int = 7):
+def compile_and_time(
+    function: Callable, *args: Any, repeats: int = 7, default_schedule: bool = False
+):
     """Compile, then run: `(result, compile seconds, median seconds, quartiles, temporary MB)`."""
+    options = {} if default_schedule else compiler_options()
     began = time.perf_counter()
-    compiled = jax.jit(function).lower(*args).compile()
+    compiled = jax.jit(function, compiler_options=options).lower(*args).compile()
     compile_seconds = time.perf_counter() - began
     result = jax.block_until_ready(compiled(*args))
     seconds = []

@@ -29,9 +29,7 @@ def truncated_hypergradient(
     """Direct plus implicit gradient of the reparameterised problem (paper, Algorithm 1)."""
     l2 = l2_rate * len(coreset.labels)
     parameters = eqx.filter(model, eqx.is_inexact_array)
-    is_body = eqx.tree_at(
-        lambda m: m.head.kernel, jax.tree.map(lambda _: True, parameters), False
-    )
+    is_body = eqx.tree_at(lambda m: m.head.kernel, jax.tree.map(lambda _: True, parameters), False)
     body_of = lambda theta: jax.tree.map(  # noqa: E731
         lambda x, keep: x if keep else jnp.zeros_like(x), theta, is_body
     )
@@ -86,7 +84,5 @@ def truncated_hypergradient(
         return direct - slope
 
     X_bar, y_bar = jax.grad(through_images, argnums=(0, 1))(coreset.images, coreset.labels)
-    gradient = eqx.tree_at(
-        lambda c: (c.images, c.labels), direct, (X_bar, direct.labels + y_bar)
-    )
+    gradient = eqx.tree_at(lambda c: (c.images, c.labels), direct, (X_bar, direct.labels + y_bar))
     return Hypergradient(value, gradient, {"accuracy": accuracy(f_T, targets)})

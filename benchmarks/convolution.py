@@ -12,9 +12,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from _common import compile_and_time, print_header
 
 import rcig_eqx.models._conv as conv
+from _common import compile_and_time, print_header
 from rcig_eqx import convnet_for, linearize
 
 

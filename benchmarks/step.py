@@ -17,9 +17,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+
 from _common import compile_and_time, cosine, print_header, setting
 from _truncated import truncated_hypergradient
-
 from rcig_eqx import exact_hypergradient, head_hypergradient, linearize
 from rcig_eqx._pool import PoolSchedule, new_member, train_member
 from rcig_eqx.models import convnet_for
@@ -60,6 +60,7 @@ def main():
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--pool-steps", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--default-schedule", action="store_true", help="XLA's own on CPU")
     args = parser.parse_args()
     print_header(
         f"Hypergradient at {args.images_per_class} images per class, outer batch "
@@ -83,7 +84,7 @@ def main():
     print(f"{'step':<28}{'seconds':>9}{'quartiles':>16}{'temp MB':>9}{'cosine':>10}{'compile':>9}")
     for name, step in steps.items():
         result, compile_s, median, (low, high), megabytes = compile_and_time(
-            step, *problem, repeats=args.repeats
+            step, *problem, repeats=args.repeats, default_schedule=args.default_schedule
         )
         angle = cosine(result.gradient.images, exact)
         print(

@@ -108,7 +108,8 @@ def test_equals_finite_differences(problem):
     result = eqx.filter_jit(exact_hypergradient)(model, coreset, images, targets, l2_rate=L2_RATE)
     for seed in range(3):
         direction = jax.tree.map(
-            lambda x: jr.normal(jr.key(seed), x.shape, x.dtype), coreset  # noqa: B023
+            lambda x: jr.normal(jr.key(seed), x.shape, x.dtype),
+            coreset,  # noqa: B023
         )
         step = 1e-6
         ahead, behind = (
@@ -184,5 +185,3 @@ def test_works_under_vmap_over_networks(problem):
         alone = solve(jax.tree.map(lambda x: x[i], models))  # noqa: B023
         got = jax.tree.map(lambda x: x[i], together)  # noqa: B023
         assert relative_error(got.gradient, alone.gradient) < 1e-10
-
-

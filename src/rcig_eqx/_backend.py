@@ -24,3 +24,15 @@ def conv_formulation() -> Literal["patches", "lax"]:
 def networks_at_once(num_networks: int) -> int:
     """How many evaluation networks to train together by `vmap`: one on CPU, all elsewhere."""
     return 1 if jax.default_backend() == "cpu" else num_networks
+
+
+def compiler_options() -> dict[str, str]:
+    """Options for `jit` of a whole step.
+
+    XLA's CPU compiler by default orders work for concurrency, and then keeps temporaries of
+    independent parts at once: up to twice the memory for no time gained at these sizes
+    (`benchmarks/step.py` shows either with `--default-schedule`).
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}

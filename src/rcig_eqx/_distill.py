@@ -1,6 +1,7 @@
 """Algorithm 1 as one call: batches in, a distilled set out."""
 
 import contextlib
+import functools
 import importlib.metadata
 import signal
 import threading
@@ -18,6 +19,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PRNGKeyArray
 
+from ._backend import compiler_options
 from ._coreset import (
     Coreset,
     Initialization,
@@ -159,8 +161,13 @@ def distill(
     return result(state, history)
 
 
-# Here and not in the loop, so that a second run with the very same strategies compiles nothing.
-_advance = eqx.filter_jit(lambda batch, state: step(state, batch), donate="all-except-first")
+@functools.cache  # so that a second run with the very same strategies compiles nothing
+def _compiled_step() -> Callable[[Any, State], tuple[State, dict[str, Array]]]:
+    return eqx.filter_jit(
+        lambda batch, state: step(state, batch),
+        donate="all-except-first",
+        compiler_options=compiler_options(),
+    )
 
 
 def _loop(
@@ -189,7 +196,9 @@ def _loop(
     with _interruptible() as interrupted:
         for number in range(1, steps + 1):
             images, labels = next(batches)
-            state, metrics = _advance((jnp.asarray(images), jnp.asarray(labels, jnp.int32)), state)
+            state, metrics = _compiled_step()(
+                (jnp.asarray(images), jnp.asarray(labels, jnp.int32)), state
+            )
             if pending:
                 record(*pending)
             pending = (number, metrics)

@@ -23,7 +23,8 @@ class PoolSchedule(eqx.Module):
       steps between the two. The paper's is one; the authors' code takes 1 to 15, and so does the
       default, since the pool is then mixed after hundreds of iterations instead of thousands.
     - `learning_rate`: Adam's, on the mean-squared error of the current distilled set, with the
-      network's own (not linearised) dynamics.
+      network's own (not linearised) dynamics. The authors' code has 5e-5; the default's networks
+      learn more features within their 100 steps, and the distilled sets are better for it.
     """
 
     size: int = 30

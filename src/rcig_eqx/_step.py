@@ -53,20 +53,17 @@ class State(eqx.Module):
 
 
 def coreset_optimizer(
-    learning_rate: optax.ScalarOrSchedule = 0.01,
-    temperature_learning_rate: optax.ScalarOrSchedule | None = None,
+    learning_rate: optax.ScalarOrSchedule = 0.03,
+    temperature_learning_rate: optax.ScalarOrSchedule = 0.03,
 ) -> optax.GradientTransformation:
-    """AdaBelief for images and labels, and at ten times the rate for log τ (paper, appendix C).
+    """AdaBelief, with one rate for images and labels and one for log τ (paper, appendix C).
 
-    The paper's rates are 0.003 and 0.03; the default here reaches the same accuracy in a third
-    of the steps. Either may be an optax schedule.
+    The paper's rates are 0.003 and 0.03; the default's tenfold larger first one goes further in
+    short runs. Either may be an optax schedule.
     """
     for rate in (learning_rate, temperature_learning_rate):
         if isinstance(rate, int | float) and rate <= 0:
             raise ValueError(f"A learning rate of {rate} learns nothing: make it positive.")
-    if temperature_learning_rate is None:
-        rate = learning_rate
-        temperature_learning_rate = (lambda t: 10 * rate(t)) if callable(rate) else 10 * rate
     where = lambda c: (c.images, c.labels, c.log_temperature)  # noqa: E731
     return optax.partition(
         {

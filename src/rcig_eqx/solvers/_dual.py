@@ -112,7 +112,7 @@ def dual_gram(model: AbstractNetwork, images: Float[Array, "n h w c"]) -> Float[
     h = model.features(images)
     K = jnp.kron(h @ h.T, jnp.eye(classes, dtype=h.dtype))
     for group, put in _parameter_groups(leaves, len(images) * classes):
-        K, images = jax.lax.optimization_barrier((K, images))  # one group's rows at a time
+        images = images + 0.0 * K[0, 0]  # one group at a time
         blocks = [
             [
                 leaf.reshape(-1, leaf.shape[-1])
