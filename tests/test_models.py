@@ -1,5 +1,7 @@
 """Networks: counts, shapes, both convolution formulations, and the body/head split."""
 
+import itertools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -59,7 +61,7 @@ def test_average_pool_drops_an_odd_edge():
 def test_counts_and_shapes(shape, classes, width, depth, features):
     model = convnet_for(shape, classes, width=width, depth=depth)(jr.key(0))
     channels = [shape[2], *(width * 2**i for i in range(depth))]
-    convolutions = sum(9 * i * o + o for i, o in zip(channels, channels[1:], strict=False))
+    convolutions = sum(9 * i * o + o for i, o in itertools.pairwise(channels))
     assert count_parameters(model) == convolutions + features * classes + classes
     images = jnp.zeros((2, *shape))
     assert eqx.filter_eval_shape(model, images).shape == (2, classes)

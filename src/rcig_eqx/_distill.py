@@ -166,7 +166,7 @@ def _compiled_step() -> Callable[[Any, State], tuple[State, dict[str, Array]]]:
     return eqx.filter_jit(
         lambda batch, state: step(state, batch),
         donate="all-except-first",
-        compiler_options=compiler_options(),
+        compiler_options=compiler_options(),  # pyright: ignore[reportCallIssue]
     )
 
 

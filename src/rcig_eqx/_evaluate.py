@@ -255,7 +255,7 @@ def train_network(
 
     start = (parameters, optimizer.init(parameters))
     (parameters, _), _ = jax.lax.scan(step, start, jr.split(key, steps))
-    return eqx.combine(parameters, static)
+    return eqx.combine(parameters, static)  # pyright: ignore[reportReturnType]
 
 
 def correct(

@@ -128,7 +128,8 @@ def step(
     # A network that gave no finite hypergradient is due for replacement.
     age = jnp.where(finite, member.age, recipe.schedule.max_steps)
     member = Member(member.model, member.opt_state, age)
-    member = visit(member, *coreset.support(), recipe.make_model, recipe.schedule, key=visit_key)
+    X_S, y_S = coreset.support()
+    member = visit(member, X_S, y_S, recipe.make_model, recipe.schedule, key=visit_key)
     metrics = {
         "loss": result.value,
         "rejected": ~finite,

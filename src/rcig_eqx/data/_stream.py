@@ -73,13 +73,10 @@ def sample(train: ImageFolder | grain.MapDataset, count: int, *, seed: int) -> D
     source = grain.MapDataset.source(train) if isinstance(train, ImageFolder) else train
     some = source.seed(seed).map(_as_pair).shuffle()[:count].to_iter_dataset(_FROM_DISK)
     images, labels = zip(*some, strict=True)
-    folder = train if isinstance(train, ImageFolder) else None
-    return Dataset.from_arrays(
-        np.stack(images),
-        np.stack(labels),
-        folder and folder.class_names,
-        name=folder.name if folder else "custom",
-    )
+    names, name = None, "custom"
+    if isinstance(train, ImageFolder):
+        names, name = train.class_names, train.name
+    return Dataset.from_arrays(np.stack(images), np.stack(labels), names, name=name)
 
 
 class _ShuffledBatches:

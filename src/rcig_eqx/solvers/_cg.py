@@ -96,8 +96,8 @@ def _product(operator: lx.AbstractLinearOperator | None) -> Callable[[PyTree], P
 
 
 def _dot(a: PyTree, b: PyTree) -> Scalar:
-    products = jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum(x * y), a, b))
-    return sum(products[1:], start=products[0])
+    products = jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)
+    return jax.tree.reduce(jnp.add, products)
 
 
 def _axpy(scale: Scalar, x: PyTree, y: PyTree) -> PyTree:

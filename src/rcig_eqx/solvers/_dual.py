@@ -7,7 +7,6 @@ parameters.
 """
 
 import abc
-import itertools
 from collections.abc import Callable, Iterator
 
 import equinox as eqx
@@ -130,7 +129,7 @@ def dual_gram(model: AbstractNetwork, images: Float[Array, "n h w c"]) -> Float[
 def _symmetric_product(blocks: list[list[Array]]) -> Array:
     """Σ J Jᵀ over the leaves, from blocks of rows: one triangle computed, the other mirrored."""
     lower = [
-        [sum(a @ b.T for a, b in zip(J, L, strict=True)) for L in blocks[: i + 1]]
+        [sum((a @ b.T for a, b in zip(J, L, strict=True)), jnp.zeros(())) for L in blocks[: i + 1]]
         for i, J in enumerate(blocks)
     ]
     order = range(len(blocks))
