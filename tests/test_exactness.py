@@ -10,8 +10,16 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from rcig_eqx import ConvNet, Coreset, mse_loss, partition, platt_loss, ridge_head
-from rcig_eqx.methods import exact_hypergradient
+from rcig_eqx import (
+    ConvNet,
+    Coreset,
+    label_margin,
+    mse_loss,
+    partition,
+    platt_loss,
+    ridge_head,
+)
+from rcig_eqx.methods import exact_hypergradient, frepo, head_hypergradient, rcig
 from rcig_eqx.solvers import DualCG, DualCholesky
 
 N, CLASSES, BATCH, SIZE = 4, 3, 5, 8
@@ -185,3 +193,37 @@ def test_works_under_vmap_over_networks(problem):
         alone = solve(jax.tree.map(lambda x: x[i], models))  # noqa: B023
         got = jax.tree.map(lambda x: x[i], together)  # noqa: B023
         assert relative_error(got.gradient, alone.gradient) < 1e-10
+
+
+@pytest.mark.parametrize("outer_loss", [platt_loss, mse_loss])
+def test_head_only_equals_autodiff_through_primal_ridge(problem, outer_loss):
+    """The head's normal equations, H × H, against the n × n kernel system of the library."""
+    model, coreset, images, targets = problem
+    h_T = model.features(images)
+
+    def loss(coreset):
+        h = model.features(coreset.images)
+        A = h.T @ h + L2_RATE * N * jnp.eye(h.shape[1])
+        f_T = h_T @ jnp.linalg.solve(A, h.T @ coreset.labels)
+        return outer_loss(f_T, targets, coreset.log_temperature)
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(coreset)
+    result = eqx.filter_jit(head_hypergradient)(
+        model, coreset, images, targets, l2_rate=L2_RATE, outer_loss=outer_loss
+    )
+    np.testing.assert_allclose(result.value, value, rtol=1e-10)
+    assert relative_error(result.gradient.images, gradient.images) < 1e-8
+    assert relative_error(result.gradient.labels, gradient.labels) < 1e-8
+
+
+@pytest.mark.parametrize("method", [rcig, frepo])
+def test_margin_is_subtracted_from_the_outer_loss(problem, method):
+    model, coreset, images, targets = problem
+    plain, less = (
+        eqx.filter_jit(method(margin=margin).hypergradient)(model, coreset, images, targets)
+        for margin in (False, True)
+    )
+    margin, slope = jax.value_and_grad(label_margin)(coreset.labels)
+    np.testing.assert_allclose(less.value, plain.value - margin, rtol=1e-12)
+    np.testing.assert_allclose(less.gradient.labels, plain.gradient.labels - slope, rtol=1e-12)
+    np.testing.assert_array_equal(less.gradient.images, plain.gradient.images)

@@ -110,6 +110,28 @@ def test_dual_solvers(network, solver, warm):
         assert solution.num_steps < cold.num_steps
 
 
+def test_dual_solvers_of_nothing(network):
+    """b = 0: x = 0 and no residual, by either route."""
+    model, images, *_ = network
+    for solver in (DualCholesky(), DualCG()):
+        system = solver.prepare(model, images, linearize(model, images), 0.1)
+        solution = system.solve(jnp.zeros((N, CLASSES)))
+        assert not solution.value.any()
+        assert solution.residual == 0
+
+
+@pytest.mark.parametrize("dtype", [None, "float64"])
+def test_dual_cholesky_keeps_dtypes_with_x64_on(network, dtype):
+    model, images, *_ = network
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        b = jnp.ones((N, CLASSES), jnp.float32)
+        assert dual_gram(model, images).dtype == jnp.float32
+        system = DualCholesky(dtype).prepare(model, images, linearize(model, images), 0.1)
+        solution = system.solve(b)
+    assert solution.value.dtype == jnp.float32
+    assert solution.residual < (1e-12 if dtype else 1e-4)
+
+
 def test_dual_cg_reports_its_cap(network):
     model, images, *_ = network
     system = DualCG(rtol=1e-6, max_steps=2).prepare(model, images, linearize(model, images), 1e-3)
@@ -117,6 +139,7 @@ def test_dual_cg_reports_its_cap(network):
     assert solution.num_steps == 2
     assert solution.residual > 1e-6
     assert solution.result == lx.RESULTS.max_steps_reached
+    assert not solution.converged
 
 
 def spd(n, condition):

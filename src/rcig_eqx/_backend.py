@@ -1,14 +1,17 @@
-"""Every choice that depends on the hardware, in one place.
+"""The choices that depend on the hardware, in one place.
 
-Measured on two x86 cores (`benchmarks/convolution.py`); the GPU and TPU side follows the
-vendors' convolutions and is unmeasured.
+Measured on two x86 cores (`benchmarks/convolution.py`, `benchmarks/step.py`); what holds for GPU
+and TPU follows the vendors' convolutions and is unmeasured. All go by JAX's default backend when
+a function is first traced, not by where its arrays are.
 """
 
-from typing import Literal
+import functools
+from collections.abc import Callable
+from typing import Literal, ParamSpec, TypeVar
 
 import jax
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+P, R = ParamSpec("P"), TypeVar("R")
 
 
 def conv_formulation() -> Literal["patches", "lax"]:
@@ -36,3 +39,14 @@ def compiler_options() -> dict[str, str]:
     if jax.default_backend() != "cpu":
         return {}
     return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+
+
+def full_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a function's matrix products in full float32, where GPU and TPU would round them."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        with jax.default_matmul_precision("highest"):
+            return function(*args, **kwargs)
+
+    return wrapped

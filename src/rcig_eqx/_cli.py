@@ -261,7 +261,7 @@ def check_writable(folder: Path) -> None:
 
 def evaluation_key(seed: int):
     """Fresh networks share nothing with those of the run of the same seed."""
-    return jr.fold_in(jr.key(seed), 1)
+    return jr.fold_in(jr.key(seed), 2**31)  # small numbers would repeat keys of jr.split
 
 
 def write_report(

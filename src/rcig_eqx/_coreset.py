@@ -1,5 +1,7 @@
 """ψ: the distilled images, their learned labels, and the Platt temperature."""
 
+import functools
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import equinox as eqx
@@ -81,7 +83,8 @@ def check_initialization(name: str) -> None:
         )
 
 
-def ema(decay: float):
+@functools.cache
+def ema(decay: float) -> Callable[[Array], Array]:
     """Weights of an exponential moving average with bias correction (0.99 in the authors' code).
 
     Returns a function from the number of iterates averaged so far to the weight of the next.
@@ -91,7 +94,8 @@ def ema(decay: float):
     return lambda count: (1 - decay) / (1 - decay ** (count + 1.0))
 
 
-def growing_average(sharpness: float = 9.0):
+@functools.cache
+def growing_average(sharpness: float = 9.0) -> Callable[[Array], Array]:
     """Weights of an average whose window grows with the run: about the last 1/(sharpness+1).
 
     Polynomial-decay averaging (Shamir and Zhang, 2013): forgets the start however long the run,

@@ -40,6 +40,7 @@ from .data import (
     default_preprocess,
     sample,
     stream,
+    to_state,
 )
 from .methods import AbstractMethod, rcig
 from .models import AbstractNetwork, ConvNet, convnet_for
@@ -104,11 +105,15 @@ def distill(
     coreset_key, noise_key, init_key, stream_key = jr.split(key, 4)
     seed = int(jr.bits(stream_key, dtype=jnp.uint32))
     train = Dataset.from_arrays(*train) if isinstance(train, tuple) else train
+    images_per_class, steps, batch_size = map(int, (images_per_class, steps, batch_size))
     if batch_size > len(train):
         raise ValueError(f"batch_size is {batch_size}: choose it in 1..{len(train)}, the images.")
-    in_memory = train if isinstance(train, Dataset) else None
-    seen = train if isinstance(train, Dataset) else sample(train, 10_000, seed=seed)
+    if isinstance(train, Dataset):
+        seen = train
+    else:
+        seen = sample(train, 10_000, at_least=images_per_class, seed=seed)
     preprocess = preprocess or default_preprocess(seen.images)
+    to_state(preprocess)  # can it be saved?
     if flip is None:
         flip = seen.image_shape[2] == 3 and images_per_class * seen.num_classes <= _FLIP_UP_TO
 
@@ -122,12 +127,12 @@ def distill(
         average or growing_average(),
     )
     check_model(recipe.make_model, baseline)
-    if in_memory is None:
-        transform = eqx.filter_jit(preprocess)
-        batches = ((transform(x), y) for x, y in stream(train, batch_size, seed=seed))
+    if isinstance(train, Dataset) and not isinstance(train.images, np.memmap):
+        images = apply_in_chunks(preprocess, train.images)
+        batches = stream((images, train.labels), batch_size, seed=seed)
     else:
-        images = apply_in_chunks(preprocess, in_memory.images)
-        batches = stream((images, in_memory.labels), batch_size, seed=seed)
+        raw = stream(train, batch_size, seed=seed)
+        batches = _preprocessed(raw, preprocess, seen.num_classes)
 
     settings = {
         "dataset": seen.name,
@@ -137,6 +142,9 @@ def distill(
         "initialization": initialization,
         "method": describe(recipe.method),
         "model": describe_model(recipe.make_model),
+        "flip": flip,
+        "preprocess": type(preprocess).__name__,
+        "key": np.asarray(jr.key_data(key)).tolist(),
         "pool": describe(recipe.schedule),
         "versions": versions(),
     }
@@ -181,35 +189,51 @@ def _loop(
     """Run the steps. Metrics are read one step late, so that the device never waits for us."""
     history: dict[str, list[float]] = {}
     began = time.perf_counter()
-    number = rejected = 0
+    number = rejected = missed = 0
 
     def record(number: int, metrics: dict[str, Array]) -> None:
-        nonlocal rejected
+        nonlocal rejected, missed
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
         numbers["seconds"] = time.perf_counter() - began
         for name, value in numbers.items():
             history.setdefault(name, []).append(value)
         rejected = rejected + 1 if numbers["rejected"] else 0
+        missed += numbers.get("converged") == 0
         bar.update(number, steps, numbers)
 
     pending: tuple[int, dict[str, Array]] | None = None
+
+    def flush() -> None:
+        nonlocal pending
+        if pending:
+            record(*pending)
+        pending = None
+
+    def so_far() -> DistillResult:
+        flush()
+        return result(state, history)
+
     with _interruptible() as interrupted:
         for number in range(1, steps + 1):
             images, labels = next(batches)
             state, metrics = _compiled_step()(
                 (jnp.asarray(images), jnp.asarray(labels, jnp.int32)), state
             )
-            if pending:
-                record(*pending)
+            flush()
             pending = (number, metrics)
-            # Bound late on purpose: a state of earlier has given its memory away.
-            so_far = lambda: result(state, history)  # noqa: B023, E731
             report = Progress(number, steps, metrics, state, so_far)
             stop = [callback(report) for callback in callbacks]
             if any(stop) or interrupted() or rejected >= _GIVE_UP_AFTER:
                 break
-        if pending:
-            record(*pending)
+        flush()
+    if missed:
+        warnings.warn(
+            f"The dual solve stopped at its cap in {missed} of {number} steps, the worst relative "
+            f"residual {max(history['residual']):.1e}: the hypergradients there were not exact. "
+            "Raise max_steps, as in method=methods.rcig(solver=DualCG(max_steps=500)).",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     if rejected >= _GIVE_UP_AFTER:
         warnings.warn(
             f"Stopped after step {number}: {rejected} steps in a row had no finite hypergradient. "
@@ -219,6 +243,20 @@ def _loop(
             stacklevel=3,
         )
     return state, history
+
+
+def _preprocessed(
+    batches: Iterator[Any], preprocess: AbstractPreprocess, num_classes: int
+) -> Iterator[tuple[Array, np.ndarray]]:
+    """Batches of a set on disk, preprocessed on the device; their labels are seen here first."""
+    transform = eqx.filter_jit(preprocess)
+    for images, labels in batches:
+        if labels.max() >= num_classes:
+            raise ValueError(
+                f"A label is {labels.max()}, but the images looked at before the run had "
+                f"{num_classes} classes: pass a Dataset or an ImageFolder, which name them all."
+            )
+        yield transform(images), labels
 
 
 @contextlib.contextmanager
@@ -333,7 +371,7 @@ def describe(strategy: eqx.Module) -> dict[str, Any]:
 
 
 def _name(value: Any) -> str:
-    return getattr(value, "__name__", repr(value))
+    return getattr(value, "__name__", type(value).__name__)
 
 
 def versions() -> dict[str, str]:

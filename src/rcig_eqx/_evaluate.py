@@ -120,7 +120,7 @@ def evaluate(
     sets = [coreset]
     if isinstance(distilled, DistillResult):
         sets.append(distilled.baseline)
-    steps = steps or default_steps(len(coreset.support()[0]))
+    steps = steps or default_steps(len(coreset.images))
     at_once = min(at_once or networks_at_once(num_networks), num_networks)
     images = jnp.asarray(apply_in_chunks(coreset.preprocess, test.images))
     labels = jnp.asarray(test.labels, jnp.int32)
@@ -209,7 +209,10 @@ def _report(
 
 
 def default_steps(num_distilled: int) -> int:
-    """Training steps of an evaluation: 1000 for ten distilled images, else 2000 (appendix C)."""
+    """Training steps of an evaluation: 1000 for ten distilled images, else 2000 (appendix C).
+
+    Mirrored copies are not counted.
+    """
     return 1000 if num_distilled <= 10 else 2000
 
 

@@ -59,4 +59,4 @@ def label_margin(labels: Float[Array, "n classes"]) -> Scalar:
 
 def squared_norm(tree: PyTree) -> Scalar:
     """The sum of squares of every number in a pytree."""
-    return sum((jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)), start=jnp.zeros(()))
+    return jax.tree.reduce(jnp.add, jax.tree.map(lambda leaf: jnp.sum(leaf**2), tree))

@@ -36,6 +36,8 @@ class PoolSchedule(eqx.Module):
     def __check_init__(self):
         if self.size < 1 or self.max_steps < 1:
             raise ValueError("A pool needs size and max_steps of at least 1.")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}: it must be positive.")
         if not 0 <= self.min_visit <= self.max_visit:
             raise ValueError(
                 f"0 <= min_visit <= max_visit must hold; got {self.min_visit}, {self.max_visit}."

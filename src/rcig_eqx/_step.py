@@ -1,5 +1,6 @@
 """One iteration of Algorithm 1: its state, and the pure function that advances it."""
 
+import functools
 from collections.abc import Callable
 
 import equinox as eqx
@@ -52,6 +53,7 @@ class State(eqx.Module):
     recipe: Recipe
 
 
+@functools.cache  # the same strategy object twice is compiled once
 def coreset_optimizer(
     learning_rate: optax.ScalarOrSchedule = 0.03,
     temperature_learning_rate: optax.ScalarOrSchedule = 0.03,
@@ -112,7 +114,8 @@ def step(
 
     targets = jax.nn.one_hot(labels, state.coreset.num_classes, dtype=images.dtype)
     result = recipe.method.hypergradient(member.model, state.coreset, images, targets)
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(result)]))
+    matters = jax.tree.leaves((result.value, result.gradient))
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in matters]))
     updates, opt_state = recipe.optimizer.update(
         result.gradient,
         state.opt_state,

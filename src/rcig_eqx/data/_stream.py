@@ -65,18 +65,24 @@ def stream(
     return iter(grain.MapDataset.source(source).to_iter_dataset(_IN_MEMORY))
 
 
-def sample(train: ImageFolder | grain.MapDataset, count: int, *, seed: int) -> Dataset:
-    """Up to `count` random images of a set on disk, in memory.
+def sample(
+    train: ImageFolder | grain.MapDataset, count: int, *, at_least: int, seed: int
+) -> Dataset:
+    """About `count` random images of a set on disk, in memory.
 
-    Class names are the folder's, or the numbers of the labels seen.
+    Of a folder, as many of each class, and `at_least` so many where there are; its class names
+    are kept. Of a grain dataset, `count` of all; the classes are the numbers of the labels seen.
     """
-    source = grain.MapDataset.source(train) if isinstance(train, ImageFolder) else train
-    some = source.seed(seed).map(_as_pair).shuffle()[:count].to_iter_dataset(_FROM_DISK)
-    images, labels = zip(*some, strict=True)
-    names, name = None, "custom"
     if isinstance(train, ImageFolder):
-        names, name = train.class_names, train.name
-    return Dataset.from_arrays(np.stack(images), np.stack(labels), names, name=name)
+        rng = np.random.default_rng(seed)
+        each = max(at_least, count // len(train.class_names))
+        members = [np.flatnonzero(train.labels == c) for c in range(len(train.class_names))]
+        chosen = np.concatenate([rng.permutation(m)[:each] for m in members])
+        images = np.stack([train[i][0] for i in chosen])
+        return Dataset(images, train.labels[chosen], train.class_names, train.name)
+    some = train.seed(seed).map(_as_pair).shuffle()[:count].to_iter_dataset(_FROM_DISK)
+    images, labels = zip(*some, strict=True)
+    return Dataset.from_arrays(np.stack(images), np.stack(labels))
 
 
 class _ShuffledBatches:

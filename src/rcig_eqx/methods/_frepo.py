@@ -8,7 +8,14 @@ from .._coreset import Coreset
 from .._losses import mse_loss, platt_loss
 from .._ridge import ridge_head
 from ..models import AbstractNetwork
-from ._method import AbstractMethod, Hypergradient, OuterLoss, accuracy, subtract_margin
+from ._method import (
+    AbstractMethod,
+    Hypergradient,
+    OuterLoss,
+    accuracy,
+    check_l2_rate,
+    subtract_margin,
+)
 
 
 def head_hypergradient(
@@ -49,6 +56,9 @@ class frepo(AbstractMethod):
     outer_loss: OuterLoss = mse_loss
     dtype: DTypeLike | None = eqx.field(static=True, default=None)
     margin: bool = False
+
+    def __check_init__(self):
+        check_l2_rate(self.l2_rate)
 
     def hypergradient(self, model, coreset, images, targets):
         result = head_hypergradient(

@@ -56,3 +56,9 @@ def subtract_margin(result: Hypergradient, coreset: Coreset) -> Hypergradient:
         eqx.tree_at(lambda c: c.labels, result.gradient, replace_fn=lambda g: g - gradient),
         result.stats,
     )
+
+
+def check_l2_rate(l2_rate: float) -> None:
+    """Raise `ValueError` unless the ridge problem has one solution."""
+    if not l2_rate > 0:
+        raise ValueError(f"l2_rate is {l2_rate}: it must be positive, such as 5e-4.")

@@ -5,16 +5,25 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._backend import full_precision
 from .._coreset import Coreset
 from .._linearize import linearize
 from .._losses import platt_loss
-from ..models import AbstractNetwork
+from ..models import AbstractNetwork, count_parameters
 from ..solvers import AbstractDualSolver, DualCG, DualCholesky
-from ._method import AbstractMethod, Hypergradient, OuterLoss, accuracy, subtract_margin
+from ._method import (
+    AbstractMethod,
+    Hypergradient,
+    OuterLoss,
+    accuracy,
+    check_l2_rate,
+    subtract_margin,
+)
 
 _AT_ONCE = 16  # distilled images differentiated together
 
 
+@full_precision
 def exact_hypergradient(
     model: AbstractNetwork,
     coreset: Coreset,
@@ -49,11 +58,15 @@ def exact_hypergradient(
     - `solver`: for the dual system; by size if `None`, as [`choose_dual_solver`][].
 
     **Returns:** a `Hypergradient` whose `stats` hold `accuracy`, `iterations` (products spent by
-    both solves, 0 for a factorisation) and `residual` (the larger relative residual).
+    both solves, 0 for a factorisation), `residual` (the larger relative residual) and `converged`
+    (whether both solves reached their tolerance).
+
+    Matrix products run in full float32 on every backend: a residual says nothing about an
+    operator that was rounded itself.
     """
     (X_S, y_S), mirror_transpose = jax.vjp(lambda c: c.support(), coreset)
     if solver is None:
-        solver = choose_dual_solver(y_S.size)
+        solver = choose_dual_solver(y_S.size, count_parameters(model))
     l2 = l2_rate * len(y_S)
     at_S = linearize(model, X_S)
     system = solver.prepare(model, X_S, at_S, l2)
@@ -87,20 +100,24 @@ def exact_hypergradient(
         "accuracy": accuracy(f_T, targets),
         "iterations": alpha.num_steps + beta.num_steps,
         "residual": jnp.maximum(alpha.residual, beta.residual),
+        "converged": alpha.converged & beta.converged,
     }
     return Hypergradient(value, gradient, stats)
 
 
-def choose_dual_solver(unknowns: int) -> AbstractDualSolver:
-    """The dual solver for a number of unknowns (images × classes), mirrored images counted.
+def choose_dual_solver(unknowns: int, parameters: int) -> AbstractDualSolver:
+    """The dual solver for so many unknowns (images × classes, mirrors counted) and parameters.
 
-    Up to 200, conjugate gradients need so few products that forming the matrix does not pay; up
-    to 2,000 they need many, and Cholesky is faster and exact; above, the matrix costs too much.
-    Measured at 100 and 1,000 unknowns (`benchmarks/step.py`); beyond, by arithmetic.
+    Up to 200 unknowns, conjugate gradients need so few products that forming the matrix does not
+    pay; up to 2,000 they need many, and Cholesky is faster and exact. Where the Jacobian has more
+    than 4e8 numbers, forming the matrix takes too many passes, and conjugate gradients are left.
+    Measured at 100 and 1,000 unknowns and width 32 (`benchmarks/step.py`); beyond, by arithmetic.
     """
-    if 200 < unknowns <= 2000:
+    if unknowns <= 200:
+        return DualCG()
+    if unknowns <= 2000 and unknowns * parameters <= 4e8:
         return DualCholesky()
-    return DualCG() if unknowns <= 200 else DualCG(rtol=1e-4, max_steps=200)
+    return DualCG(rtol=1e-4, max_steps=200)
 
 
 class rcig(AbstractMethod):
@@ -114,6 +131,9 @@ class rcig(AbstractMethod):
     outer_loss: OuterLoss = platt_loss
     solver: AbstractDualSolver | None = None
     margin: bool = False
+
+    def __check_init__(self):
+        check_l2_rate(self.l2_rate)
 
     def hypergradient(self, model, coreset, images, targets):
         result = exact_hypergradient(

@@ -38,6 +38,8 @@ class AbstractNetwork(eqx.Module):
     """A network split into a body and a head.
 
     Subclass it to distil with a network of your own: give it a `head` and a `features` method.
+    The features of an image must not depend on the other images of the batch, and every inexact
+    array counts as a parameter.
     """
 
     head: eqx.AbstractVar[Head]

@@ -7,6 +7,7 @@ parameters.
 """
 
 import abc
+import functools
 from collections.abc import Callable, Iterator
 
 import equinox as eqx
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import jax.scipy as jsp
 import lineax as lx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, PyTree, Scalar
+from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from .._linearize import Linearization
 from .._ridge import solve_dtype
@@ -29,14 +30,19 @@ _JACOBIAN_NUMBERS = 40_000_000  # numbers of the Jacobian held at once
 class DualSolution(eqx.Module):
     """A solution of the dual system, with what it cost and how good it is.
 
-    `residual` is ‖b − (J Jᵀ + λI) x‖ / ‖b‖; `num_steps` the products spent, 0 for a direct
-    solve; `result` lineax's result code.
+    `residual` is ‖b − (J Jᵀ + λI) x‖ / ‖b‖, for conjugate gradients that of the recurrence;
+    `num_steps` the products spent, 0 for a direct solve; `result` lineax's result code.
     """
 
     value: Float[Array, "n classes"]
     num_steps: Int[Array, ""]
     residual: Scalar
     result: lx.RESULTS
+
+    @property
+    def converged(self) -> Bool[Array, ""]:
+        """Whether the solver did what was asked of it."""
+        return self.result == lx.RESULTS.successful
 
 
 class DualSystem(eqx.Module):
@@ -66,8 +72,9 @@ class DualSystem(eqx.Module):
         x = solution.value.reshape(b.shape).astype(b.dtype)
         steps = solution.stats.get("num_steps")
         if steps is None:
-            error = b.reshape(shape) - self.operator.mv(x.reshape(shape)).astype(b.dtype)
-            residual = jnp.linalg.norm(error) / jnp.linalg.norm(b)
+            error = b.reshape(shape) - self.operator.mv(solution.value).astype(b.dtype)
+            size = jnp.linalg.norm(b)
+            residual = jnp.linalg.norm(error) / jnp.where(size > 0, size, 1)
             return DualSolution(x, jnp.zeros((), jnp.int32), residual, solution.result)
         return DualSolution(x, steps, solution.stats["residual"], solution.result)
 
@@ -111,7 +118,9 @@ def dual_gram(model: AbstractNetwork, images: Float[Array, "n h w c"]) -> Float[
     h = model.features(images)
     K = jnp.kron(h @ h.T, jnp.eye(classes, dtype=h.dtype))
     for group, put in _parameter_groups(leaves, len(images) * classes):
-        images = images + 0.0 * K[0, 0]  # one group at a time
+        # A data dependence, so that no two groups' rows are held at once: XLA's CPU pipeline
+        # drops an optimization_barrier before it schedules.
+        images = images + 0.0 * K[0, 0]
         blocks = [
             [
                 leaf.reshape(-1, leaf.shape[-1])
@@ -126,10 +135,14 @@ def dual_gram(model: AbstractNetwork, images: Float[Array, "n h w c"]) -> Float[
     return K
 
 
+def _outer(a: Array, b: Array) -> Array:
+    return a @ b.T
+
+
 def _symmetric_product(blocks: list[list[Array]]) -> Array:
     """Σ J Jᵀ over the leaves, from blocks of rows: one triangle computed, the other mirrored."""
     lower = [
-        [sum((a @ b.T for a, b in zip(J, L, strict=True)), jnp.zeros(())) for L in blocks[: i + 1]]
+        [functools.reduce(jnp.add, map(_outer, J, L)) for L in blocks[: i + 1]]
         for i, J in enumerate(blocks)
     ]
     order = range(len(blocks))
@@ -208,6 +221,9 @@ class DualCholesky(AbstractDualSolver):
 
     dtype: DTypeLike | None = eqx.field(static=True, default=None)
 
+    def __check_init__(self):
+        solve_dtype(self.dtype, jnp.zeros(()))
+
     def prepare(self, model, images, linearization, l2):
         K = dual_gram(model, images)
         K = K.astype(solve_dtype(self.dtype, K))
@@ -229,6 +245,9 @@ class DualCG(AbstractDualSolver):
 
     rtol: float = eqx.field(static=True, default=1e-3)
     max_steps: int = eqx.field(static=True, default=100)
+
+    def __check_init__(self):
+        ConjugateGradient(self.rtol, self.max_steps)
 
     def prepare(self, model, images, linearization, l2):
         del model, images
