@@ -18,6 +18,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 
 from _common import compile_and_time, cosine, print_header, setting
 from _truncated import truncated_hypergradient

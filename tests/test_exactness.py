@@ -115,7 +115,9 @@ def test_equals_autodiff_through_closed_form(problem, solver, outer_loss, flip):
 def test_equals_finite_differences(problem):
     model, coreset, images, targets = problem
     loss = jax.jit(closed_form(model, images, targets, platt_loss))
-    result = eqx.filter_jit(exact_hypergradient)(model, coreset, images, targets, l2_rate=L2_RATE)
+    result = eqx.filter_jit(exact_hypergradient)(
+        model, coreset, images, targets, l2_rate=L2_RATE, solver=DualCholesky()
+    )
     for seed in range(3):
         draw = functools.partial(jr.normal, jr.key(seed))
         direction = jax.tree.map(lambda x, draw=draw: draw(x.shape, x.dtype), coreset)
@@ -174,7 +176,9 @@ def test_equals_direct_plus_implicit_of_the_reparameterised_problem(problem):
 
     value, expected, stationarity = by_dense_hessian(coreset)
     assert stationarity < 1e-10
-    result = eqx.filter_jit(exact_hypergradient)(model, coreset, images, targets, l2_rate=L2_RATE)
+    result = eqx.filter_jit(exact_hypergradient)(
+        model, coreset, images, targets, l2_rate=L2_RATE, solver=DualCholesky()
+    )
     np.testing.assert_allclose(result.value, value, rtol=1e-10)
     assert relative_error(result.gradient.images, expected.images) < 1e-8
     assert relative_error(result.gradient.labels, expected.labels) < 1e-8
@@ -186,7 +190,9 @@ def test_works_under_vmap_over_networks(problem):
 
     @eqx.filter_jit
     def solve(m):
-        return exact_hypergradient(m, coreset, images, targets, l2_rate=L2_RATE)
+        return exact_hypergradient(
+            m, coreset, images, targets, l2_rate=L2_RATE, solver=DualCholesky()
+        )
 
     together = eqx.filter_jit(eqx.filter_vmap(solve))(models)
     for i in range(2):

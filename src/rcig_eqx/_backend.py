@@ -11,7 +11,8 @@ from typing import Literal, ParamSpec, TypeVar
 
 import jax
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def conv_formulation() -> Literal["patches", "lax"]:

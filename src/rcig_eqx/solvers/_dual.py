@@ -23,8 +23,8 @@ from .._ridge import solve_dtype
 from ..models import AbstractNetwork, partition
 from ._cg import ConjugateGradient
 
-_BLOCK_ROWS = 250  # rows of the Jacobian multiplied together
-_JACOBIAN_NUMBERS = 40_000_000  # numbers of the Jacobian held at once
+_BLOCK_ROWS = 100  # rows of the Jacobian multiplied together
+_JACOBIAN_NUMBERS = 60_000_000  # numbers of the Jacobian held at once
 
 
 class DualSolution(eqx.Module):
@@ -94,7 +94,7 @@ def dual_gram(model: AbstractNetwork, images: Float[Array, "n h w c"]) -> Float[
     """J Jᵀ as a matrix `[n·classes, n·classes]`, image after image and class after class within.
 
     The body's part is formed from its explicit Jacobian, a group of parameters at a time so that
-    no more than about 40 million numbers of it are held, and in blocks of rows so that only one
+    no more than about 60 million numbers of it are held, and in blocks of rows so that only one
     triangle is computed; the head's part is h hᵀ ⊗ I_C. Costs `classes` transpose passes over the
     images (more where a large layer is split) and ½ (nC)² P multiply-adds for P body parameters.
     """
