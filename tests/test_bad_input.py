@@ -56,6 +56,10 @@ CASES: dict[str, tuple[str, str]] = {
     "ema_of_one": ("ValueError", r"decay must lie in \[0, 1\)"),
     "growing_average_negative": ("ValueError", "must not be negative"),
     "cg_rtol": ("ValueError", "rtol must lie between 0 and 1"),
+    "dual_cg_rtol": ("ValueError", "rtol must lie between 0 and 1"),
+    "rcig_l2_rate": ("ValueError", "l2_rate is 0.0: it must be positive"),
+    "frepo_l2_rate": ("ValueError", "l2_rate is -1.0: it must be positive"),
+    "pool_learning_rate": ("ValueError", "learning_rate is 0.0: it must be positive"),
     "cg_max_steps": ("ValueError", "max_steps must be at least 1"),
     "zca_regularization": ("ValueError", "make it positive, such as 0.1"),
     "evaluate_other_size": ("ValueError", "evaluate on the data set that was distilled"),
@@ -117,7 +121,6 @@ def collect() -> dict[str, list[str]]:
         return r.ConvNet(**(given | changed), key=key)  # pyright: ignore[reportArgumentType]
 
     few = np.array([0] * 10 + [1] * 2)
-    float64 = r.methods.rcig(solver=r.solvers.DualCholesky(dtype="float64"))
     calls = {
         "images_without_channels": lambda: distill((images[..., 0], labels)),
         "images_empty": lambda: distill((images[:0], labels[:0])),
@@ -153,7 +156,7 @@ def collect() -> dict[str, list[str]]:
         "model_other_classes": lambda: distill(model=r.convnet_for((8, 8, 1), 3, 2, 1)),
         "model_other_size": lambda: distill(model=r.convnet_for((12, 12, 1), 2, 2, 1)),
         "model_too_deep": lambda: distill(model=r.convnet_for((8, 8, 1), 2, 2, 9)),
-        "solve_float64_without_x64": lambda: distill(method=float64),
+        "solve_float64_without_x64": lambda: r.solvers.DualCholesky("float64"),
         "learning_rate_negative": lambda: r.coreset_optimizer(-0.1),
         "normalization_unknown": lambda: net(normalization="batch"),
         "softplus_negative": lambda: net(softplus=-1.0),
@@ -162,6 +165,10 @@ def collect() -> dict[str, list[str]]:
         "ema_of_one": lambda: r.ema(1.0),
         "growing_average_negative": lambda: r.growing_average(-1.0),
         "cg_rtol": lambda: r.solvers.ConjugateGradient(rtol=2.0),
+        "dual_cg_rtol": lambda: r.solvers.DualCG(rtol=2.0),
+        "rcig_l2_rate": lambda: r.methods.rcig(l2_rate=0.0),
+        "frepo_l2_rate": lambda: r.methods.frepo(l2_rate=-1.0),
+        "pool_learning_rate": lambda: r.PoolSchedule(learning_rate=0.0),
         "cg_max_steps": lambda: r.solvers.ConjugateGradient(max_steps=0),
         "zca_regularization": lambda: r.data.zca(images, 0.0),
         "evaluate_other_size": lambda: evaluate(test=(images[:, :7], labels)),
