@@ -147,6 +147,25 @@ def test_nothing_is_traced_after_the_first_step(result, seen):
     assert len(set(seen["traces"])) == 1
 
 
+def test_a_second_run_with_the_defaults_compiles_nothing(train):
+    """Strategies are compared by value, the default optimiser and average made once."""
+
+    def model(key):  # not one that an earlier test has compiled
+        return counted(key)
+
+    defaults = {"method": None, "optimizer": None, "pool": None, "average": None, "model": model}
+
+    def times_traced(**changed) -> int:
+        before = len(traces)
+        distill(train, steps=1, **(defaults | changed))
+        return len(traces) - before
+
+    first = times_traced()
+    second = times_traced(seed=1)  # checking the network and building the pool make it as well
+    assert second < first
+    assert times_traced(method=rcig(l2_rate=1e-3)) == first
+
+
 def test_the_state_gives_its_memory_to_the_next(result, seen):
     assert all(all(deleted) for deleted in seen["deleted"])
 
@@ -155,6 +174,7 @@ def test_a_result_of_earlier_outlives_later_steps(result, seen, tmp_path):
     early = seen["results"][1]
     assert early.recipe["steps_done"] == 2
     assert early.interrupted
+    assert [len(r.history["loss"]) for r in seen["results"]] == [1, 2, 3, 4, 5]
     np.testing.assert_array_equal(early.last.images, seen["iterates"][1])
     assert same_bytes(seen["results"][-1].coreset, result.coreset)
     early.save(tmp_path / "early")
@@ -262,6 +282,15 @@ def test_a_grain_dataset(form, train):
     assert same_bytes(distill(source, steps=2).coreset, streamed.coreset)
 
 
+def test_a_label_not_seen_before_the_run_is_named(train, monkeypatch):
+    images = np.concatenate([train.images] * 2)
+    labels = np.concatenate([train.labels, np.full(len(train.labels), 3)])
+    source = grain.MapDataset.source(list(zip(images, labels, strict=True)))
+    monkeypatch.setattr("rcig_eqx._distill.sample", lambda *_, **__: train)
+    with pytest.raises(ValueError, match=r"A label is 3, but .* had 3 classes: pass a Dataset"):
+        distill(source, steps=20)
+
+
 def test_frepo_on_a_folder_of_colour_images_which_are_whitened_and_mirrored(tmp_path):
     Image = pytest.importorskip("PIL.Image")
     rng = np.random.default_rng(0)
@@ -292,8 +321,7 @@ def test_frepo_on_a_folder_of_colour_images_which_are_whitened_and_mirrored(tmp_
 
 
 def test_x64_changes_no_dtype(train, test):
-    x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64  # pyright: ignore
-    with x64(True):
+    with jax.enable_x64(True):
         wide = distill(train, steps=2)
         evaluate(wide, test, key=jr.key(0), num_networks=1, steps=2, progress=False)
     for leaf in jax.tree.leaves((wide.coreset, wide.last, wide.baseline)):

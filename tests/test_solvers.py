@@ -73,7 +73,7 @@ def test_linearization_is_centred(network):
 def test_dual_gram_and_operator(network, monkeypatch, block_rows):
     """Blocks of one image, of three with two left over, and all at once."""
     model, images, J, _ = network
-    monkeypatch.setattr("rcig_eqx.solvers._dual._BLOCK_ROWS", block_rows)
+    monkeypatch.setattr("rcig_eqx.solvers._dual.JACOBIAN_ROWS", block_rows)
     K = jax.jit(dual_gram)(model, images)
     close(K, J @ J.T)
     operator = dual_operator(linearize(model, images), 0.7)

@@ -17,7 +17,7 @@ import numpy as np
 from . import methods
 from ._coreset import Initialization
 from ._distill import distill
-from ._evaluate import Evaluation, evaluate
+from ._evaluate import Evaluation, evaluate, fresh_network
 from ._plot import save_grid
 from ._result import DistillResult, load_result, write_atomically
 from ._step import coreset_optimizer
@@ -217,21 +217,13 @@ def _evaluate(
     test = load_test(data, split, directory, "--data and --split")
     if json_:
         check_writable(json_.parent)
-    known = result.recipe.get("model", {})
-    size = {"width": width or known.get("width"), "depth": depth or known.get("depth")}
-    model = convnet_for(
-        test.image_shape,
-        len(result.class_names),
-        softplus=None,
-        **{name: value for name, value in size.items() if value},
-    )
     if not quiet:
         echo(f"Evaluating on {len(test):,} images of {data} with {networks} fresh networks.")
     report = evaluate(
         result,
         test,
         key=evaluation_key(seed),
-        model=model,
+        model=fresh_network(result, width=width, depth=depth),
         num_networks=networks,
         steps=steps,
         progress=not quiet,

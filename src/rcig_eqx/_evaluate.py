@@ -111,11 +111,7 @@ def evaluate(
     _check_fit(coreset, test)
     assert coreset.preprocess is not None
     names = distilled.class_names if isinstance(distilled, DistillResult) else test.class_names
-    if model is None:
-        known = distilled.recipe.get("model", {}) if isinstance(distilled, DistillResult) else {}
-        size = {k: known[k] for k in ("width", "depth") if k in known}
-        model = convnet_for(test.image_shape, coreset.num_classes, softplus=None, **size)
-
+    model = model or fresh_network(distilled)
     check_model(model, coreset)
     sets = [coreset]
     if isinstance(distilled, DistillResult):
@@ -137,6 +133,26 @@ def evaluate(
     reports = [_report(np.concatenate(h), test.labels, names, steps) for h in hits]
     baseline = reports[1] if len(reports) > 1 else None
     return dataclasses.replace(reports[0], baseline=baseline)
+
+
+def fresh_network(
+    distilled: DistillResult | Coreset, *, width: int | None = None, depth: int | None = None
+) -> MakeModel:
+    """A ReLU `ConvNet` for a distilled set, in the size given, else as distilled, else the paper's.
+
+    The size a set was distilled with is in the recipe of a `DistillResult`.
+    """
+    is_result = isinstance(distilled, DistillResult)
+    coreset = distilled.coreset if is_result else distilled
+    known = distilled.recipe.get("model", {}) if is_result else {}
+    size = {"width": width or known.get("width"), "depth": depth or known.get("depth")}
+    _, height, width_px, channels = coreset.images.shape
+    return convnet_for(
+        (height, width_px, channels),
+        coreset.num_classes,
+        softplus=None,
+        **{name: value for name, value in size.items() if value},
+    )
 
 
 def _check_fit(coreset: Any, test: Any) -> None:

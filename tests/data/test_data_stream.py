@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from official_files import write_images
 
-from rcig_eqx.data import Dataset, ImageFolder, stream
+from rcig_eqx.data import Dataset, ImageFolder, sample, stream
 
 N, BATCH = 23, 5
 PER_EPOCH = N // BATCH
@@ -185,6 +185,25 @@ def test_folder_of_many_classes(tmp_path):
     images, labels = next(stream(ImageFolder(tmp_path), 20, seed=0))
     assert images.shape == (20, 6, 5, 3)
     assert np.bincount(labels).tolist() == [2] * 10
+
+
+def test_a_sample_of_a_folder_is_balanced_and_has_at_least_what_is_needed(tmp_path):
+    write_images(tmp_path, {"a": 9, "b": 4, "c": 6})
+    folder = ImageFolder(tmp_path)
+    few = sample(folder, 9, at_least=1, seed=0)
+    assert few.class_names == ("a", "b", "c")
+    assert np.bincount(few.labels).tolist() == [3, 3, 3]
+    assert np.bincount(sample(folder, 9, at_least=5, seed=0).labels).tolist() == [5, 4, 5]
+    real = {folder[i][0].tobytes() for i in range(len(folder))}
+    assert {image.tobytes() for image in few.images} <= real
+    assert len({image.tobytes() for image in few.images}) == len(few)
+
+
+def test_a_sample_of_a_grain_dataset_is_of_the_set(tmp_path):
+    some = sample(from_grain_pairs(tmp_path), 12, at_least=1, seed=0)
+    numbers = some.images[:, 0, 0, 0]
+    assert len(set(numbers.tolist())) == len(some) == 12
+    np.testing.assert_array_equal(some.labels, numbers % 3)
 
 
 def test_a_batch_costs_little():

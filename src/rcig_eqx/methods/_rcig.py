@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._backend import full_precision
+from .._backend import IMAGES_AT_ONCE, full_precision
 from .._coreset import Coreset
 from .._linearize import linearize
 from .._losses import platt_loss
@@ -19,8 +19,6 @@ from ._method import (
     check_l2_rate,
     subtract_margin,
 )
-
-_AT_ONCE = 16  # distilled images differentiated together
 
 
 @full_precision
@@ -93,7 +91,7 @@ def exact_hypergradient(
         return jax.grad(bilinear)(image)
 
     # Image by image the terms are independent: a few at a time bound the memory.
-    X_bar = jax.lax.map(image_gradient, (X_S, alpha.value, beta.value), batch_size=_AT_ONCE)
+    X_bar = jax.lax.map(image_gradient, (X_S, alpha.value, beta.value), batch_size=IMAGES_AT_ONCE)
     (gradient,) = mirror_transpose((X_bar, beta.value))
     gradient = eqx.tree_at(lambda c: c.log_temperature, gradient, temperature_grad)
     stats = {

@@ -18,13 +18,11 @@ import lineax as lx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
+from .._backend import JACOBIAN_NUMBERS, JACOBIAN_ROWS
 from .._linearize import Linearization
 from .._ridge import solve_dtype
 from ..models import AbstractNetwork, partition
 from ._cg import ConjugateGradient
-
-_BLOCK_ROWS = 100  # rows of the Jacobian multiplied together
-_JACOBIAN_NUMBERS = 60_000_000  # numbers of the Jacobian held at once
 
 
 class DualSolution(eqx.Module):
@@ -102,7 +100,7 @@ def dual_gram(model: AbstractNetwork, images: Float[Array, "n h w c"]) -> Float[
     parameters, static = eqx.partition(body, eqx.is_inexact_array)
     leaves, structure = jax.tree.flatten(parameters)
     classes = model.head.kernel.shape[-1]
-    per_block = max(1, _BLOCK_ROWS // classes)
+    per_block = max(1, JACOBIAN_ROWS // classes)
 
     def rows(image: Array, group: list[Array], put: Callable) -> list[Array]:
         """The Jacobian of one image's outputs in one group, `[classes, numbers]` a leaf."""
@@ -159,7 +157,7 @@ def _parameter_groups(
     then written as the matrix product makes it, where its transpose would cost a pass through
     the whole Jacobian.
     """
-    budget = max(1, _JACOBIAN_NUMBERS // rows)
+    budget = max(1, JACOBIAN_NUMBERS // rows)
     groups: list[list[tuple[int, Array, int]]] = [[]]
     room = budget
     for index in reversed(range(len(leaves))):  # from the output on: short passes first
