@@ -1,5 +1,6 @@
 """What the benchmarks share: the setting they measure in, and how they time."""
 
+import dataclasses
 import platform
 import statistics
 import time
@@ -40,24 +41,46 @@ def setting(images_per_class: int, batch_size: int, *, width: int = 32, pool_ste
     return member.model, coreset, images, targets
 
 
+@dataclasses.dataclass
+class Timing:
+    """What one compiled function gave and took."""
+
+    result: Any
+    compile_seconds: float
+    temporary_megabytes: float
+    seconds: list[float]
+
+    def __str__(self) -> str:
+        low, median, high = statistics.quantiles(self.seconds, n=4)
+        return f"{median:9.3f}{f'{low:.3f}–{high:.3f}':>16}{self.temporary_megabytes:9.0f}"
+
+
 def compile_and_time(
-    function: Callable, *args: Any, repeats: int = 7, default_schedule: bool = False
-):
-    """Compile, then run: `(result, compile seconds, median seconds, quartiles, temporary MB)`."""
+    functions: dict[str, tuple[Callable, tuple]],
+    *,
+    repeats: int = 7,
+    default_schedule: bool = False,
+) -> dict[str, Timing]:
+    """Compile functions, then time them in turn, round after round.
+
+    Taking turns, they share whatever else the machine does in the meantime.
+    """
     options = {} if default_schedule else compiler_options()
-    began = time.perf_counter()
-    compiled = jax.jit(function, compiler_options=options).lower(*args).compile()
-    compile_seconds = time.perf_counter() - began
-    result = jax.block_until_ready(compiled(*args))
-    seconds = []
-    for _ in range(repeats):
+    compiled, timings = {}, {}
+    for name, (function, args) in functions.items():
         began = time.perf_counter()
-        jax.block_until_ready(compiled(*args))
-        seconds.append(time.perf_counter() - began)
-    low, median, high = statistics.quantiles(seconds, n=4)
-    memory = compiled.memory_analysis()
-    megabytes = memory.temp_size_in_bytes / 1e6 if memory else float("nan")
-    return result, compile_seconds, median, (low, high), megabytes
+        compiled[name] = jax.jit(function, compiler_options=options).lower(*args).compile()
+        took = time.perf_counter() - began
+        memory = compiled[name].memory_analysis()
+        megabytes = memory.temp_size_in_bytes / 1e6 if memory else float("nan")
+        result = jax.block_until_ready(compiled[name](*args))
+        timings[name] = Timing(result, took, megabytes, [])
+    for _ in range(repeats):
+        for name, (_, args) in functions.items():
+            began = time.perf_counter()
+            jax.block_until_ready(compiled[name](*args))
+            timings[name].seconds.append(time.perf_counter() - began)
+    return timings
 
 
 def cosine(a: jax.Array, b: jax.Array) -> float:

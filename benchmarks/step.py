@@ -96,18 +96,15 @@ def main():
         ),
         "head only": head_hypergradient,
     }
+    time_all = functools.partial(
+        compile_and_time, repeats=args.repeats, default_schedule=args.default_schedule
+    )
     print(f"{'step':<28}{'seconds':>9}{'quartiles':>16}{'temp MB':>9}{'cosine':>10}{'compile':>9}")
-    for name, hypergradient in candidates.items():
-        result, compile_s, median, (low, high), megabytes = compile_and_time(
-            hypergradient, *problem, repeats=args.repeats, default_schedule=args.default_schedule
-        )
-        angle = cosine(result.gradient.images, exact)
-        print(
-            f"{name:<28}{median:9.3f}{f'{low:.3f}–{high:.3f}':>16}{megabytes:9.0f}"
-            f"{angle:10.6f}{compile_s:8.1f}s"
-        )
-    full_steps(problem, args, inner_rate, inverse_rate)
-    breakdown(problem, args)
+    for name, timing in time_all({n: (f, problem) for n, f in candidates.items()}).items():
+        angle = cosine(timing.result.gradient.images, exact)
+        print(f"{name:<28}{timing}{angle:10.6f}{timing.compile_seconds:8.1f}s", flush=True)
+    full_steps(problem, args, inner_rate, inverse_rate, time_all)
+    breakdown(problem, args, time_all)
 
 
 class Truncated(AbstractMethod):
@@ -127,7 +124,7 @@ class Truncated(AbstractMethod):
         )
 
 
-def full_steps(problem, args, inner_rate, inverse_rate):
+def full_steps(problem, args, inner_rate, inverse_rate, time_all):
     """The whole of Algorithm 1's iteration, pool training and update included."""
     _, coreset, images, targets = problem
     batch = (images, jnp.argmax(targets, -1))
@@ -138,7 +135,7 @@ def full_steps(problem, args, inner_rate, inverse_rate):
         "Adam 20/20": Truncated(inner_rate, inverse_rate),
         "head only": frepo(outer_loss=platt_loss),
     }
-    print(f"\n{'full step':<28}{'seconds':>9}{'quartiles':>16}{'temp MB':>9}")
+    functions = {}
     for name, method in methods.items():
         recipe = Recipe(method, make_model, coreset_optimizer(), schedule, growing_average())
         arrays, static = eqx.partition(init(coreset, recipe, key=jr.key(0)), eqx.is_array)
@@ -147,13 +144,13 @@ def full_steps(problem, args, inner_rate, inverse_rate):
             state, metrics = step(eqx.combine(arrays, static), batch)
             return eqx.filter(state, eqx.is_array), metrics
 
-        _, _, median, (low, high), megabytes = compile_and_time(
-            advance, arrays, batch, repeats=args.repeats
-        )
-        print(f"{name:<28}{median:9.3f}{f'{low:.3f}–{high:.3f}':>16}{megabytes:9.0f}")
+        functions[name] = (advance, (arrays, batch))
+    print(f"\n{'full step':<28}{'seconds':>9}{'quartiles':>16}{'temp MB':>9}")
+    for name, timing in time_all(functions).items():
+        print(f"{name:<28}{timing}", flush=True)
 
 
-def breakdown(problem, args):
+def breakdown(problem, args, time_all):
     """The parts of a full step, each timed alone."""
     model, coreset, images, _ = problem
     schedule = PoolSchedule()
@@ -184,10 +181,9 @@ def breakdown(problem, args):
         "dual matrix, factored, solved": (factorisation, (model, coreset)),
         "pool training, 8 steps (the mean visit)": (pool_training, (member, coreset)),
     }
-    print(f"\n{'part of a step':<44}{'seconds':>9}")
-    for name, (function, arguments) in parts.items():
-        _, _, median, _, _ = compile_and_time(function, *arguments, repeats=args.repeats)
-        print(f"{name:<44}{median:9.3f}")
+    print(f"\n{'part of a step':<44}{'seconds':>9}{'quartiles':>16}{'temp MB':>9}")
+    for name, timing in time_all(parts).items():
+        print(f"{name:<44}{timing}", flush=True)
     train = np.zeros((60_000, *images.shape[1:]), np.float32), np.zeros(60_000, np.int32)
     batches = data.stream(train, len(images), seed=0)
     next(batches)
