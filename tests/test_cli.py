@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,7 +60,7 @@ def test_distill_writes_a_set_a_picture_and_a_report(out, folder):
         assert numbers["std"] == pytest.approx(np.std(numbers["accuracies"], ddof=1))
         assert numbers["per_class"].keys() == {"dark", "bright"}
     assert report["recipe"] == result.recipe
-    assert (report["seed"], report["split"], report["steps"]) == (0, "test", 3)
+    assert (report["seed"], report["test_images"], report["steps"]) == (0, 20, 3)
 
 
 def test_evaluate_repeats_what_distill_measured(out, capsys, tmp_path):
@@ -108,21 +109,45 @@ def test_ctrl_c_during_the_evaluation_keeps_the_result(folder, out, tmp_path, mo
     assert (tmp_path / "distilled.png").exists()
 
 
+def test_one_split_is_distilled_and_can_be_evaluated_on(folder, tmp_path, capsys, monkeypatch):
+    options = ["--width", 2, "--depth", 1, "--steps", 1, "--out", tmp_path]  # a small set: batch 20
+    assert run("distill", folder / "train.npz", *options) == 0
+    assert "no test split: not evaluated" in capsys.readouterr().out
+    assert not (tmp_path / "evaluation.json").exists()
+    result = tmp_path / "distilled.safetensors"
+    assert load_result(result).recipe["batch_size"] == 20
+    few = ["--networks", 1, "--evaluation-steps", 2, "--quiet"]
+    assert run("evaluate", result, "--data", folder / "train.npz", *few) == 0
+    assert "random real" in capsys.readouterr().out
+
+
+def test_ctrl_c_before_the_first_step_says_that_nothing_is_kept(
+    folder, tmp_path, monkeypatch, capsys
+):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_cli, "distill", interrupted)
+    assert run("distill", folder, "--quiet", "--out", tmp_path / "o") == 130
+    assert "nothing to keep" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
 ERRORS = {
     "unknown data": ("distill fasion_mnist", "Did you mean 'fashion_mnist'"),
     "no such file": ("distill {folder}/none.npz", "check the path"),
-    "no test images": ("distill {folder}/train.npz", "--no-evaluate"),
     "out is below a file": ("distill --out {folder}/train.npz/x", "Cannot write to .*another"),
     "learning rate": ("distill --learning-rate -1", "make it positive"),
     "no images": ("distill {folder} -n 0 --out {out}", "images_per_class is 0"),
     "more than there are": ("distill {folder} -n 99 --batch-size 5 --out {out}", "too few"),
-    "batch": ("distill {folder} --out {out}", r"batch_size is 64: choose it in 1\.\.20"),
+    "batch": ("distill {folder} --batch-size 21 --out {out}", r"batch_size is 21: .* 1\.\.20"),
     "depth": ("distill {folder} --batch-size 5 --depth 9 --out {out}", "smaller depth"),
-    "method": ("distill --method best", "'rcig', 'frepo'"),
+    "method": ("distill --method best", "'rcig', 'rcig_paper'"),
     "no result": ("evaluate {folder}/none", "does not exist"),
     "damaged result": ("evaluate {folder}/train.npz", "damaged or no distilled set"),
     "other data": ("evaluate {result} --data fashion_mnist_small", "the data set that was dist"),
-    "no split": ("evaluate {result} --split tset", "no split 'tset'.*--split"),
+    "no split": ("evaluate {result} --split tset", "no split 'tset'"),
+    "damaged test split": ("distill {damaged}", "cannot be read as an .npz"),
 }
 
 
@@ -132,6 +157,8 @@ def test_errors_are_one_line_and_exit_code_2(case, folder, out, tmp_path, capsys
     monkeypatch.setenv("COLUMNS", "200")
     arguments, says = ERRORS[case]
     names = {"folder": folder, "out": tmp_path / "o", "result": out / "distilled.safetensors"}
+    names["damaged"] = shutil.copytree(folder, tmp_path / "damaged")
+    (names["damaged"] / "test.npz").write_bytes(b"damaged")
     assert run(*arguments.format(**names).split()) == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error
@@ -139,6 +166,7 @@ def test_errors_are_one_line_and_exit_code_2(case, folder, out, tmp_path, capsys
         assert error.startswith("Error: ")
         assert error.count("\n") == 1
     assert re.search(says, error), error
+    assert not (tmp_path / "o").exists()  # nothing left behind
 
 
 def test_version_and_help(capsys):

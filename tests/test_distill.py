@@ -24,14 +24,15 @@ from rcig_eqx import (
     evaluate,
     growing_average,
     init,
+    presets,
     real_coreset,
     step,
 )
 from rcig_eqx._pool import get_member, new_member, new_pool, set_member, train_member, visit
 from rcig_eqx.data import Dataset, ImageFolder, apply_in_chunks, load, standardize, stream
-from rcig_eqx.methods import AbstractMethod, frepo, rcig
+from rcig_eqx.methods import AbstractMethod, RateRule, frepo, random_subset, rcig, rig
 from rcig_eqx.models import convnet_for
-from rcig_eqx.solvers import DualCG
+from rcig_eqx.solvers import Adam, DualCG
 
 STEPS, BATCH = 5, 12
 network = convnet_for((14, 14, 1), 3, width=4, depth=1)
@@ -244,11 +245,16 @@ def test_ctrl_c_returns_what_there_is(train):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_ctrl_c_twice_abandons_the_run(train):
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        distill(train, callbacks=[press_ctrl_c(2)])
-    assert signal.getsignal(signal.SIGINT) is before
+@pytest.mark.parametrize("before", [signal.default_int_handler, signal.SIG_IGN])
+def test_ctrl_c_twice_abandons_the_run(train, before):
+    """In the background too, where the signal is ignored at first."""
+    outside = signal.signal(signal.SIGINT, before)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            distill(train, callbacks=[press_ctrl_c(2)])
+        assert signal.getsignal(signal.SIGINT) is before
+    finally:
+        signal.signal(signal.SIGINT, outside)
 
 
 def test_another_thread_can_distill(result, train):
@@ -318,6 +324,42 @@ def test_frepo_on_a_folder_of_colour_images_which_are_whitened_and_mirrored(tmp_
     assert np.isfinite(colours.history["loss"]).all()
     moved = np.abs(np.asarray(colours.last.images - colours.baseline.images)).max()
     assert 0 < moved < 1
+
+
+@pytest.mark.parametrize("preset", [presets.paper, presets.authors_code])
+def test_presets_and_their_adapting_rates(preset, train):
+    """Rates are found before the first step, kept in the state, and nothing is traced again."""
+    rates, counts = [], []
+
+    def look(report):
+        method = report.state.recipe.method
+        rates.append([float(s.learning_rate) for s in (method.inner, method.solver)])
+        counts.append(len(traces))
+
+    given = preset(inner=Adam(steps=3), solver=Adam(steps=3), rule=RateRule(shrink_at=0.0))
+    given["pool"] = PoolSchedule(size=2, max_visit=given["pool"].max_visit)
+    run = distill(train, **(given | {"batch_size": BATCH}), steps=3, callbacks=[look])
+    assert np.isfinite(run.history["loss"]).all()
+    assert not run.history["rejected"].any()
+    assert {"inner_monotone", "solver_diverged", "inner_residual"} <= run.history.keys()
+    assert min(rates[0]) > 1e-5
+    np.testing.assert_allclose(rates[2], 0.81 * np.asarray(rates[0]), rtol=1e-5)  # a strict rule
+    assert len(set(counts)) == 1
+    assert run.recipe["method"]["inner"]["name"] == "Adam"
+    assert run.recipe["method"]["clip"] == (preset is presets.authors_code)
+
+
+def test_an_ablation_runs(train):
+    adam = Adam(1e-3, steps=2)
+    run = distill(train, method=rig(inner=adam, solver=adam), steps=2)
+    assert np.isfinite(run.history["loss"]).all()
+    assert not same_bytes(run.last.images, run.baseline.images)
+
+
+def test_a_random_subset_stays_what_it_is(train):
+    run = distill(train, method=random_subset(), steps=2)
+    assert same_bytes(run.coreset, run.baseline)
+    assert same_bytes(run.last, run.baseline)
 
 
 def test_x64_changes_no_dtype(train, test):

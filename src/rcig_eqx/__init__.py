@@ -1,6 +1,12 @@
 """Dataset distillation with convexified implicit gradients, in Equinox."""
 
-from . import data as data, methods as methods, models as models, solvers as solvers
+from . import (
+    data as data,
+    methods as methods,
+    models as models,
+    presets as presets,
+    solvers as solvers,
+)
 from ._coreset import (
     Coreset as Coreset,
     centred_labels as centred_labels,
@@ -17,6 +23,7 @@ from ._evaluate import (
     evaluation_schedule as evaluation_schedule,
     train_network as train_network,
 )
+from ._hypergradient import Hypergradient as Hypergradient, hypergradient as hypergradient
 from ._linearize import Linearization as Linearization, linearize as linearize
 from ._losses import (
     inner_loss as inner_loss,
@@ -35,10 +42,13 @@ from ._step import (
     coreset_optimizer as coreset_optimizer,
     init as init,
     step as step,
+    tune as tune,
 )
 from .methods import (
-    Hypergradient as Hypergradient,
     exact_hypergradient as exact_hypergradient,
     head_hypergradient as head_hypergradient,
 )
 from .models import ConvNet as ConvNet, convnet_for as convnet_for, partition as partition
+
+# So that help() lists them.
+__all__ = [name for name in dir() if not name.startswith("_")]  # pyright: ignore[reportUnsupportedDunderAll]

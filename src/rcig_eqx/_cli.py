@@ -21,7 +21,7 @@ from ._evaluate import Evaluation, evaluate, fresh_network
 from ._plot import save_grid
 from ._result import DistillResult, load_result, write_atomically
 from ._step import coreset_optimizer
-from .data import Dataset, load
+from .data import DataError, Dataset, load
 from .models import convnet_for
 
 try:
@@ -43,7 +43,12 @@ def _show_version(wanted: bool) -> bool:
     return wanted
 
 
-app = Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # whose help cuts names short in a narrow terminal
+)
 
 
 @app.callback()
@@ -79,11 +84,14 @@ def _distill(
         int, Option("--images-per-class", "-n", help="Synthetic images of each class.")
     ] = 1,
     steps: Annotated[int, Option(help="Outer iterations.")] = _DISTILL["steps"].default,
-    batch_size: Annotated[int, Option(help="Real images a step.")] = _DISTILL["batch_size"].default,
+    batch_size: Annotated[
+        int | None, Option(help="Real images a step.", show_default="64, or all of a smaller set")
+    ] = None,
     width: Width = _CONVNET["width"].default,
     depth: Depth = None,
     method: Annotated[
-        Literal["rcig", "frepo"], Option(help="How the hypergradient is computed.")
+        Literal["rcig", "rcig_paper", "frepo", "rig", "cig", "vig", "random_subset"],
+        Option(help="How the hypergradient is computed."),
     ] = "rcig",
     learning_rate: Annotated[
         float, Option(help="Of the distilled images and labels.")
@@ -123,7 +131,7 @@ def _distill(
         raise FileExistsError(f"{file} is there already: pass --overwrite or another --out.")
     optimizer = coreset_optimizer(learning_rate)
     train = load(dataset, "train", directory=directory)
-    test = load_test(dataset, "test", directory, "--no-evaluate") if evaluate_ else None
+    test = load_test(dataset, directory) if evaluate_ else None
     check_writable(out)
 
     say = (lambda text: None) if quiet else echo
@@ -131,19 +139,23 @@ def _distill(
         f"Distilling {dataset} ({len(train):,} images, {train.num_classes} classes) "
         f"to {images_per_class} a class in {steps:,} steps. Ctrl-C stops and keeps the result."
     )
-    result = distill(
-        train,
-        images_per_class=images_per_class,
-        key=jr.key(seed),
-        method=getattr(methods, method)(),
-        model=convnet_for(train.image_shape, train.num_classes, width=width, depth=depth),
-        optimizer=optimizer,
-        steps=steps,
-        batch_size=batch_size,
-        initialization=initialization,
-        flip=flip,
-        progress=not quiet,
-    )
+    try:
+        result = distill(
+            train,
+            images_per_class=images_per_class,
+            key=jr.key(seed),
+            method=getattr(methods, method)(),
+            model=convnet_for(train.image_shape, train.num_classes, width=width, depth=depth),
+            optimizer=optimizer,
+            steps=steps,
+            batch_size=batch_size,
+            initialization=initialization,
+            flip=flip,
+            progress=not quiet,
+        )
+    except KeyboardInterrupt:
+        echo("Stopped before a step was done: there is nothing to keep.", err=True)
+        raise Exit(130) from None
     recipe = result.recipe | {"dataset": dataset, "seed": seed, "learning_rate": learning_rate}
     result = dataclasses.replace(result, recipe=recipe)
     written = [result.save(file)]
@@ -176,7 +188,9 @@ def _distill(
             echo_paths(written)
             raise Exit(130) from None
         echo(f"\n{report}\n")
-        written.append(write_report(out / "evaluation.json", result, report, dataset, "test", seed))
+        written.append(write_report(out / "evaluation.json", result, report, dataset, test, seed))
+    elif evaluate_:
+        say(f"{dataset} has no test split: not evaluated. See rcig-eqx evaluate --data.")
     echo_paths(written)
 
 
@@ -187,11 +201,20 @@ def _evaluate(
         str | None,
         Option(help="Data set to test on.", show_default="the one that was distilled"),
     ] = None,
-    split: Annotated[str, Option(help="Its split.")] = "test",
+    split: Annotated[
+        str | None,
+        Option(help="Its split.", show_default="test, or all of a file or folder with one split"),
+    ] = None,
     networks: Networks = _EVALUATE["num_networks"].default,
     steps: Annotated[
         int | None,
-        Option(min=1, help="Training steps of each.", show_default="by the set's size"),
+        Option(
+            "--steps",
+            "--evaluation-steps",
+            min=1,
+            help="Training steps of each.",
+            show_default="by the set's size",
+        ),
     ] = None,
     width: Annotated[
         int | None,
@@ -214,7 +237,8 @@ def _evaluate(
     """Train fresh networks on a distilled set and test them on real images."""
     result = load_result(file)
     data = data or str(result.recipe.get("dataset"))
-    test = load_test(data, split, directory, "--data and --split")
+    test = None if split else load_test(data, directory)
+    test = test or load(data, split or "train", directory=directory)
     if json_:
         check_writable(json_.parent)
     if not quiet:
@@ -230,22 +254,26 @@ def _evaluate(
     )
     echo(f"\n{report}\n")
     if json_:
-        echo_paths([write_report(json_, result, report, data, split, seed)])
+        echo_paths([write_report(json_, result, report, data, test, seed)])
 
 
-def load_test(dataset: str, split: str, directory: Path | None, option: str) -> Dataset:
-    """The images to evaluate on; an error names the option that helps."""
+def load_test(dataset: str, directory: Path | None) -> Dataset | None:
+    """The test images, or `None` for a file or folder that has none."""
     try:
-        return load(dataset, split, directory=directory)
-    except ValueError as error:
-        raise ValueError(f"No images to evaluate on: {error} (See {option}.)") from error
+        return load(dataset, "test", directory=directory)
+    except DataError:
+        raise
+    except ValueError:
+        if not Path(dataset).exists():
+            raise
+        return None
 
 
 def check_writable(folder: Path) -> None:
-    """Raise `OSError` unless files can be written in the folder, which is made if need be."""
+    """Raise `OSError` unless files can be written in the folder, or it can be made."""
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise OSError(f"Cannot write to {folder} ({error.strerror}): choose another.") from error
@@ -257,7 +285,7 @@ def evaluation_key(seed: int):
 
 
 def write_report(
-    path: Path, result: DistillResult, report: Evaluation, data: str, split: str, seed: int
+    path: Path, result: DistillResult, report: Evaluation, data: str, test: Dataset, seed: int
 ) -> Path:
     """Everything an evaluation measured, as JSON."""
 
@@ -275,7 +303,7 @@ def write_report(
 
     content = {
         "data": data,
-        "split": split,
+        "test_images": len(test),
         "seed": seed,
         "steps": report.steps,
         **numbers(report),

@@ -31,7 +31,7 @@ from ._coreset import (
 from ._pool import MakeModel, PoolSchedule
 from ._progress import Callback, Progress, ProgressBar
 from ._result import DistillResult
-from ._step import Recipe, State, coreset_optimizer, init, step
+from ._step import Recipe, State, coreset_optimizer, init, step, tune
 from .data import (
     AbstractPreprocess,
     Dataset,
@@ -42,11 +42,12 @@ from .data import (
     stream,
     to_state,
 )
-from .methods import AbstractMethod, rcig
+from .methods import AbstractAdaptiveMethod, AbstractMethod, rcig
 from .models import AbstractNetwork, ConvNet, convnet_for
 
 Train = Dataset | ImageFolder | grain.MapDataset | tuple[Any, Any]
 
+_BATCH_SIZE = 64
 _FLIP_UP_TO = 1000  # distilled images, mirrored ones not counted (paper, appendix C)
 _GIVE_UP_AFTER = 10  # steps in a row without a finite hypergradient
 
@@ -60,7 +61,7 @@ def distill(
     model: MakeModel | None = None,
     optimizer: optax.GradientTransformation | None = None,
     steps: int = 1000,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     initialization: Initialization = "real",
     preprocess: AbstractPreprocess | None = None,
     flip: bool | None = None,
@@ -83,7 +84,7 @@ def distill(
       `convnet_for(train.image_shape, train.num_classes, width=32)` makes a smaller one.
     - `optimizer`: of the distilled set; `coreset_optimizer()` if `None`.
     - `steps`: outer iterations.
-    - `batch_size`: images of an outer batch.
+    - `batch_size`: images of an outer batch; 64, or all there are of a smaller set, if `None`.
     - `initialization`: `"real"` images or `"noise"`.
     - `preprocess`: fitted on the training images if `None`: standardised if grey, whitened if RGB.
     - `flip`: whether the set also stands for its mirror images; if `None`, for RGB sets of up to
@@ -99,12 +100,15 @@ def distill(
     Raises `ValueError` before any work starts for input that cannot be distilled.
     """
     check_initialization(initialization)
-    check_counts(images_per_class=images_per_class, steps=steps, batch_size=batch_size)
+    check_counts(images_per_class=images_per_class, steps=steps)
+    if batch_size is not None:
+        check_counts(batch_size=batch_size)
     check_key(key)
     _check_arguments(train, method, optimizer, preprocess, pool, average, callbacks)
     coreset_key, noise_key, init_key, stream_key = jr.split(key, 4)
     seed = int(jr.bits(stream_key, dtype=jnp.uint32))
     train = Dataset.from_arrays(*train) if isinstance(train, tuple) else train
+    batch_size = min(_BATCH_SIZE, len(train)) if batch_size is None else batch_size
     images_per_class, steps, batch_size = map(int, (images_per_class, steps, batch_size))
     if batch_size > len(train):
         raise ValueError(f"batch_size is {batch_size}: choose it in 1..{len(train)}, the images.")
@@ -127,6 +131,7 @@ def distill(
         average or growing_average(),
     )
     check_model(recipe.make_model, baseline)
+    check_outer_loss(recipe.method, baseline)
     if isinstance(train, Dataset) and not isinstance(train.images, np.memmap):
         images = apply_in_chunks(preprocess, train.images)
         batches = stream((images, train.labels), batch_size, seed=seed)
@@ -216,9 +221,10 @@ def _loop(
     with _interruptible() as interrupted:
         for number in range(1, steps + 1):
             images, labels = next(batches)
-            state, metrics = _compiled_step()(
-                (jnp.asarray(images), jnp.asarray(labels, jnp.int32)), state
-            )
+            batch = (jnp.asarray(images), jnp.asarray(labels, jnp.int32))
+            if number == 1 and isinstance(state.recipe.method, AbstractAdaptiveMethod):
+                state = eqx.filter_jit(tune)(state, batch)
+            state, metrics = _compiled_step()(batch, state)
             flush()
             pending = (number, metrics)
             report = Progress(number, steps, metrics, state, so_far)
@@ -228,9 +234,10 @@ def _loop(
         flush()
     if missed:
         warnings.warn(
-            f"The dual solve stopped at its cap in {missed} of {number} steps, the worst relative "
-            f"residual {max(history['residual']):.1e}: the hypergradients there were not exact. "
-            "Raise max_steps, as in method=methods.rcig(solver=DualCG(max_steps=500)).",
+            f"The solve failed or stopped at its cap in {missed} of {number} steps, the worst "
+            f"relative residual {max(history['residual']):.1e}: the hypergradients there were not "
+            "what was asked for. Raise max_steps, as in method=methods.rcig(solver=DualCG("
+            "max_steps=500)), or lower the step_size of a Neumann series.",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -270,7 +277,8 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 
     def handler(*_: object) -> None:
         pressed.set()
-        signal.signal(signal.SIGINT, before)
+        # A job in the background starts with the signal ignored: twice still interrupts.
+        signal.signal(signal.SIGINT, before if callable(before) else signal.default_int_handler)
 
     signal.signal(signal.SIGINT, handler)
     try:
@@ -352,6 +360,21 @@ def check_model(make_model: MakeModel, coreset: Coreset) -> None:
         )
 
 
+def check_outer_loss(method: AbstractMethod, coreset: Coreset) -> None:
+    """Raise `ValueError` unless a method's outer loss makes a number of a batch's predictions."""
+    loss = getattr(method, "outer_loss", None)
+    if loss is None:
+        return
+    rows = jax.ShapeDtypeStruct((5, coreset.num_classes), coreset.labels.dtype)
+    wanted = "pass a function (predictions [b classes], targets [b classes], log_temperature)"
+    try:
+        value = eqx.filter_eval_shape(loss, rows, rows, coreset.log_temperature)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"outer_loss cannot be called ({error}): {wanted}.") from error
+    if getattr(value, "shape", None) != ():
+        raise ValueError(f"outer_loss returned {value}, not one number: {wanted} that does.")
+
+
 def describe_model(make_model: MakeModel) -> dict[str, Any]:
     """A network in plain values, enough to build a `ConvNet` again."""
     model = eqx.filter_eval_shape(make_model, jr.key(0))
@@ -363,15 +386,16 @@ def describe_model(make_model: MakeModel) -> dict[str, Any]:
 
 def describe(strategy: eqx.Module) -> dict[str, Any]:
     """A strategy in plain values, for people to read."""
-    values = {
-        name: value if isinstance(value, int | float | str | bool | None) else _name(value)
-        for name, value in vars(strategy).items()
-    }
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, int | float | str | bool | None):
+            return value
+        if isinstance(value, eqx.Module):
+            return describe(value)
+        return getattr(value, "__name__", type(value).__name__)
+
+    values = {name: plain(value) for name, value in vars(strategy).items()}
     return {"name": type(strategy).__name__, **values}
-
-
-def _name(value: Any) -> str:
-    return getattr(value, "__name__", type(value).__name__)
 
 
 def versions() -> dict[str, str]:

@@ -66,6 +66,8 @@ class ProgressBar:
 
     def __enter__(self) -> "ProgressBar":
         self.bar.start()
+        if not self.console.is_terminal:
+            self.console.print("compiling the first step")
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -81,7 +83,7 @@ class ProgressBar:
             f"{name} {metrics[key]:{spec}}" for key, name, spec in _SHOWN if key in metrics
         )
         if elapsed > 0:
-            numbers += f"  {timed / elapsed:.2g} it/s"
+            numbers += f"  {timed / elapsed:.2g} steps/s"
         self.bar.update(self.task, completed=step, total=steps, numbers=numbers)
         due = seconds - self.last_line >= 10 or step in (1, steps)
         if not self.console.is_terminal and due:
@@ -92,7 +94,7 @@ class ProgressBar:
 
 _SHOWN = (
     ("loss", "loss", ".3f"),
-    ("accuracy", "acc", ".1%"),
-    ("residual", "res", ".0e"),
-    ("iterations", "it", ".0f"),
+    ("accuracy", "accuracy", ".1%"),
+    ("residual", "residual", ".0e"),
+    ("iterations", "iterations", ".0f"),
 )

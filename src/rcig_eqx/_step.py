@@ -12,11 +12,11 @@ from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray, PyTree
 
 from ._coreset import Coreset
 from ._pool import MakeModel, Member, PoolSchedule, get_member, new_pool, set_member, visit
-from .methods import AbstractMethod
+from .methods import AbstractAdaptiveMethod, AbstractMethod
 
 
 class Recipe(eqx.Module):
-    """What stays the same from step to step: strategies, no arrays.
+    """The strategies of a run. Only an adaptive method has arrays, its learning rates.
 
     - `method`: how the hypergradient is computed.
     - `make_model`: a function from a key to a network.
@@ -41,7 +41,7 @@ class State(eqx.Module):
     - `pool`: the partly trained networks, stacked.
     - `key`: the source of this run's randomness; every step derives its own from it.
     - `step`: iterations done.
-    - `recipe`: the strategies.
+    - `recipe`: the strategies, with the rates that an adaptive method has come to.
     """
 
     coreset: Coreset
@@ -92,6 +92,29 @@ def init(coreset: Coreset, recipe: Recipe, *, key: PRNGKeyArray) -> State:
     )
 
 
+def tune(state: State, batch: tuple[Float[Array, "b h w c"], Integer[Array, " b"]]) -> State:
+    """The state with its adaptive method's learning rates found (paper, appendix C).
+
+    On the network and batch that the next `step` would take; other methods are left alone. Pure
+    and jittable. `distill` does this before its first step.
+    """
+    method = state.recipe.method
+    if not isinstance(method, AbstractAdaptiveMethod):
+        return state
+    _, member, _, images, targets = _draw(state, batch)
+    tuned = method.tune(member.model, state.coreset, images, targets)
+    return eqx.tree_at(lambda s: s.recipe.method, state, tuned)
+
+
+def _draw(state: State, batch: tuple[Array, Array]):
+    """What a step works on: a network of the pool with its index, a key, the outer batch."""
+    images, labels = batch
+    index_key, visit_key = jr.split(jr.fold_in(state.key, state.step))
+    index = jr.randint(index_key, (), 0, state.recipe.schedule.size)
+    targets = jax.nn.one_hot(labels, state.coreset.num_classes, dtype=images.dtype)
+    return index, get_member(state.pool, index), visit_key, images, targets
+
+
 def step(
     state: State, batch: tuple[Float[Array, "b h w c"], Integer[Array, " b"]]
 ) -> tuple[State, dict[str, Array]]:
@@ -107,13 +130,11 @@ def step(
     and the method's own, such as `accuracy`, `iterations` and `residual`.
     """
     recipe = state.recipe
-    images, labels = batch
-    index_key, visit_key = jr.split(jr.fold_in(state.key, state.step))
-    index = jr.randint(index_key, (), 0, recipe.schedule.size)
-    member = get_member(state.pool, index)
-
-    targets = jax.nn.one_hot(labels, state.coreset.num_classes, dtype=images.dtype)
+    index, member, visit_key, images, targets = _draw(state, batch)
     result = recipe.method.hypergradient(member.model, state.coreset, images, targets)
+    if isinstance(recipe.method, AbstractAdaptiveMethod):
+        adapted = recipe.method.adapt(result.stats)
+        recipe = eqx.tree_at(lambda r: r.method, recipe, adapted)
     matters = jax.tree.leaves((result.value, result.gradient))
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in matters]))
     updates, opt_state = recipe.optimizer.update(

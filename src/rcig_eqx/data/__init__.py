@@ -16,3 +16,6 @@ from ._preprocess import (
     zca as zca,
 )
 from ._stream import sample as sample, stream as stream
+
+# So that help() lists them.
+__all__ = [name for name in dir() if not name.startswith("_")]  # pyright: ignore[reportUnsupportedDunderAll]

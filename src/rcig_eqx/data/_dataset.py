@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, Integer
 
+_ROUNDING = 1e-3  # floats may miss [0, 1] by this much
 _CHUNK = 4096  # images looked at together, so that a memory-mapped set is never read whole
 
 
@@ -94,7 +95,7 @@ class Dataset:
         if short:
             raise ValueError(
                 f"{k} images of each class were asked for, but too few are there of "
-                f"{', '.join(short)}: lower k or add images of these classes."
+                f"{', '.join(short)}: ask for fewer or add images of these classes."
             )
         return np.concatenate([rng.choice(m, size=k, replace=False) for m in members])
 
@@ -147,13 +148,16 @@ def _validate_arrays(images: Any, labels: Any) -> None:
             f"images are {images.dtype}: pass uint8 in [0, 255] (images.astype(np.uint8)) "
             "or floats in [0, 1]."
         )
-    _validate_finite(images)
+    _validate_floats(images)
 
 
-def _validate_finite(images: Float[np.ndarray, "n h w c"]) -> None:
+def _validate_floats(images: Float[np.ndarray, "n h w c"]) -> None:
     count, first = 0, None
+    low, high = np.inf, -np.inf
     for start in range(0, len(images), _CHUNK):
-        bad = np.argwhere(~np.isfinite(images[start : start + _CHUNK]))
+        chunk = images[start : start + _CHUNK]
+        low, high = min(low, chunk.min()), max(high, chunk.max())
+        bad = np.argwhere(~np.isfinite(chunk))
         if len(bad) and first is None:
             first = (start + int(bad[0, 0]), *(int(i) for i in bad[0, 1:]))
         count += len(bad)
@@ -161,4 +165,9 @@ def _validate_finite(images: Float[np.ndarray, "n h w c"]) -> None:
         raise ValueError(
             f"images hold {count} NaN or infinite pixels, the first at index {first}: "
             "remove those images or mend them with np.nan_to_num."
+        )
+    if low < -_ROUNDING or high > 1 + _ROUNDING:
+        raise ValueError(
+            f"images are floats from {low:.4g} to {high:.4g}, not in [0, 1]: divide by 255 what "
+            "counts to 255, and leave standardising to preprocess=."
         )

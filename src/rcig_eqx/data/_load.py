@@ -63,7 +63,7 @@ def load(
         if split not in ("train", path.stem):
             raise ValueError(
                 f"{path} holds one split, so split={split!r} cannot be chosen from it: "
-                "give the path of the file that holds that split."
+                "choose split='train', or give the path of the file that holds the other."
             )
         return _read_npz(path)
     if not isinstance(name, str) or path.suffix == ".npz" or len(path.parts) > 1:
@@ -146,7 +146,8 @@ def _load_folder(path: Path, split: str) -> Dataset:
     if splits or split != "train":
         raise ValueError(
             f"{path} has no split {split!r}: it has {', '.join(splits) or 'images of one split'}. "
-            f"Add {path / split}/<class>/ or give the path of the folder that holds the classes."
+            f"Add {path / split}/<class>/, or choose split='train' where the classes lie in the "
+            "folder itself."
         )
     return ImageFolder(path).read()
 

@@ -5,12 +5,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from .._coreset import Coreset
+from .._hypergradient import Hypergradient
 from .._losses import mse_loss, platt_loss
 from .._ridge import ridge_head
 from ..models import AbstractNetwork
 from ._method import (
     AbstractMethod,
-    Hypergradient,
     OuterLoss,
     accuracy,
     check_l2_rate,

@@ -9,24 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar
 
 from .._coreset import Coreset
+from .._hypergradient import Hypergradient
 from .._losses import label_margin
 from ..models import AbstractNetwork
 
 OuterLoss = Callable[[Float[Array, "b classes"], Float[Array, "b classes"], Scalar], Scalar]
-
-
-class Hypergradient(eqx.Module):
-    """The outer loss, its gradient in ψ, and what the solve cost.
-
-    - `value`: the outer loss.
-    - `gradient`: shaped like the `Coreset`.
-    - `stats`: scalars by name: `accuracy` on the outer batch (a fraction of one) and, for a
-      method with an inner problem, `iterations` and `residual`.
-    """
-
-    value: Scalar
-    gradient: PyTree
-    stats: dict[str, Array]
 
 
 class AbstractMethod(eqx.Module):
@@ -43,6 +30,28 @@ class AbstractMethod(eqx.Module):
         """The hypergradient at one network and one outer batch; `targets` are one-hot."""
 
 
+class AbstractAdaptiveMethod(AbstractMethod):
+    """A method with numbers of its own, such as learning rates, that follow the run.
+
+    The numbers are arrays of the method, which is a pytree: `State.recipe.method` has the present
+    ones.
+    """
+
+    @abc.abstractmethod
+    def tune(
+        self,
+        model: AbstractNetwork,
+        coreset: Coreset,
+        images: Float[Array, "b h w c"],
+        targets: Float[Array, "b classes"],
+    ) -> "AbstractAdaptiveMethod":
+        """The method to begin with, fitted to one network and one outer batch."""
+
+    @abc.abstractmethod
+    def adapt(self, stats: dict[str, Array]) -> "AbstractAdaptiveMethod":
+        """The method for the next step, after one with these statistics."""
+
+
 def accuracy(predictions: Float[Array, "b classes"], targets: Float[Array, "b classes"]) -> Array:
     """The fraction of rows whose largest prediction is their target's."""
     return jnp.mean(jnp.argmax(predictions, -1) == jnp.argmax(targets, -1))
@@ -56,6 +65,19 @@ def subtract_margin(result: Hypergradient, coreset: Coreset) -> Hypergradient:
         eqx.tree_at(lambda c: c.labels, result.gradient, replace_fn=lambda g: g - gradient),
         result.stats,
     )
+
+
+def clip_implicit(direct: PyTree, implicit: PyTree) -> PyTree:
+    """The implicit gradient, each leaf scaled down to its direct gradient's norm if it is longer.
+
+    In the authors' code, not in the paper.
+    """
+
+    def clip(d: Array, i: Array) -> Array:
+        limit, length = jnp.linalg.norm(d.ravel()), jnp.linalg.norm(i.ravel())
+        return i * jnp.where(length > limit, limit / jnp.where(length > 0, length, 1), 1)
+
+    return jax.tree.map(clip, direct, implicit)
 
 
 def check_l2_rate(l2_rate: float) -> None:

@@ -7,16 +7,18 @@ from jaxtyping import Array, Float
 
 from .._backend import IMAGES_AT_ONCE, full_precision
 from .._coreset import Coreset
+from .._hypergradient import Hypergradient
 from .._linearize import linearize
 from .._losses import platt_loss
 from ..models import AbstractNetwork, count_parameters
 from ..solvers import AbstractDualSolver, DualCG, DualCholesky
+from ._inner import InnerProblem
 from ._method import (
     AbstractMethod,
-    Hypergradient,
     OuterLoss,
     accuracy,
     check_l2_rate,
+    clip_implicit,
     subtract_margin,
 )
 
@@ -31,6 +33,7 @@ def exact_hypergradient(
     l2_rate: float = 5e-4,
     outer_loss: OuterLoss = platt_loss,
     solver: AbstractDualSolver | None = None,
+    clip: bool = False,
 ) -> Hypergradient:
     """The hypergradient of the linearised inner problem, without truncation.
 
@@ -54,6 +57,8 @@ def exact_hypergradient(
     - `l2_rate`: λ divided by the number of distilled points (paper, appendix C: 5e-4 at depth 3).
     - `outer_loss`: `outer_loss(predictions, targets, log_temperature)`.
     - `solver`: for the dual system; by size if `None`, as [`choose_dual_solver`][].
+    - `clip`: limit the implicit part to the direct one's norm, leaf by leaf, as
+      [`clip_implicit`][rcig_eqx.methods.clip_implicit]. The gradient is then not exact.
 
     **Returns:** a `Hypergradient` whose `stats` hold `accuracy`, `iterations` (products spent by
     both solves, 0 for a factorisation), `residual` (the larger relative residual) and `converged`
@@ -94,6 +99,16 @@ def exact_hypergradient(
     X_bar = jax.lax.map(image_gradient, (X_S, alpha.value, beta.value), batch_size=IMAGES_AT_ONCE)
     (gradient,) = mirror_transpose((X_bar, beta.value))
     gradient = eqx.tree_at(lambda c: c.log_temperature, gradient, temperature_grad)
+    if clip:
+        problem = InnerProblem(model, linearized=True, reparameterized=True, l2_rate=l2_rate)
+
+        def outer(psi: Coreset) -> Array:
+            theta_B = problem.restrict(theta)
+            return problem.outer(theta_B, psi, problem.linear(at_T), targets, outer_loss)[0]
+
+        direct = jax.grad(outer)(coreset)
+        implicit = clip_implicit(direct, jax.tree.map(jnp.subtract, gradient, direct))
+        gradient = jax.tree.map(jnp.add, direct, implicit)
     stats = {
         "accuracy": accuracy(f_T, targets),
         "iterations": alpha.num_steps + beta.num_steps,
@@ -128,6 +143,7 @@ class rcig(AbstractMethod):
     l2_rate: float = 5e-4
     outer_loss: OuterLoss = platt_loss
     solver: AbstractDualSolver | None = None
+    clip: bool = eqx.field(static=True, default=False)
     margin: bool = False
 
     def __check_init__(self):
@@ -142,5 +158,6 @@ class rcig(AbstractMethod):
             l2_rate=self.l2_rate,
             outer_loss=self.outer_loss,
             solver=self.solver,
+            clip=self.clip,
         )
         return subtract_margin(result, coreset) if self.margin else result

@@ -12,3 +12,6 @@ from ._network import (
     count_parameters as count_parameters,
     partition as partition,
 )
+
+# So that help() lists them.
+__all__ = [name for name in dir() if not name.startswith("_")]  # pyright: ignore[reportUnsupportedDunderAll]

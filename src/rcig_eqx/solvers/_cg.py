@@ -7,10 +7,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, PyTree, Scalar
+from jaxtyping import Array, PyTree
+
+from ._definite import AbstractDefiniteSolver, axpy, check_definite, dot
 
 
-class ConjugateGradient(lx.AbstractLinearSolver):
+class ConjugateGradient(AbstractDefiniteSolver):
     """Preconditioned conjugate gradients as a lineax solver: ‖b − A x‖ ≤ rtol ‖b‖, or the cap.
 
     `lineax.CG` asks every component of the residual, and of the last change of x, to be small
@@ -36,19 +38,14 @@ class ConjugateGradient(lx.AbstractLinearSolver):
 
     def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]):
         del options
-        if not lx.is_positive_semidefinite(operator):
-            raise ValueError(
-                "ConjugateGradient needs a positive definite operator: tag it with "
-                "lineax.positive_semidefinite_tag if mathematics guarantees that it is."
-            )
-        return operator
+        return check_definite(operator)
 
     def compute(
         self, state: lx.AbstractLinearOperator, vector: PyTree[Array], options: dict[str, Any]
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
         operator = state
         precondition = _product(options.get("preconditioner"))
-        target = self.rtol**2 * _dot(vector, vector)
+        target = self.rtol**2 * dot(vector, vector)
         y0 = options.get("y0")
         if y0 is None:
             y0, r = jax.tree.map(jnp.zeros_like, vector), vector
@@ -63,16 +60,16 @@ class ConjugateGradient(lx.AbstractLinearSolver):
         def body(carry):
             y, r, p, rz, _, step = carry
             Ap = operator.mv(p)
-            length = rz / _dot(p, Ap)
-            y = _axpy(length, p, y)
-            r = _axpy(-length, Ap, r)
+            length = rz / dot(p, Ap)
+            y = axpy(length, p, y)
+            r = axpy(-length, Ap, r)
             z = precondition(r)
-            rz, previous = _dot(r, z), rz
-            return y, r, _axpy(rz / previous, p, z), rz, _dot(r, r), step + 1
+            rz, previous = dot(r, z), rz
+            return y, r, axpy(rz / previous, p, z), rz, dot(r, r), step + 1
 
-        start = (y0, r, z, _dot(r, z), _dot(r, r), jnp.zeros((), jnp.int32))
+        start = (y0, r, z, dot(r, z), dot(r, r), jnp.zeros((), jnp.int32))
         y, _, _, _, squared_residual, steps = jax.lax.while_loop(unfinished, body, start)
-        size = _dot(vector, vector)
+        size = dot(vector, vector)
         residual = jnp.sqrt(squared_residual / jnp.where(size > 0, size, 1))
         result = lx.RESULTS.where(
             squared_residual > target, lx.RESULTS.max_steps_reached, lx.RESULTS.successful
@@ -81,24 +78,6 @@ class ConjugateGradient(lx.AbstractLinearSolver):
         stats = {"num_steps": steps, "max_steps": self.max_steps, "residual": residual}
         return y, result, stats
 
-    def transpose(self, state, options):
-        return state, options  # a positive semidefinite real operator is symmetric
-
-    def conj(self, state, options):
-        return state, options
-
-    def assume_full_rank(self) -> bool:
-        return True
-
 
 def _product(operator: lx.AbstractLinearOperator | None) -> Callable[[PyTree], PyTree]:
     return (lambda vector: vector) if operator is None else operator.mv
-
-
-def _dot(a: PyTree, b: PyTree) -> Scalar:
-    products = jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)
-    return jax.tree.reduce(jnp.add, products)
-
-
-def _axpy(scale: Scalar, x: PyTree, y: PyTree) -> PyTree:
-    return jax.tree.map(lambda x, y: scale.astype(x.dtype) * x + y, x, y)

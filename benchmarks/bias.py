@@ -1,0 +1,115 @@
+"""How far truncated hypergradients are from the exact one, against the number of steps.
+
+    python benchmarks/bias.py --images-per-class 1 --figure docs/results/bias-1ipc.png
+    python benchmarks/bias.py --images-per-class 10 --figure docs/results/bias-10ipc.png
+
+For each method of the primal route: cosine and norm ratio, in the images, to the exact
+hypergradient of the linearised problem, in float32 on real images, with n inner and n
+inverse-Hessian Adam steps. The learning rates are the library's own search at 20 steps, on the
+same network and batch. Networks: untrained, and after 60 pool steps. The head-only gradients come
+first, and RCIG with conjugate gradients last.
+"""
+
+import argparse
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from _common import compile_and_time, cosine, print_header, setting
+from rcig_eqx import exact_hypergradient, head_hypergradient, mse_loss
+from rcig_eqx.methods import cig, rcig_paper, rig, vig
+from rcig_eqx.solvers import Adam, ConjugateGradient, DualCholesky
+
+METHODS = {"rcig_paper": rcig_paper, "cig": cig, "rig": rig, "vig": vig}
+
+
+def with_steps(method, steps):
+    """The method with another number of steps, at the rates it has."""
+    inner, solver = (
+        Adam(getattr(method, name).learning_rate, steps) for name in ("inner", "solver")
+    )
+    return eqx.tree_at(lambda m: (m.inner, m.solver), method, (inner, solver))
+
+
+def measure(problem, steps, time):
+    """Rows `(method, n, cosine, norm ratio, seconds)` at one network."""
+    hypergradient = functools.partial(exact_hypergradient, solver=DualCholesky())
+    exact = jax.jit(hypergradient)(*problem).gradient.images
+    size = float(jnp.linalg.norm(exact.ravel()))
+
+    def row(name, n, function):
+        timing = compile_and_time({name: (function, problem)}, repeats=3 if time else 0)[name]
+        images = timing.result.gradient.images
+        ratio = float(jnp.linalg.norm(images.ravel())) / size
+        seconds = sorted(timing.seconds)[1] if time else float("nan")
+        angle = cosine(images, exact)
+        print(f"{name:<22}{n:>5}{angle:11.5f}{ratio:11.4f}{seconds:9.3f}", flush=True)
+        return name, n, angle, ratio, seconds
+
+    print(f"{'method':<22}{'n':>5}{'cosine':>11}{'norm':>11}{'seconds':>9}")
+    row("exact", "", hypergradient)
+    row("head only, Platt", 0, head_hypergradient)
+    row("head only, MSE", 0, functools.partial(head_hypergradient, outer_loss=mse_loss))
+    rows = []
+    for name, make in METHODS.items():
+        tuned = jax.jit(make().tune)(*problem)
+        rates = tuned.inner.learning_rate, tuned.solver.learning_rate
+        print(f"{name}: inner rate {rates[0]:.2g}, inverse-Hessian rate {rates[1]:.2g}")
+        rows += [row(name, n, with_steps(tuned, n).hypergradient) for n in steps]
+    for n in steps:
+        if n:
+            cg = ConjugateGradient(1e-7, n)
+            row("rcig_paper, CG", n, rcig_paper(inner=cg, solver=cg).hypergradient)
+    return rows
+
+
+def draw(found, path):
+    """Cosine and norm ratio against n, a column a network."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, len(found), figsize=(4.5 * len(found), 6), sharex=True)
+    for column, (title, rows) in zip(axes.T, found.items(), strict=True):
+        for name in METHODS:
+            _, n, angles, ratios, _ = zip(*(r for r in rows if r[0] == name), strict=True)
+            column[0].plot(n, angles, "o-", label=name)
+            column[1].plot(n, ratios, "o-", label=name)
+        column[0].set(title=title, ylim=(-0.1, 1.05))
+        column[1].set(xscale="symlog", yscale="log", xlabel="inner and inverse-Hessian steps")
+        column[1].axhline(1, color="grey", linewidth=0.5)
+        for axis in column:
+            axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("cosine to the exact hypergradient")
+    axes[1, 0].set_ylabel("norm relative to it")
+    axes[0, 0].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images-per-class", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--steps", type=int, nargs="+", default=[0, 2, 5, 10, 20, 50, 200])
+    parser.add_argument("--no-time", action="store_true")
+    parser.add_argument("--figure")
+    args = parser.parse_args()
+    print_header(f"Bias at {args.images_per_class} images per class, width {args.width}")
+    found = {}
+    for title, pool_steps in (("untrained", 0), ("after 60 pool steps", 60)):
+        print(f"\n## network {title}")
+        problem = setting(
+            args.images_per_class, args.batch_size, width=args.width, pool_steps=pool_steps
+        )
+        found[title] = measure(problem, args.steps, not args.no_time)
+    if args.figure:
+        draw(found, args.figure)
+
+
+if __name__ == "__main__":
+    main()

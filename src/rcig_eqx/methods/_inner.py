@@ -1,0 +1,117 @@
+"""The inner problem that a distilled set poses to a network, in the paper's four forms."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PyTree, Scalar
+
+from .._coreset import Coreset
+from .._linearize import Linearization, linearize
+from .._losses import inner_loss
+from .._ridge import ridge_head
+from ..models import AbstractNetwork, partition
+from ._method import OuterLoss
+
+# A network at some images, as a function of its body's parameters: features and offset, its
+# predictions being offset + features @ θ_F.
+Expansion = Callable[[PyTree], tuple[Float[Array, "n features"], Float[Array, "n classes"]]]
+
+
+class InnerProblem(eqx.Module):
+    """½‖y_S − f(X_S)‖² + λ/2 ‖θ‖² over θ = (θ_B, θ_F), λ = l2_rate·n, with two switches.
+
+    |                  | `reparameterized` | head trained |
+    |------------------|-------------------|--------------|
+    | `linearized`     | RCIG              | CIG          |
+    | not linearised   | RIG               | VIG          |
+
+    A linearised network's θ is a displacement from the model's parameters, zero at the start;
+    another's are the parameters themselves. Reparameterised, the inner variable is θ_B alone, and
+    θ_F the ridge solution θ_F*(θ_B) (paper, equations 3 to 5).
+
+    The inner variable is a pair: the body's parameters, and the head's or `None`.
+    """
+
+    model: AbstractNetwork
+    linearized: bool = eqx.field(static=True)
+    reparameterized: bool = eqx.field(static=True)
+    l2_rate: float | Scalar
+    dtype: DTypeLike | None = eqx.field(static=True, default=None)
+
+    def start(self) -> PyTree:
+        """The inner variable before the first step."""
+        theta = self.restrict(eqx.filter(self.model, eqx.is_inexact_array))
+        return jax.tree.map(jnp.zeros_like, theta) if self.linearized else theta
+
+    def restrict(self, parameters: AbstractNetwork) -> PyTree:
+        """The inner variable out of a network's parameters."""
+        body, head = partition(parameters)
+        return body, (None if self.reparameterized else head)
+
+    def pad(self, theta: PyTree) -> AbstractNetwork:
+        """The inner variable as a network's parameters, the head's zero if it has none."""
+        _, head = partition(eqx.filter(self.model, eqx.is_inexact_array))
+        no_head = jax.tree.map(jnp.zeros_like, head)
+        return eqx.combine(theta[0], no_head if theta[1] is None else theta[1])
+
+    def expand(self, images: Float[Array, "n h w c"]) -> Expansion:
+        """The network at some images."""
+        if self.linearized:
+            return self.linear(linearize(self.model, images))
+
+        def outputs(body: PyTree) -> tuple[Array, Array]:
+            network = eqx.combine(body, self.model)
+            features = network.features(images)
+            offset = jnp.zeros_like(features, shape=(len(images), network.head.bias.size))
+            return features, offset + network.head.bias[None]
+
+        return outputs
+
+    def linear(self, at: Linearization) -> Expansion:
+        """The linearised network at some images."""
+        return lambda body: (at.features, at.jvp(self.pad((body, None))))
+
+    def split(
+        self, theta: PyTree, at_S: Expansion, labels: Float[Array, "n classes"]
+    ) -> tuple[PyTree, Float[Array, "features classes"]]:
+        """(θ_B, θ_F) of an inner variable, at the distilled set."""
+        body, head = theta
+        if head is not None:
+            return body, head.head.kernel
+        features, offset = at_S(body)
+        l2 = self.l2_rate * len(labels)
+        return body, ridge_head(features, labels - offset, l2, dtype=self.dtype)
+
+    def residuals(
+        self, theta: PyTree, at_S: Expansion, labels: Float[Array, "n classes"]
+    ) -> tuple[Float[Array, "n classes"], PyTree]:
+        """f(X_S) and (θ_B, θ_F): what the inner loss is a convex quadratic of."""
+        theta_B, theta_F = self.split(theta, at_S, labels)
+        return predict(at_S, theta_B, theta_F), (theta_B, theta_F)
+
+    def loss(self, theta: PyTree, at_S: Expansion, labels: Float[Array, "n classes"]) -> Scalar:
+        """The inner loss."""
+        predictions, parameters = self.residuals(theta, at_S, labels)
+        return inner_loss(predictions, labels, parameters, self.l2_rate * len(labels))
+
+    def outer(
+        self,
+        theta: PyTree,
+        coreset: Coreset,
+        at_T: Expansion,
+        targets: Float[Array, "b classes"],
+        outer_loss: OuterLoss,
+    ) -> tuple[Scalar, Float[Array, "b classes"]]:
+        """The outer loss and the predictions it is of, as functions of θ and ψ (equation 6)."""
+        X_S, y_S = coreset.support()
+        f_T = predict(at_T, *self.split(theta, self.expand(X_S), y_S))
+        return outer_loss(f_T, targets, coreset.log_temperature), f_T
+
+
+def predict(at: Expansion, theta_B: PyTree, theta_F: Array) -> Float[Array, "n classes"]:
+    """offset + features @ θ_F."""
+    features, offset = at(theta_B)
+    return offset + features @ theta_F

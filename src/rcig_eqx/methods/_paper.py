@@ -1,0 +1,209 @@
+"""The paper's method and its ablations, with the learning rates they need."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, Scalar
+
+from .._losses import platt_loss
+from ..solvers import Adam
+from ._implicit import Solver, check_solvers, implicit_hypergradient
+from ._method import AbstractAdaptiveMethod, OuterLoss, check_l2_rate, subtract_margin
+
+
+class RateRule(eqx.Module):
+    """When Adam's learning rates change during a run.
+
+    Every `window` steps: × `shrink` if the share of descents that ended above their start is at
+    least `shrink_at`, else × `grow` if the share of monotone ones is at least `grow_at`.
+    `solver` says whether the inverse-Hessian solver's rate follows the rule too.
+
+    The default is the paper's: × 0.9 whenever a loss diverged (appendix C).
+    """
+
+    window: int = eqx.field(static=True, default=1)
+    shrink: float = eqx.field(static=True, default=0.9)
+    shrink_at: float = eqx.field(static=True, default=1.0)
+    grow: float = eqx.field(static=True, default=1.0)
+    grow_at: float = eqx.field(static=True, default=1.0)
+    solver: bool = eqx.field(static=True, default=True)
+
+
+class Tally(eqx.Module):
+    """Descents since the rule was last applied; inner first, then inverse-Hessian."""
+
+    seen: Int[Array, ""]
+    diverged: Int[Array, "2"]
+    monotone: Int[Array, "2"]
+
+
+class implicit(AbstractAdaptiveMethod):
+    """A method of the primal route: [`implicit_hypergradient`][] with rates that follow the run.
+
+    `rcig_paper`, `rig`, `cig` and `vig` are its ready forms. The arguments are those of
+    `implicit_hypergradient`; besides, `margin`: subtract the label margin from the outer loss, and
+    `rule`: how learning rates change during a run. Rates that are `None` are searched for before it
+    (appendix C): the largest at which the losses fall at every step, by doubling and backing off
+    by a sixth at a time, then × 0.7.
+    """
+
+    linearized: bool = eqx.field(static=True)
+    reparameterized: bool = eqx.field(static=True)
+    inner: Solver = Adam()
+    solver: Solver = Adam()
+    l2_rate: float = 5e-4
+    outer_loss: OuterLoss = platt_loss
+    damping: float = 0.0
+    gauss_newton: bool = eqx.field(static=True, default=False)
+    dtype: DTypeLike | None = eqx.field(static=True, default=None)
+    clip: bool = eqx.field(static=True, default=False)
+    margin: bool = eqx.field(static=True, default=False)
+    rule: RateRule = RateRule()
+    tally: Tally | None = None
+
+    def __check_init__(self):
+        check_l2_rate(self.l2_rate)
+        check_solvers(self.inner, self.solver, linearized=self.linearized, damping=self.damping)
+
+    def hypergradient(self, model, coreset, images, targets):
+        result = implicit_hypergradient(
+            model,
+            coreset,
+            images,
+            targets,
+            linearized=self.linearized,
+            reparameterized=self.reparameterized,
+            inner=self.inner,
+            solver=self.solver,
+            l2_rate=self.l2_rate,
+            outer_loss=self.outer_loss,
+            damping=self.damping,
+            gauss_newton=self.gauss_newton,
+            dtype=self.dtype,
+            clip=self.clip,
+        )
+        return subtract_margin(result, coreset) if self.margin else result
+
+    def tune(self, model, coreset, images, targets):
+        def with_rates(inner_rate: Any, solver_rate: Any) -> "implicit":
+            return _with_rate(_with_rate(self, "inner", inner_rate), "solver", solver_rate)
+
+        def monotone(name: str, *rates: Any) -> Bool[Array, ""]:
+            trial = with_rates(*rates).hypergradient(model, coreset, images, targets)
+            return trial.stats.get(f"{name}_monotone", jnp.asarray(True))
+
+        # The search for one rate leaves the other solver's results unused, and so uncomputed.
+        inner_rate = _rate(self.inner)
+        if inner_rate is None:
+            inner_rate = find_rate(lambda rate: monotone("inner", rate, 1.0), 1e-5)
+        solver_rate = _rate(self.solver)
+        if solver_rate is None:
+            solver_rate = find_rate(lambda rate: monotone("solver", inner_rate, rate), 5e-5)
+        return eqx.tree_at(
+            lambda method: method.tally,
+            with_rates(inner_rate, solver_rate),
+            Tally(jnp.zeros((), jnp.int32), jnp.zeros(2, jnp.int32), jnp.zeros(2, jnp.int32)),
+            is_leaf=lambda x: x is None,
+        )
+
+    def adapt(self, stats):
+        if self.tally is None:
+            return self
+
+        def count(kind: str) -> Int[Array, "2"]:
+            flags = [stats.get(f"{name}_{kind}", False) for name in ("inner", "solver")]
+            return jnp.stack([jnp.asarray(flag, jnp.int32) for flag in flags])
+
+        rule, tally = self.rule, self.tally
+        seen = tally.seen + 1
+        diverged = tally.diverged + count("diverged")
+        monotone = tally.monotone + count("monotone")
+        due = seen >= rule.window
+        factor = jnp.where(
+            diverged >= rule.shrink_at * rule.window,
+            rule.shrink,
+            jnp.where(monotone >= rule.grow_at * rule.window, rule.grow, 1.0),
+        )
+        factor = jnp.where(due, factor, 1.0)
+        kept = jnp.where(due, 0, 1)
+        method = eqx.tree_at(
+            lambda m: m.tally, self, Tally(kept * seen, kept * diverged, kept * monotone)
+        )
+        for index, name in enumerate(("inner", "solver")):
+            rate = _rate(getattr(self, name))
+            if rate is not None and (name == "inner" or rule.solver):
+                rate = jnp.asarray(rate)
+                method = _with_rate(method, name, rate * factor[index].astype(rate.dtype))
+        return method
+
+
+def _rate(solver: Solver) -> Any:
+    """Adam's learning rate, `None` if it has yet to be found; of other solvers, 0."""
+    return solver.learning_rate if isinstance(solver, Adam) else 0.0
+
+
+def _with_rate(method: "implicit", name: str, rate: Any) -> "implicit":
+    """The method with another learning rate, if that solver has one."""
+    solver = getattr(method, name)
+    if not isinstance(solver, Adam):
+        return method
+    return eqx.tree_at(
+        lambda m: getattr(m, name).learning_rate,
+        method,
+        jnp.asarray(rate, jnp.float32),
+        is_leaf=lambda x: x is None,
+    )
+
+
+def find_rate(
+    monotone: Callable[[Scalar], Bool[Array, ""]], start: float, *, doublings: int = 30
+) -> Float[Array, ""]:
+    """0.7 times the largest learning rate, to a sixth, at which a descent is monotone.
+
+    Doubles from `start` until the descent is not, then divides by 1.2 until it is.
+    """
+
+    def grow(carry):
+        rate, count = carry
+        return 2 * rate, count + 1
+
+    def growing(carry):
+        rate, count = carry
+        return (count < doublings) & monotone(rate)
+
+    rate, _ = jax.lax.while_loop(
+        growing, grow, (jnp.asarray(start, jnp.float32), jnp.zeros((), jnp.int32))
+    )
+    floor = 1e-3 * start
+    rate = jax.lax.while_loop(
+        lambda rate: (rate > floor) & ~monotone(rate), lambda rate: rate / 1.2, rate
+    )
+    return 0.7 * rate
+
+
+def rcig_paper(**changed: Any) -> implicit:
+    """RCIG as in the paper: linearised, head solved for, 20 and 20 Adam steps (Algorithm 1).
+
+    `changed` are fields of [`implicit`][rcig_eqx.methods.implicit], such as
+    `inner=Adam(steps=50)` or `clip=True`.
+    """
+    return implicit(linearized=True, reparameterized=True, **changed)
+
+
+def rig(**changed: Any) -> implicit:
+    """RCIG without linearisation: head solved for, ordinary training dynamics (Table 1)."""
+    return implicit(linearized=False, reparameterized=True, **changed)
+
+
+def cig(**changed: Any) -> implicit:
+    """RCIG with the head trained instead of solved for (section 3.2, Table 1)."""
+    return implicit(linearized=True, reparameterized=False, **changed)
+
+
+def vig(**changed: Any) -> implicit:
+    """Plain implicit gradients: ordinary dynamics, all parameters trained (section 3.1)."""
+    return implicit(linearized=False, reparameterized=False, **changed)

@@ -1,0 +1,115 @@
+"""Adam as a solver: on the inner loss, and on the quadratic whose minimum is H⁻¹g."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import optax
+from jaxtyping import Array, Bool, Float, PyTree, Scalar
+
+from ._definite import AbstractDefiniteSolver, dot, norm
+
+
+class Descent(eqx.Module):
+    """Where a descent of a fixed number of steps ended, and how it went.
+
+    - `value`: the last iterate.
+    - `residual`: the norm of the last gradient taken, at the iterate before `value`, relative to
+      the first.
+    - `diverged`: whether the last loss taken is above the first, or not a number.
+    - `monotone`: whether no loss was above the one before.
+    """
+
+    value: PyTree
+    residual: Scalar
+    diverged: Bool[Array, ""]
+    monotone: Bool[Array, ""]
+
+
+def adam_descent(
+    value_and_gradient: Callable[[PyTree], tuple[Scalar, PyTree]],
+    start: PyTree,
+    steps: int,
+    learning_rate: float | Float[Array, ""],
+) -> Descent:
+    """`steps` steps of Adam from `start`, with as many evaluations (paper, Algorithm 1)."""
+    optimizer = optax.adam(learning_rate)
+
+    def step(carry, _):
+        x, state = carry
+        loss, gradient = value_and_gradient(x)
+        updates, state = optimizer.update(gradient, state)
+        return (optax.apply_updates(x, updates), state), (loss, norm(gradient))
+
+    first = (start, optimizer.init(start))
+    (x, _), (losses, norms) = jax.lax.scan(step, first, length=steps)
+    residual = norms[-1] / jnp.where(norms[0] > 0, norms[0], 1)
+    monotone = jnp.all(losses[1:] <= losses[:-1])
+    return Descent(x, residual, ~(losses[-1] <= losses[0]), monotone)
+
+
+class Adam(AbstractDefiniteSolver):
+    """Adam on ½vᵀHv − gᵀv, whose gradient is Hv − g: the paper's solver (equation 7).
+
+    It needs no bound on the curvature, but a learning rate that suits the problem: `None` leaves
+    it to [`tune`][rcig_eqx.tune] before a distillation.
+
+    The statistics are `num_steps`, `max_steps`, `residual` (of the last gradient taken, one step
+    before the end), `diverged` and `monotone`. Only a residual that is not finite is reported as
+    `RESULTS.breakdown`: the descent is truncated on purpose, and `diverged` is for whoever sets
+    the learning rate.
+    """
+
+    learning_rate: float | Float[Array, ""] | None = None
+    steps: int = eqx.field(static=True, default=20)
+
+    def __check_init__(self):
+        if self.steps < 0:
+            raise ValueError(f"steps is {self.steps}: it must not be negative.")
+        if isinstance(self.learning_rate, float | int) and not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}: it must be positive.")
+
+    def rate(self) -> float | Float[Array, ""]:
+        """The learning rate; `ValueError` if it has not been found yet."""
+        if self.learning_rate is None:
+            raise ValueError(
+                "Adam has no learning rate yet: give it one, as in Adam(1e-3), or find one with "
+                "tune(state, batch); distill does so by itself."
+            )
+        return self.learning_rate
+
+    def init(
+        self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
+    ) -> lx.AbstractLinearOperator:
+        del options
+        return operator
+
+    def compute(
+        self, state: lx.AbstractLinearOperator, vector: PyTree[Array], options: dict[str, Any]
+    ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
+        start = options.get("y0")
+        start = jax.tree.map(jnp.zeros_like, vector) if start is None else start
+        if self.steps == 0:
+            nothing = jnp.zeros((), jnp.int32)
+            stats = {"num_steps": nothing, "max_steps": 0, "residual": jnp.ones_like(norm(vector))}
+            return start, lx.RESULTS.successful, stats
+
+        def value_and_gradient(v: PyTree) -> tuple[Scalar, PyTree]:
+            gradient = jax.tree.map(jnp.subtract, state.mv(v), vector)
+            return 0.5 * (dot(v, gradient) - dot(v, vector)), gradient
+
+        descent = adam_descent(value_and_gradient, start, self.steps, self.rate())
+        result = lx.RESULTS.where(
+            jnp.isfinite(descent.residual), lx.RESULTS.successful, lx.RESULTS.breakdown
+        )
+        stats = {
+            "num_steps": jnp.asarray(self.steps, jnp.int32),
+            "max_steps": self.steps,
+            "residual": descent.residual,
+            "diverged": descent.diverged,
+            "monotone": descent.monotone,
+        }
+        return descent.value, result, stats

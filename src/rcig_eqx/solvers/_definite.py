@@ -1,0 +1,56 @@
+"""What our solvers of symmetric positive definite systems share."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import PyTree, Scalar
+
+
+class AbstractDefiniteSolver(lx.AbstractLinearSolver):
+    """A lineax solver for positive definite operators on pytrees of real arrays.
+
+    Such an operator is its own transpose and has full rank.
+    """
+
+    def transpose(self, state: PyTree, options: dict[str, Any]) -> tuple[PyTree, dict[str, Any]]:
+        return state, options
+
+    def conj(self, state: PyTree, options: dict[str, Any]) -> tuple[PyTree, dict[str, Any]]:
+        return state, options
+
+    def assume_full_rank(self) -> bool:
+        return True
+
+
+def check_definite(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
+    """The operator, if it is tagged as these solvers need it; `ValueError` if not."""
+    if not lx.is_positive_semidefinite(operator):
+        raise ValueError(
+            "This solver needs a positive definite operator: tag it with "
+            "lineax.positive_semidefinite_tag if mathematics guarantees that it is."
+        )
+    return operator
+
+
+def dot(a: PyTree, b: PyTree) -> Scalar:
+    """⟨a, b⟩ over all leaves."""
+    products = jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)
+    return jax.tree.reduce(jnp.add, products)
+
+
+def norm(a: PyTree) -> Scalar:
+    """‖a‖ over all leaves."""
+    return jnp.sqrt(dot(a, a))
+
+
+def axpy(scale: Scalar, x: PyTree, y: PyTree) -> PyTree:
+    """scale · x + y, in the leaves' own dtypes."""
+    return jax.tree.map(lambda x, y: jnp.asarray(scale, x.dtype) * x + y, x, y)
+
+
+def relative(residual: PyTree, vector: PyTree) -> Scalar:
+    """‖residual‖ / ‖vector‖, and ‖residual‖ itself for a right-hand side of zero."""
+    size = norm(vector)
+    return norm(residual) / jnp.where(size > 0, size, 1)

@@ -1,0 +1,108 @@
+"""The Neumann series for an inverse-Hessian-vector product."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import lineax as lx
+from jaxtyping import Array, PyTree, Scalar
+
+from ._definite import AbstractDefiniteSolver, axpy, check_definite, norm, relative
+
+
+class Neumann(AbstractDefiniteSolver):
+    """H⁻¹g ≈ η Σ_{k<K} (I − ηH)ᵏ g, the truncated Neumann series, with K products.
+
+    The series converges where 0 < η λ_max(H) < 2. If `step_size` is `None`, η = 1/λ_max with
+    λ_max from a power iteration. A given step is checked against the same estimate, and one that
+    breaks the condition is reported as `RESULTS.breakdown`; the estimate approaches λ_max from
+    below, so a step that passes narrowly may still diverge, which the residual then shows.
+
+    **Arguments:**
+
+    - `max_steps`: terms K of the series.
+    - `rtol`: stop earlier, once the relative residual is below it; 0 takes all terms.
+    - `step_size`: η.
+    - `power_steps`: products spent on λ_max.
+
+    The statistics are `num_steps` (products, power iteration included), `max_steps`, `residual`
+    (‖g − Hv‖/‖g‖) and `step_times_curvature` (η λ_max). A residual above `rtol` is no failure: the
+    series is truncated on purpose.
+    """
+
+    max_steps: int = eqx.field(static=True, default=20)
+    rtol: float = eqx.field(static=True, default=0.0)
+    step_size: float | None = None
+    power_steps: int = eqx.field(static=True, default=10)
+
+    def __check_init__(self):
+        if self.max_steps < 1 or self.power_steps < 1:
+            raise ValueError("max_steps and power_steps must be at least 1.")
+        if not 0 <= self.rtol < 1:
+            raise ValueError(f"rtol must lie between 0 and 1; got {self.rtol}.")
+        if isinstance(self.step_size, float | int) and self.step_size <= 0:
+            raise ValueError(f"step_size is {self.step_size}: it must be positive, or None.")
+
+    def init(
+        self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
+    ) -> tuple[lx.AbstractLinearOperator, Scalar]:
+        del options
+        return check_definite(operator), largest_eigenvalue(operator, steps=self.power_steps)
+
+    def compute(
+        self, state: PyTree, vector: PyTree[Array], options: dict[str, Any]
+    ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
+        operator, largest = state
+        step_size = 1 / largest if self.step_size is None else jnp.asarray(self.step_size)
+        target = self.rtol * norm(vector)
+        y0 = options.get("y0")
+        if y0 is None:
+            y0, r = jax.tree.map(jnp.zeros_like, vector), vector
+        else:
+            r = jax.tree.map(jnp.subtract, vector, operator.mv(y0))
+
+        def unfinished(carry):
+            _, r, step = carry
+            return (norm(r) > target) & (step < self.max_steps)
+
+        def body(carry):
+            v, r, step = carry
+            return axpy(step_size, r, v), axpy(-step_size, operator.mv(r), r), step + 1
+
+        start = (y0, r, jnp.zeros((), jnp.int32))
+        v, r, steps = jax.lax.while_loop(unfinished, body, start)
+        residual, contraction = relative(r, vector), step_size * largest
+        result = lx.RESULTS.where(
+            jnp.isfinite(residual) & (contraction < 2),
+            lx.RESULTS.successful,
+            lx.RESULTS.breakdown,
+        )
+        stats = {
+            "num_steps": steps + self.power_steps,
+            "max_steps": self.max_steps,
+            "residual": residual,
+            "step_times_curvature": contraction,
+        }
+        return v, result, stats
+
+
+def largest_eigenvalue(operator: lx.AbstractLinearOperator, *, steps: int = 10) -> Scalar:
+    """λ_max of a positive definite operator, by `steps` products of a power iteration.
+
+    From below: the Rayleigh quotient of the last iterate. The start is random and always the same.
+    """
+    leaves, structure = jax.tree.flatten(operator.in_structure())
+    keys = jr.split(jr.key(0), len(leaves))
+    start = [jr.normal(key, leaf.shape, leaf.dtype) for key, leaf in zip(keys, leaves, strict=True)]
+    v = jax.tree.unflatten(structure, start)
+
+    def product(_, carry):
+        v, _ = carry
+        v = jax.tree.map(lambda x: x / norm(v).astype(x.dtype), v)
+        Hv = operator.mv(v)
+        return Hv, norm(Hv)
+
+    _, size = jax.lax.fori_loop(0, steps, product, (v, jnp.zeros_like(norm(v))))
+    return size

@@ -1,0 +1,402 @@
+"""The primal route in float64: solvers against a dense Hessian, methods against dense algebra."""
+
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import lineax as lx
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from rcig_eqx import (
+    ConvNet,
+    Coreset,
+    exact_hypergradient,
+    head_hypergradient,
+    hypergradient,
+    partition,
+    platt_loss,
+)
+from rcig_eqx.methods import (
+    RateRule,
+    clip_implicit,
+    implicit_hypergradient,
+    rcig,
+    rcig_paper,
+    rig,
+    vig,
+)
+from rcig_eqx.solvers import (
+    Adam,
+    ConjugateGradient,
+    DualCholesky,
+    Neumann,
+    Nystrom,
+    gauss_newton_operator,
+    hessian_operator,
+    largest_eigenvalue,
+)
+
+N, CLASSES, BATCH, SIZE = 3, 3, 5, 6
+L2_RATE = 0.02
+CG = ConjugateGradient(1e-13, 2000)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _x64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="module")
+def setting():
+    """A network, a distilled set and an outer batch, all float64 and random."""
+    keys = jr.split(jr.key(0), 5)
+    model = ConvNet(
+        in_channels=1,
+        image_size=SIZE,
+        num_classes=CLASSES,
+        width=2,
+        depth=1,
+        softplus=3.0,
+        dtype=jnp.float64,
+        key=keys[0],
+    )
+    coreset = Coreset(
+        jr.normal(keys[1], (N, SIZE, SIZE, 1)), jr.normal(keys[2], (N, CLASSES)), jnp.asarray(0.3)
+    )
+    images = jr.normal(keys[3], (BATCH, SIZE, SIZE, 1))
+    targets = jax.nn.one_hot(jr.randint(keys[4], (BATCH,), 0, CLASSES), CLASSES, dtype=jnp.float64)
+    return model, coreset, images, targets
+
+
+@pytest.fixture(scope="module")
+def inner(setting):
+    """An ordinary network's inner loss, its parameters, a vector, and the dense Hessian there."""
+    model, coreset, _, _ = setting
+    theta, static = eqx.partition(model, eqx.is_inexact_array)
+
+    def outputs(theta):
+        return eqx.combine(theta, static)(coreset.images)
+
+    def convex(f):
+        return 0.5 * jnp.sum((f - coreset.labels) ** 2)
+
+    flat, unravel = ravel_pytree(theta)
+    vector = unravel(jr.normal(jr.key(7), flat.shape))
+    H = jax.jit(jax.hessian(lambda t: convex(outputs(unravel(t)))))(flat)
+    J = jax.jit(jax.jacrev(lambda t: outputs(unravel(t)).ravel()))(flat)
+    return outputs, convex, theta, vector, np.asarray(H), np.asarray(J.T @ J)
+
+
+@pytest.fixture(scope="module")
+def exact(setting):
+    """The exact hypergradient."""
+    return run(exact_hypergradient, setting, l2_rate=L2_RATE, solver=DualCholesky())
+
+
+def run(function, arguments, **given):
+    return jax.jit(functools.partial(function, **given))(*arguments)
+
+
+def flat(tree) -> np.ndarray:
+    return np.asarray(ravel_pytree(tree)[0])
+
+
+def relative(a, b) -> float:
+    a, b = flat(a), flat(b)
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def test_hessian_and_gauss_newton_products(inner):
+    outputs, convex, theta, vector, H, G = inner
+    hessian = hessian_operator(lambda t: convex(outputs(t)), theta, damping=0.3)
+    gauss_newton = gauss_newton_operator(outputs, convex, theta, damping=0.3)
+    assert relative(hessian.mv(vector), H @ flat(vector) + 0.3 * flat(vector)) < 1e-12
+    assert relative(gauss_newton.mv(vector), G @ flat(vector) + 0.3 * flat(vector)) < 1e-12
+    assert np.linalg.eigvalsh(H).min() < -1e-3  # away from a minimum: why Gauss–Newton is there
+    structures = jax.tree.structure(vector), jax.tree.structure(hessian.mv(vector))
+    assert structures[0] == structures[1]
+
+
+# name: solver for (Gauss–Newton matrix + shift), relative error to reach
+SOLVERS = {
+    "cg": (lambda shift: ConjugateGradient(1e-11, 500), 1e-9),
+    "neumann": (lambda shift: Neumann(100_000, rtol=1e-9), 1e-6),
+    "adam": (lambda shift: Adam(3e-2, 4000), 1e-2),
+    "nystrom": (lambda shift: Nystrom(N * CLASSES, shift), 1e-9),
+}
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.5])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_solvers_against_a_dense_matrix(inner, name, damping):
+    """With and without damping, alone and under vmap; the residual they report is the true one."""
+    outputs, convex, theta, vector, _, G = inner
+    make, tolerance = SOLVERS[name]
+    shift = 0.2 + damping  # an L2 term, without which the matrix is singular
+    dense = G + shift * np.eye(len(G))
+    operator = gauss_newton_operator(outputs, convex, theta, damping=shift)
+
+    @jax.jit
+    def solve(vector):
+        solution = lx.linear_solve(operator, vector, make(shift), throw=False)
+        return solution.value, solution.stats, solution.result == lx.RESULTS.successful
+
+    x, stats, good = solve(vector)
+    assert good
+    assert jax.tree.structure(x) == jax.tree.structure(vector)
+    assert {leaf.dtype for leaf in jax.tree.leaves(x)} == {jnp.dtype("float64")}
+    assert relative(x, np.linalg.solve(dense, flat(vector))) < tolerance
+    true = np.linalg.norm(flat(vector) - dense @ flat(x)) / np.linalg.norm(flat(vector))
+    late = name == "adam"  # reports the gradient one step before the end
+    assert float(stats["residual"]) == pytest.approx(true, rel=0.5 if late else 1e-3, abs=1e-10)
+    assert 0 < int(stats["num_steps"]) <= 100_010
+    if damping:
+        both = jax.vmap(solve)(jax.tree.map(lambda v: jnp.stack([v, 2 * v]), vector))[0]
+        second = jax.tree.map(lambda v: v[1] / 2, both)
+        assert relative(second, x) < max(tolerance, 1e-8)
+
+
+def test_nystrom_of_too_low_a_rank_says_how_far_off_it_is(inner):
+    outputs, convex, theta, vector, _, _ = inner
+    operator = gauss_newton_operator(outputs, convex, theta, damping=0.2)
+    residuals = [
+        float(lx.linear_solve(operator, vector, Nystrom(rank, 0.2)).stats["residual"])
+        for rank in (2, N * CLASSES)
+    ]
+    assert residuals[0] > 1e-2
+    assert residuals[1] < 1e-9
+
+
+def test_neumann_names_the_condition_it_needs(inner):
+    outputs, convex, theta, vector, _, G = inner
+    operator = gauss_newton_operator(outputs, convex, theta, damping=0.2)
+    largest = np.linalg.eigvalsh(G).max() + 0.2
+    assert float(largest_eigenvalue(operator, steps=50)) == pytest.approx(largest, rel=1e-2)
+    assert float(largest_eigenvalue(operator, steps=5)) <= largest * (1 + 1e-12)
+
+    def stats_of(step_size):
+        solver = Neumann(30, step_size=step_size, power_steps=100)
+        return lx.linear_solve(operator, vector, solver, throw=False)
+
+    good, bad = stats_of(1.9 / largest), stats_of(2.1 / largest)
+    assert good.result == lx.RESULTS.successful
+    assert bad.result == lx.RESULTS.breakdown
+    assert float(bad.stats["step_times_curvature"]) == pytest.approx(2.1, rel=1e-2)
+    assert float(bad.stats["residual"]) > float(good.stats["residual"])
+
+
+def test_neumann_is_its_series(inner):
+    outputs, convex, theta, vector, _, G = inner
+    operator = gauss_newton_operator(outputs, convex, theta, damping=0.2)
+    eta, H = 0.01, G + 0.2 * np.eye(len(G))
+    term, total = flat(vector), 0
+    for _ in range(7):
+        total, term = total + eta * term, term - eta * (H @ term)
+    got = lx.linear_solve(operator, vector, Neumann(7, step_size=eta)).value
+    assert relative(got, total) < 1e-12
+
+
+def test_generic_hypergradient_of_ridge_regression():
+    """Against differentiation through the closed form, regularisation and data alike."""
+    keys = jr.split(jr.key(1), 4)
+    A, B, b = (jr.normal(k, s) for k, s in zip(keys, [(9, 4), (6, 4), (6,)], strict=False))
+    psi = {"log_l2": jnp.asarray([-1.0, 0.5, 0.0, 0.3]), "y": jr.normal(keys[3], (9,))}
+
+    def inner_loss(w, psi):
+        penalty = jnp.sum(jnp.exp(psi["log_l2"]) * w["w"] ** 2)
+        return 0.5 * jnp.sum((A @ w["w"] - psi["y"]) ** 2) + 0.5 * penalty
+
+    def outer_loss(w, psi):
+        return 0.5 * jnp.sum((B @ w["w"] - b) ** 2) + 0.1 * jnp.sum(psi["y"] ** 2), w["w"][0]
+
+    def closed(psi):
+        return {"w": jnp.linalg.solve(A.T @ A + jnp.diag(jnp.exp(psi["log_l2"])), A.T @ psi["y"])}
+
+    @jax.jit
+    def implicit(psi):
+        return hypergradient(
+            outer_loss, inner_loss, closed(psi), psi, solver=ConjugateGradient(1e-13), has_aux=True
+        )
+
+    result, aux = implicit(psi)  # pyright: ignore[reportGeneralTypeIssues]
+    value, expected = jax.value_and_grad(lambda psi: outer_loss(closed(psi), psi)[0])(psi)
+    assert relative(result.gradient, expected) < 1e-8
+    assert float(result.value) == pytest.approx(float(value), rel=1e-12)
+    assert float(aux) == pytest.approx(float(closed(psi)["w"][0]))
+    assert result.stats["converged"]
+    assert float(result.stats["residual"]) < 1e-12
+
+
+# name: arguments with which the linearised problem is solved to convergence
+EXACT = {
+    "cg": {"inner": CG, "solver": CG},
+    "dual": {"inner": DualCholesky(), "solver": DualCholesky()},
+    "nystrom": {"inner": CG, "solver": Nystrom(2 * N * CLASSES, L2_RATE * 2 * N)},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "reparameterized"), [*((name, True) for name in EXACT), ("cg", False)]
+)
+def test_converged_is_exact(setting, reparameterized, name):
+    """RCIG and CIG share their minimum, and so their hypergradient."""
+    model, coreset, images, targets = setting
+    flipped = Coreset(coreset.images, coreset.labels, coreset.log_temperature, flip=True)
+    problem = (model, flipped, images, targets)
+    given = {"l2_rate": L2_RATE, "reparameterized": reparameterized} | EXACT[name]
+    got = run(implicit_hypergradient, problem, **given)
+    exact = run(exact_hypergradient, problem, l2_rate=L2_RATE, solver=DualCholesky())
+    for part in ("images", "labels", "log_temperature"):
+        assert relative(getattr(got.gradient, part), getattr(exact.gradient, part)) < 1e-7
+    assert float(got.value) == pytest.approx(float(exact.value), rel=1e-10)
+    assert float(got.stats["inner_residual"]) < 1e-10
+    assert got.stats["converged"]
+
+
+def test_truncated_adam_nears_the_exact_one(setting, exact):
+    errors = []
+    for steps in (5, 2000):
+        adam = {"inner": Adam(3e-3, steps), "solver": Adam(3e-2, steps), "l2_rate": L2_RATE}
+        got = run(implicit_hypergradient, setting, **adam)
+        errors.append(relative(got.gradient.images, exact.gradient.images))
+    assert errors[0] > 5 * errors[1]
+    assert errors[1] < 2e-2
+
+
+@pytest.mark.parametrize("reparameterized", [True, False], ids=["rig", "vig"])
+def test_ordinary_networks_against_dense_algebra(setting, reparameterized):
+    """Direct − ∂/∂ψ ⟨∂L_i/∂θ, H⁻¹g⟩ at the same θ, written without the library."""
+    model, coreset, images, targets = setting
+    l2, damping, steps = L2_RATE * N, 3.0, 20
+    body, head = partition(model)
+    theta0, unravel = ravel_pytree(body if reparameterized else (body, head))
+
+    def network(t, X, y):
+        """Features' function and head kernel of θ."""
+        parts = unravel(t)
+        body = parts if reparameterized else parts[0]
+        net = eqx.combine(body, head)
+        h = net.features(X)
+        if reparameterized:
+            K = h @ h.T + l2 * jnp.eye(len(X))
+            kernel = h.T @ jnp.linalg.solve(K, y - net.head.bias[None])
+        else:
+            kernel = parts[1].head.kernel
+        penalty = jnp.sum(ravel_pytree(body)[0] ** 2) + jnp.sum(kernel**2)
+        return net, kernel, penalty
+
+    def inner(t, c):
+        net, kernel, penalty = network(t, c.images, c.labels)
+        f = net.features(c.images) @ kernel + net.head.bias[None]
+        return 0.5 * jnp.sum((f - c.labels) ** 2) + 0.5 * l2 * penalty
+
+    def outer(t, c):
+        net, kernel, _ = network(t, c.images, c.labels)
+        f = net.features(images) @ kernel + net.head.bias[None]
+        return platt_loss(f, targets, c.log_temperature)
+
+    theta, m, v = theta0, 0.0, 0.0
+    gradient = jax.jit(jax.grad(inner))
+    for k in range(1, steps + 1):  # Adam by hand
+        g = gradient(theta, coreset)
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        theta = theta - 1e-2 * (m / (1 - 0.9**k)) / (jnp.sqrt(v / (1 - 0.999**k)) + 1e-8)
+    H = jax.jit(jax.hessian(inner))(theta, coreset) + damping * jnp.eye(len(theta))
+    assert np.linalg.eigvalsh(H).min() > 0
+    solution = jnp.linalg.solve(H, jax.jit(jax.grad(outer))(theta, coreset))
+
+    @jax.jit
+    def assembled(c):
+        implicit = jax.grad(lambda c: jax.grad(inner)(theta, c) @ solution)(c)
+        return jax.tree.map(jnp.subtract, jax.grad(outer, argnums=1)(theta, c), implicit)
+
+    expected = assembled(coreset)
+    method = (rig if reparameterized else vig)(
+        inner=Adam(1e-2, steps), solver=CG, l2_rate=L2_RATE, damping=damping
+    )
+    got = run(method.hypergradient, setting)
+    assert relative(got.gradient, expected) < 1e-8
+    assert float(got.value) == pytest.approx(float(outer(theta, coreset)), rel=1e-10)
+    assert not got.stats["inner_diverged"]
+
+
+def test_no_inner_steps_leave_the_direct_gradient_of_the_head(setting):
+    """n_inner = n_H⁻¹ = 0 is the head-only method (paper, section 4.3)."""
+    method = rcig_paper(inner=Adam(steps=0), solver=Adam(steps=0), l2_rate=L2_RATE)
+    got = run(method.hypergradient, setting)
+    expected = run(head_hypergradient, setting, l2_rate=L2_RATE)
+    assert relative(got.gradient, expected.gradient) < 1e-12
+
+
+def test_the_implicit_gradient_is_clipped_leaf_by_leaf(setting):
+    direct, implicit = jnp.array([3.0, 4.0]), jnp.array([30.0, 40.0])
+    np.testing.assert_allclose(clip_implicit(direct, implicit), direct)
+    np.testing.assert_allclose(clip_implicit(implicit, direct), direct)
+    np.testing.assert_allclose(clip_implicit(direct, 0 * implicit), 0 * direct)
+    # A large head makes the body's share of the tangent kernel, and so the implicit part, large.
+    louder = eqx.tree_at(lambda m: m.head.kernel, setting[0], replace_fn=lambda k: 10 * k)
+    setting = (louder, *setting[1:])
+    given = {"l2_rate": L2_RATE, "inner": CG, "solver": CG}
+    free = run(implicit_hypergradient, setting, **given)
+    clipped = run(implicit_hypergradient, setting, **given, clip=True)
+    given["solver"] = Adam(steps=0)
+    direct = run(implicit_hypergradient, setting, **given)
+    expected = clip_implicit(
+        direct.gradient, jax.tree.map(jnp.subtract, free.gradient, direct.gradient)
+    )
+    assert relative(clipped.gradient, jax.tree.map(jnp.add, direct.gradient, expected)) < 1e-9
+    assert relative(clipped.gradient, free.gradient) > 1e-3
+    solver = DualCholesky()
+    exact = run(rcig(l2_rate=L2_RATE, solver=solver, clip=True).hypergradient, setting)
+    assert relative(exact.gradient, clipped.gradient) < 1e-6
+
+
+def test_tuning_finds_rates_whose_descents_are_monotone(setting):
+    method = rcig_paper(l2_rate=L2_RATE)
+    tuned = eqx.filter_jit(method.tune)(*setting)
+
+    @eqx.filter_jit
+    def stats_of(method):
+        return method.hypergradient(*setting).stats
+
+    stats = stats_of(tuned)
+    assert stats["inner_monotone"]
+    assert stats["solver_monotone"]
+    # Not by being timid: a rate of the search's own start would hardly move.
+    larger = eqx.tree_at(lambda m: m.inner.learning_rate, tuned, replace_fn=lambda r: r / 0.7 * 1.3)
+    assert not stats_of(larger)["inner_monotone"]
+    with pytest.raises(ValueError, match="no learning rate yet"):
+        method.hypergradient(*setting)
+
+
+def rates(method) -> list[float]:
+    return [float(method.inner.learning_rate), float(method.solver.learning_rate)]
+
+
+def test_rates_follow_the_rule(setting):
+    good = {"inner_diverged": False, "inner_monotone": True, "solver_diverged": False}
+    bad = {"inner_diverged": True, "inner_monotone": False, "solver_diverged": True}
+    adams = {"inner": Adam(1.0), "solver": Adam(2.0)}
+    paper = eqx.filter_jit(rcig_paper(**adams).tune)(*setting)
+    assert rates(paper) == [1, 2]
+    assert rates(paper.adapt(good)) == pytest.approx([1, 2])
+    assert rates(paper.adapt(good).adapt(bad)) == pytest.approx([0.9, 1.8])
+    rule = RateRule(window=4, shrink_at=0.5, grow=1.05, grow_at=0.75, solver=False)
+    windowed = eqx.filter_jit(rcig_paper(**adams, rule=rule).tune)(*setting)
+
+    def after(*stats):
+        method = windowed
+        for s in stats:
+            method = method.adapt(s)
+        return rates(method)
+
+    assert after(bad, bad, bad) == [1, 2]
+    assert after(good, bad, good, bad) == pytest.approx([0.9, 2])
+    assert after(good, bad, good, good) == pytest.approx([1.05, 2])
+    assert after(*[good] * 4, bad, bad, good) == pytest.approx([1.05, 2])  # counted anew
+    assert after(*[bad] * 8) == pytest.approx([0.81, 2])
