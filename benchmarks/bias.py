@@ -54,7 +54,7 @@ def measure(problem, steps, time):
     row("head only, MSE", 0, functools.partial(head_hypergradient, outer_loss=mse_loss))
     rows = []
     for name, make in METHODS.items():
-        tuned = jax.jit(make().tune)(*problem)
+        tuned = eqx.filter_jit(make().tune)(*problem)
         rates = tuned.inner.learning_rate, tuned.solver.learning_rate
         print(f"{name}: inner rate {rates[0]:.2g}, inverse-Hessian rate {rates[1]:.2g}")
         rows += [row(name, n, with_steps(tuned, n).hypergradient) for n in steps]

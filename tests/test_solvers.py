@@ -201,6 +201,26 @@ def test_ridge():
     close(ridge_head(h, y, 0.3), primal, rtol=1e-3)
 
 
+def test_ridge_of_what_is_not_finite_is_not_finite():
+    """And raises nothing: a step with such a network is rejected, a search goes on."""
+    loss = lambda K, y: jnp.sum(kernel_ridge(K, y, 0.1) ** 2)  # noqa: E731
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    nan = jnp.full((3, 3), jnp.nan)
+    for K, y in ((jnp.eye(3), nan), (nan, jnp.ones((3, 3)))):
+        assert not np.isfinite(kernel_ridge(K, y, 0.1)).any()
+        assert not np.isfinite(gradient(K, y)[1]).any()
+
+
+def test_ridge_derivatives_are_those_of_the_closed_form():
+    h, y = jr.normal(jr.key(0), (4, 9)) / 3, jr.normal(jr.key(1), (4, 2))
+    ours = lambda h, y: jnp.sum(jnp.sin(kernel_ridge(h @ h.T, y, 0.3)))  # noqa: E731
+    dense = lambda h, y: jnp.sum(jnp.sin(jnp.linalg.inv(h @ h.T + 0.3 * jnp.eye(4)) @ y))  # noqa: E731
+    for order in (jax.grad, jax.hessian):
+        got, expected = (jax.jit(order(f, argnums=(0, 1)))(h, y) for f in (ours, dense))
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            close(a, b)
+
+
 def test_ridge_in_float64_is_more_exact_and_casts_back():
     """An ill-conditioned kernel, where float32 loses what the wider solve keeps."""
     rng = np.random.default_rng(0)

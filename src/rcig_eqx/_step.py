@@ -96,7 +96,7 @@ def tune(state: State, batch: tuple[Float[Array, "b h w c"], Integer[Array, " b"
     """The state with its adaptive method's learning rates found (paper, appendix C).
 
     On the network and batch that the next `step` would take; other methods are left alone. Pure
-    and jittable. `distill` does this before its first step.
+    and jittable (`equinox.filter_jit`). `distill` does this before its first step.
     """
     method = state.recipe.method
     if not isinstance(method, AbstractAdaptiveMethod):
