@@ -11,6 +11,7 @@ first, and RCIG with conjugate gradients last.
 """
 
 import argparse
+import dataclasses
 import functools
 
 import equinox as eqx
@@ -28,9 +29,9 @@ METHODS = {"rcig_paper": rcig_paper, "cig": cig, "rig": rig, "vig": vig}
 def with_steps(method, steps):
     """The method with another number of steps, at the rates it has."""
     inner, solver = (
-        Adam(getattr(method, name).learning_rate, steps) for name in ("inner", "solver")
+        Adam(float(getattr(method, name).learning_rate), steps) for name in ("inner", "solver")
     )
-    return eqx.tree_at(lambda m: (m.inner, m.solver), method, (inner, solver))
+    return dataclasses.replace(method, inner=inner, solver=solver, tally=None)
 
 
 def measure(problem, steps, time):
