@@ -60,7 +60,7 @@ def test_distill_writes_a_set_a_picture_and_a_report(out, folder):
         assert numbers["std"] == pytest.approx(np.std(numbers["accuracies"], ddof=1))
         assert numbers["per_class"].keys() == {"dark", "bright"}
     assert report["recipe"] == result.recipe
-    assert (report["seed"], report["test_images"], report["steps"]) == (0, 20, 3)
+    assert (report["seed"], report["split"], report["test_images"]) == (0, "test", 20)
 
 
 def test_evaluate_repeats_what_distill_measured(out, capsys, tmp_path):
@@ -117,7 +117,9 @@ def test_one_split_is_distilled_and_can_be_evaluated_on(folder, tmp_path, capsys
     result = tmp_path / "distilled.safetensors"
     assert load_result(result).recipe["batch_size"] == 20
     few = ["--networks", 1, "--evaluation-steps", 2, "--quiet"]
-    assert run("evaluate", result, "--data", folder / "train.npz", *few) == 0
+    assert run("evaluate", result, *few) == 2  # not on what it was distilled from
+    assert "no test split: name other images with --data" in capsys.readouterr().err
+    assert run("evaluate", result, "--data", folder / "test.npz", *few) == 0
     assert "random real" in capsys.readouterr().out
 
 

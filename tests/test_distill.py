@@ -8,6 +8,7 @@ import grain
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import lineax as lx
 import numpy as np
 import pytest
 
@@ -30,9 +31,19 @@ from rcig_eqx import (
 )
 from rcig_eqx._pool import get_member, new_member, new_pool, set_member, train_member, visit
 from rcig_eqx.data import Dataset, ImageFolder, apply_in_chunks, load, standardize, stream
-from rcig_eqx.methods import AbstractMethod, RateRule, frepo, random_subset, rcig, rig
+from rcig_eqx.methods import (
+    AbstractMethod,
+    RateRule,
+    cig,
+    frepo,
+    random_subset,
+    rcig,
+    rcig_paper,
+    rig,
+    vig,
+)
 from rcig_eqx.models import convnet_for
-from rcig_eqx.solvers import Adam, DualCG
+from rcig_eqx.solvers import Adam, ConjugateGradient, DualCG, Neumann, Nystrom
 
 STEPS, BATCH = 5, 12
 network = convnet_for((14, 14, 1), 3, width=4, depth=1)
@@ -345,7 +356,8 @@ def test_presets_and_their_adapting_rates(preset, train):
     assert min(rates[0]) > 1e-5
     np.testing.assert_allclose(rates[2], 0.81 * np.asarray(rates[0]), rtol=1e-5)  # a strict rule
     assert len(set(counts)) == 1
-    assert run.recipe["method"]["inner"]["name"] == "Adam"
+    tuned = [run.recipe["method"][name]["learning_rate"] for name in ("inner", "solver")]
+    assert tuned == rates[-1]
     assert run.recipe["method"]["clip"] == (preset is presets.authors_code)
 
 
@@ -354,6 +366,14 @@ def test_an_ablation_runs(train):
     run = distill(train, method=rig(inner=adam, solver=adam), steps=2)
     assert np.isfinite(run.history["loss"]).all()
     assert not same_bytes(run.last.images, run.baseline.images)
+
+
+@pytest.mark.parametrize("solver", [DualCG(max_steps=1), lx.CG(1e-9, 1e-9, max_steps=1)])
+def test_a_solve_that_fell_short_is_said_at_the_end(train, solver):
+    inner = ConjugateGradient()
+    with pytest.warns(RuntimeWarning, match="A solve failed or stopped at its cap in 2 of 2 steps"):
+        run = distill(train, method=rcig_paper(inner=inner, solver=solver), steps=2)
+    assert not run.history["converged"].any()
 
 
 def test_a_random_subset_stays_what_it_is(train):
@@ -371,7 +391,20 @@ def test_x64_changes_no_dtype(train, test):
     assert np.isfinite(wide.history["loss"]).all()
 
 
-@pytest.mark.parametrize("method", [rcig(), rcig(margin=True, solver=DualCG()), frepo()], ids=repr)
+ADAM = Adam(1e-3, 2)
+PROMOTED = [
+    rcig(),
+    rcig(margin=True, clip=True, solver=DualCG()),
+    frepo(),
+    rcig_paper(inner=ADAM, solver=ADAM, clip=True),
+    rcig_paper(inner=ConjugateGradient(), solver=Neumann(3), damping=0.1),
+    cig(inner=ConjugateGradient(), solver=Nystrom(3, 1e-3)),
+    rig(inner=ADAM, solver=ADAM, gauss_newton=True),
+    vig(inner=ADAM, solver=ADAM),
+]
+
+
+@pytest.mark.parametrize("method", PROMOTED, ids=lambda m: type(m).__name__)
 def test_no_implicit_dtype_promotion(method, result):
     # Not the whole step: optax itself promotes.
     images, targets = result.baseline.images, jax.nn.one_hot(jnp.array([0, 1, 2] * 2), 3)

@@ -188,7 +188,8 @@ def _distill(
             echo_paths(written)
             raise Exit(130) from None
         echo(f"\n{report}\n")
-        written.append(write_report(out / "evaluation.json", result, report, dataset, test, seed))
+        path = out / "evaluation.json"
+        written.append(write_report(path, result, report, dataset, "test", test, seed))
     elif evaluate_:
         say(f"{dataset} has no test split: not evaluated. See rcig-eqx evaluate --data.")
     echo_paths(written)
@@ -203,7 +204,7 @@ def _evaluate(
     ] = None,
     split: Annotated[
         str | None,
-        Option(help="Its split.", show_default="test, or all of a file or folder with one split"),
+        Option(help="Its split.", show_default="test; all of a file or folder without splits"),
     ] = None,
     networks: Networks = _EVALUATE["num_networks"].default,
     steps: Annotated[
@@ -236,9 +237,14 @@ def _evaluate(
 ) -> None:
     """Train fresh networks on a distilled set and test them on real images."""
     result = load_result(file)
-    data = data or str(result.recipe.get("dataset"))
-    test = None if split else load_test(data, directory)
-    test = test or load(data, split or "train", directory=directory)
+    distilled = str(result.recipe.get("dataset"))
+    data = data or distilled
+    split = split or "test"
+    test = load_test(data, directory) if split == "test" else load(data, split, directory=directory)
+    if test is None and data == distilled:
+        raise ValueError(f"{data} has no test split: name other images with --data.")
+    if test is None:
+        split, test = "train", load(data, "train", directory=directory)
     if json_:
         check_writable(json_.parent)
     if not quiet:
@@ -254,7 +260,7 @@ def _evaluate(
     )
     echo(f"\n{report}\n")
     if json_:
-        echo_paths([write_report(json_, result, report, data, test, seed)])
+        echo_paths([write_report(json_, result, report, data, split, test, seed)])
 
 
 def load_test(dataset: str, directory: Path | None) -> Dataset | None:
@@ -285,7 +291,13 @@ def evaluation_key(seed: int):
 
 
 def write_report(
-    path: Path, result: DistillResult, report: Evaluation, data: str, test: Dataset, seed: int
+    path: Path,
+    result: DistillResult,
+    report: Evaluation,
+    data: str,
+    split: str,
+    test: Dataset,
+    seed: int,
 ) -> Path:
     """Everything an evaluation measured, as JSON."""
 
@@ -303,6 +315,7 @@ def write_report(
 
     content = {
         "data": data,
+        "split": split,
         "test_images": len(test),
         "seed": seed,
         "steps": report.steps,

@@ -131,7 +131,7 @@ def distill(
         average or growing_average(),
     )
     check_model(recipe.make_model, baseline)
-    check_outer_loss(recipe.method, baseline)
+    check_outer_loss(recipe.method, baseline, batch_size)
     if isinstance(train, Dataset) and not isinstance(train.images, np.memmap):
         images = apply_in_chunks(preprocess, train.images)
         batches = stream((images, train.labels), batch_size, seed=seed)
@@ -145,7 +145,6 @@ def distill(
         "steps": steps,
         "batch_size": batch_size,
         "initialization": initialization,
-        "method": describe(recipe.method),
         "model": describe_model(recipe.make_model),
         "flip": flip,
         "preprocess": type(preprocess).__name__,
@@ -164,7 +163,7 @@ def distill(
             )
             for c in (state.average, state.coreset, baseline)
         )
-        done = {"steps_done": int(state.step)}
+        done = {"steps_done": int(state.step), "method": describe(state.recipe.method)}
         arrays = {name: np.asarray(values, np.float32) for name, values in history.items()}
         return DistillResult(coreset, last, first, seen.class_names, settings | done, arrays)
 
@@ -181,6 +180,11 @@ def _compiled_step() -> Callable[[Any, State], tuple[State, dict[str, Array]]]:
         donate="all-except-first",
         compiler_options=compiler_options(),  # pyright: ignore[reportCallIssue]
     )
+
+
+@functools.cache
+def _compiled_tune() -> Callable[[State, Any], State]:
+    return eqx.filter_jit(tune, compiler_options=compiler_options())  # pyright: ignore[reportCallIssue]
 
 
 def _loop(
@@ -223,7 +227,7 @@ def _loop(
             images, labels = next(batches)
             batch = (jnp.asarray(images), jnp.asarray(labels, jnp.int32))
             if number == 1 and isinstance(state.recipe.method, AbstractAdaptiveMethod):
-                state = eqx.filter_jit(tune)(state, batch)
+                state = _compiled_tune()(state, batch)
             state, metrics = _compiled_step()(batch, state)
             flush()
             pending = (number, metrics)
@@ -234,10 +238,10 @@ def _loop(
         flush()
     if missed:
         warnings.warn(
-            f"The solve failed or stopped at its cap in {missed} of {number} steps, the worst "
-            f"relative residual {max(history['residual']):.1e}: the hypergradients there were not "
-            "what was asked for. Raise max_steps, as in method=methods.rcig(solver=DualCG("
-            "max_steps=500)), or lower the step_size of a Neumann series.",
+            f"A solve failed or stopped at its cap in {missed} of {number} steps"
+            f"{_worst(history)}: the hypergradients there were not what was asked for. Raise the "
+            "solver's max_steps, as in method=methods.rcig(solver=DualCG(max_steps=500)), or "
+            "choose another solver.",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -250,6 +254,12 @@ def _loop(
             stacklevel=3,
         )
     return state, history
+
+
+def _worst(history: dict[str, list[float]]) -> str:
+    """The largest finite residual, in words, if there is one."""
+    residuals = [r for r in history.get("residual", []) if np.isfinite(r)]
+    return f", the worst relative residual {max(residuals):.1e}" if residuals else ""
 
 
 def _preprocessed(
@@ -360,12 +370,12 @@ def check_model(make_model: MakeModel, coreset: Coreset) -> None:
         )
 
 
-def check_outer_loss(method: AbstractMethod, coreset: Coreset) -> None:
+def check_outer_loss(method: AbstractMethod, coreset: Coreset, batch_size: int) -> None:
     """Raise `ValueError` unless a method's outer loss makes a number of a batch's predictions."""
     loss = getattr(method, "outer_loss", None)
     if loss is None:
         return
-    rows = jax.ShapeDtypeStruct((5, coreset.num_classes), coreset.labels.dtype)
+    rows = jax.ShapeDtypeStruct((batch_size, coreset.num_classes), coreset.labels.dtype)
     wanted = "pass a function (predictions [b classes], targets [b classes], log_temperature)"
     try:
         value = eqx.filter_eval_shape(loss, rows, rows, coreset.log_temperature)
@@ -390,11 +400,13 @@ def describe(strategy: eqx.Module) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         if isinstance(value, int | float | str | bool | None):
             return value
+        if isinstance(value, jax.Array) and value.ndim == 0:
+            return value.item()
         if isinstance(value, eqx.Module):
             return describe(value)
         return getattr(value, "__name__", type(value).__name__)
 
-    values = {name: plain(value) for name, value in vars(strategy).items()}
+    values = {name: plain(value) for name, value in vars(strategy).items() if name != "tally"}
     return {"name": type(strategy).__name__, **values}
 
 

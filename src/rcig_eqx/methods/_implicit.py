@@ -1,31 +1,37 @@
 """The primal route: an inner optimiser, an inverse-Hessian solve, direct plus implicit gradient."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import lineax as lx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PyTree, Scalar
+from jaxtyping import Array, Bool, Float, PyTree, Scalar
 
+from .._backend import full_precision
 from .._coreset import Coreset
 from .._hypergradient import Hypergradient, implicit_parts, solve_stats
-from .._linearize import linearize
+from .._linearize import Linearization, linearize
 from .._losses import inner_loss, platt_loss
 from ..models import AbstractNetwork
 from ..solvers import (
     AbstractDualSolver,
     Adam,
+    DualSystem,
     adam_descent,
+    damped,
     gauss_newton_operator,
     hessian_operator,
 )
-from ._inner import Expansion, InnerProblem
+from ._inner import InnerProblem
 from ._method import OuterLoss, accuracy, clip_implicit
 
 Solver = lx.AbstractLinearSolver | AbstractDualSolver
 
 
+@full_precision
 def implicit_hypergradient(
     model: AbstractNetwork,
     coreset: Coreset,
@@ -54,7 +60,7 @@ def implicit_hypergradient(
     - `inner`: what finds θ. `Adam`, or, of a linearised network, whose inner loss is quadratic, any
       solver that `solver` may be.
     - `solver`: for v = H⁻¹ ∂L_o/∂θ: a lineax solver such as `ConjugateGradient`, `Neumann`, `Adam`
-      or `Nystrom`; of a linearised network also `DualCholesky` or `DualCG`, which solve exactly.
+      or `Nystrom`; of a linearised network also `DualCholesky` or `DualCG`.
     - `damping`: added to H's diagonal.
     - `gauss_newton`: whether H is the Gauss–Newton matrix instead of the Hessian. A network that
       is not linearised has an indefinite Hessian away from its minimum.
@@ -62,15 +68,18 @@ def implicit_hypergradient(
     - `clip`: limit the implicit gradient to the direct one's norm, as
       [`clip_implicit`][rcig_eqx.methods.clip_implicit].
 
-    **Returns:** a `Hypergradient` with `accuracy`, `iterations`, `residual` and `converged` of the
-    inverse-Hessian solve, and `inner_residual`, the relative norm of the last inner gradient taken.
-    Adam adds whether its descent ended above its start or was monotone: `inner_diverged`,
-    `inner_monotone`, `solver_diverged`, `solver_monotone`.
+    **Returns:** a `Hypergradient` with `accuracy`; `iterations` and `residual` of the
+    inverse-Hessian solve; `inner_residual`, the norm of the last inner gradient taken relative to
+    the first; and `converged`, whether both solvers did what was asked of them. A dual solver's
+    residuals are those of its system of n·C unknowns. Adam adds whether its descent ended above
+    its start or was monotone: `inner_diverged`, `inner_monotone`, `solver_diverged`,
+    `solver_monotone`.
     """
     check_solvers(inner, solver, linearized=linearized, damping=damping)
+    check_clip(clip, reparameterized)
     problem = InnerProblem(model, linearized, reparameterized, l2_rate, dtype)
-    X_S, y_S = coreset.support()
-    at_S, at_T = problem.expand(X_S), problem.expand(images)
+    at = InnerSolution.of(problem, coreset, inner, gauss_newton)
+    at_T = problem.expand(images)
 
     def inner_at(theta: PyTree, psi: Coreset) -> Scalar:
         X, y = psi.support()
@@ -79,78 +88,110 @@ def implicit_hypergradient(
     def outer_at(theta: PyTree, psi: Coreset) -> tuple[Scalar, Array]:
         return problem.outer(theta, psi, at_T, targets, outer_loss)
 
-    theta, inner_stats = inner_solution(problem, at_S, X_S, y_S, inner)
-
     def inverse(g_T: PyTree) -> lx.Solution:
-        if isinstance(solver, AbstractDualSolver):
-            return _dual_inverse(problem, X_S, solver, g_T)
-        operator = curvature(problem, at_S, y_S, theta, damping, gauss_newton)
-        return lx.linear_solve(operator, g_T, solver, throw=False)
+        return at.inverse(solver, g_T, damping)
 
-    parts = implicit_parts(outer_at, inner_at, theta, coreset, inverse)
+    parts = implicit_parts(outer_at, inner_at, at.theta, coreset, inverse)
     implicit = clip_implicit(parts.direct, parts.implicit) if clip else parts.implicit
-    stats = {"accuracy": accuracy(parts.aux, targets)}
-    stats |= inner_stats | solve_stats(parts.solution) | _descent_stats("solver", parts.solution)
+    stats = at.stats | solve_stats(parts.solution) | _descent_stats("solver", parts.solution)
+    stats["converged"] = stats["converged"] & at.converged
+    stats["accuracy"] = accuracy(parts.aux, targets)
     return Hypergradient(parts.value, jax.tree.map(jnp.add, parts.direct, implicit), stats)
 
 
-def curvature(
-    problem: InnerProblem,
-    at_S: Expansion,
-    y_S: Float[Array, "n classes"],
-    theta: PyTree,
-    damping: float = 0.0,
-    gauss_newton: bool = False,
-) -> lx.AbstractLinearOperator:
-    """The inner loss's Hessian or Gauss–Newton matrix at θ."""
-    if not gauss_newton:
+@dataclasses.dataclass
+class InnerSolution:
+    """Where the inner solver ended, and the inner Hessian there. It lives inside one trace.
+
+    - `theta`: the inner variable.
+    - `stats`: how the search went.
+    - `converged`: whether the solver did what was asked of it.
+    - `hessian`: the undamped Hessian or Gauss–Newton operator.
+    - `dual`: a function from a dual solver to the linearisation and its system, made once each.
+    """
+
+    problem: InnerProblem
+    l2: float | Scalar
+    theta: PyTree
+    stats: dict[str, Array]
+    converged: Bool[Array, ""]
+    hessian: lx.AbstractLinearOperator
+    dual: Callable[[AbstractDualSolver], tuple[Linearization, DualSystem]]
+
+    @classmethod
+    def of(
+        cls, problem: InnerProblem, coreset: Coreset, inner: Solver, gauss_newton: bool
+    ) -> "InnerSolution":
+        """Solve the inner problem that a distilled set poses."""
+        X_S, y_S = coreset.support()
+        l2 = problem.l2_rate * len(y_S)
+        at_S, start = problem.expand(X_S), problem.start()
         loss = lambda theta: problem.loss(theta, at_S, y_S)  # noqa: E731
-        return hessian_operator(loss, theta, damping=damping)
 
-    def convex(residuals: tuple[Array, PyTree]) -> Scalar:
-        return inner_loss(residuals[0], y_S, residuals[1], problem.l2_rate * len(y_S))
+        @functools.cache
+        def dual(solver: AbstractDualSolver) -> tuple[Linearization, DualSystem]:
+            at = linearize(problem.model, X_S)
+            return at, solver.prepare(problem.model, X_S, at, l2)
 
-    outputs = lambda theta: problem.residuals(theta, at_S, y_S)  # noqa: E731
-    return gauss_newton_operator(outputs, convex, theta, damping=damping)
+        def curvature(theta: PyTree) -> lx.AbstractLinearOperator:
+            if not gauss_newton:
+                return hessian_operator(loss, theta)
+            outputs = lambda theta: problem.residuals(theta, at_S, y_S)  # noqa: E731
+            convex = lambda r: inner_loss(r[0], y_S, r[1], l2)  # noqa: E731
+            return gauss_newton_operator(outputs, convex, theta)
 
+        if not problem.linearized:
+            assert isinstance(inner, Adam)
+            theta, stats, converged = _descend(loss, start, inner)
+            return cls(problem, l2, theta, stats, converged, curvature(theta), dual)
+        hessian = curvature(start)  # of a quadratic, the same everywhere
+        if isinstance(inner, AbstractDualSolver):
+            at, system = dual(inner)
+            alpha = system.solve(y_S)
+            theta = problem.restrict(at.vjp(alpha.value))
+            stats, converged = {"inner_residual": alpha.residual}, alpha.converged
+        else:
+            downhill = jax.tree.map(jnp.negative, jax.grad(loss)(start))
+            solution = lx.linear_solve(hessian, downhill, inner, throw=False)
+            theta, found = solution.value, solve_stats(solution)
+            stats = _descent_stats("inner", solution)
+            if "residual" in found:
+                stats["inner_residual"] = found["residual"]
+            converged = found["converged"]
+        return cls(problem, l2, theta, stats, converged, hessian, dual)
 
-def inner_solution(
-    problem: InnerProblem,
-    at_S: Expansion,
-    X_S: Float[Array, "n h w c"],
-    y_S: Float[Array, "n classes"],
-    inner: Solver,
-) -> tuple[PyTree, dict[str, Array]]:
-    """θ as the inner solver finds it, and how that went."""
-    start = problem.start()
-    loss = lambda theta: problem.loss(theta, at_S, y_S)  # noqa: E731
-    if isinstance(inner, AbstractDualSolver):
-        at, system = _dual_system(problem, X_S, inner)
-        alpha = system.solve(y_S)
-        return problem.restrict(at.vjp(alpha.value)), {"inner_residual": alpha.residual}
-    if not problem.linearized:
-        assert isinstance(inner, Adam)
-        return _descend(loss, start, inner)
-    downhill = jax.tree.map(jnp.negative, jax.grad(loss)(start))
-    operator = curvature(problem, at_S, y_S, start)
-    solution = lx.linear_solve(operator, downhill, inner, throw=False)
-    stats = {"inner_residual": solution.stats["residual"]} | _descent_stats("inner", solution)
-    return solution.value, stats
+    def inverse(self, solver: Solver, g: PyTree, damping: float) -> lx.Solution:
+        """v = (H + damping)⁻¹ g.
+
+        In the dual v = (g − Jᵀβ)/λ with (J Jᵀ + λI) β = J g, by the Woodbury identity. The
+        reparameterised problem's Hessian is the Schur complement of the head's block, and its v
+        the body's part of that for a g with nothing in the head.
+        """
+        if not isinstance(solver, AbstractDualSolver):
+            operator = damped(self.hessian.mv, self.theta, damping)
+            return lx.linear_solve(operator, g, solver, throw=False)
+        at, system = self.dual(solver)
+        padded = self.problem.pad(g)
+        beta = system.solve(at.jvp(padded))
+        rest = jax.tree.map(jnp.subtract, padded, at.vjp(beta.value))
+        v = jax.tree.map(lambda x: x / self.l2, rest)
+        stats = {"num_steps": beta.num_steps, "residual": beta.residual}
+        return lx.Solution(self.problem.restrict(v), beta.result, stats, None)
 
 
 def _descend(
     loss: Callable[[PyTree], Scalar], start: PyTree, inner: Adam
-) -> tuple[PyTree, dict[str, Array]]:
+) -> tuple[PyTree, dict[str, Array], Bool[Array, ""]]:
     """Adam on an inner loss that is not quadratic."""
     if inner.steps == 0:
-        return start, {"inner_residual": jnp.ones(())}
+        return start, {}, jnp.asarray(True)
     descent = adam_descent(jax.value_and_grad(loss), start, inner.steps, inner.rate())
     stats = {
         "inner_residual": descent.residual,
         "inner_diverged": descent.diverged,
         "inner_monotone": descent.monotone,
     }
-    return descent.value, stats
+    return descent.value, stats, jnp.isfinite(descent.residual)
 
 
 def _descent_stats(name: str, solution: lx.Solution) -> dict[str, Array]:
@@ -158,26 +199,13 @@ def _descent_stats(name: str, solution: lx.Solution) -> dict[str, Array]:
     return {f"{name}_{kind}": solution.stats[kind] for kind in kinds if kind in solution.stats}
 
 
-def _dual_system(problem: InnerProblem, X_S: Array, solver: AbstractDualSolver):
-    at = linearize(problem.model, X_S)
-    return at, solver.prepare(problem.model, X_S, at, problem.l2_rate * len(X_S))
-
-
-def _dual_inverse(
-    problem: InnerProblem, X_S: Array, solver: AbstractDualSolver, g: PyTree
-) -> lx.Solution:
-    """v = (g − Jᵀβ)/λ with (J Jᵀ + λI) β = J g, by the Woodbury identity.
-
-    Of the reparameterised problem, whose Hessian is the Schur complement of the head's block, v is
-    the body's part for a g with nothing in the head.
-    """
-    at, system = _dual_system(problem, X_S, solver)
-    padded = problem.pad(g)
-    beta = system.solve(at.jvp(padded))
-    rest = jax.tree.map(jnp.subtract, padded, at.vjp(beta.value))
-    v = jax.tree.map(lambda x: x / (problem.l2_rate * len(X_S)), rest)
-    stats = {"num_steps": beta.num_steps, "residual": beta.residual}
-    return lx.Solution(problem.restrict(v), beta.result, stats, None)
+def check_clip(clip: bool, reparameterized: bool) -> None:
+    """Raise `ValueError` where there is no direct gradient to clip to."""
+    if clip and not reparameterized:
+        raise ValueError(
+            "clip=True limits the implicit gradient to the direct one, which is zero where the "
+            "head is trained (cig and vig): leave clip out."
+        )
 
 
 def check_solvers(inner: Solver, solver: Solver, *, linearized: bool, damping: float) -> None:
@@ -191,6 +219,8 @@ def check_solvers(inner: Solver, solver: Solver, *, linearized: bool, damping: f
             f"inner is {type(inner).__name__}, but the inner loss of a network that is not "
             "linearised is not quadratic: pass Adam()."
         )
+    if not damping >= 0:
+        raise ValueError(f"damping is {damping}: it must not be negative.")
     if isinstance(solver, AbstractDualSolver) and (damping or not linearized):
         raise ValueError(
             f"solver is {type(solver).__name__}, which solves the linearised problem without "

@@ -34,7 +34,7 @@ class AbstractAdaptiveMethod(AbstractMethod):
     """A method with numbers of its own, such as learning rates, that follow the run.
 
     The numbers are arrays of the method, which is a pytree: `State.recipe.method` has the present
-    ones.
+    ones. Compile what takes such a method with `equinox.filter_jit`.
     """
 
     @abc.abstractmethod

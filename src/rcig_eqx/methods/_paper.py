@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Float, Int, Scalar
 
 from .._losses import platt_loss
 from ..solvers import Adam
-from ._implicit import Solver, check_solvers, implicit_hypergradient
+from ._implicit import InnerSolution, Solver, check_clip, check_solvers, implicit_hypergradient
+from ._inner import InnerProblem
 from ._method import AbstractAdaptiveMethod, OuterLoss, check_l2_rate, subtract_margin
 
 
@@ -22,7 +23,8 @@ class RateRule(eqx.Module):
     least `shrink_at`, else × `grow` if the share of monotone ones is at least `grow_at`.
     `solver` says whether the inverse-Hessian solver's rate follows the rule too.
 
-    The default is the paper's: × 0.9 whenever a loss diverged (appendix C).
+    The default is the paper's: × 0.9 whenever a loss diverged (appendix C). A rule works from the
+    method's `tune` on.
     """
 
     window: int = eqx.field(static=True, default=1)
@@ -31,6 +33,10 @@ class RateRule(eqx.Module):
     grow: float = eqx.field(static=True, default=1.0)
     grow_at: float = eqx.field(static=True, default=1.0)
     solver: bool = eqx.field(static=True, default=True)
+
+    def __check_init__(self):
+        if self.window < 1 or not (0 < self.shrink <= 1 <= self.grow):
+            raise ValueError("A RateRule needs window >= 1 and 0 < shrink <= 1 <= grow.")
 
 
 class Tally(eqx.Module):
@@ -68,6 +74,10 @@ class implicit(AbstractAdaptiveMethod):
     def __check_init__(self):
         check_l2_rate(self.l2_rate)
         check_solvers(self.inner, self.solver, linearized=self.linearized, damping=self.damping)
+        check_clip(self.clip, self.reparameterized)
+        for name, value in (("inner", self.inner), ("solver", self.solver)):
+            if isinstance(value, Adam) and value.learning_rate is None and value.steps == 1:
+                raise ValueError(f"{name}: one step shows no trend to find a rate by; give one.")
 
     def hypergradient(self, model, coreset, images, targets):
         result = implicit_hypergradient(
@@ -89,23 +99,32 @@ class implicit(AbstractAdaptiveMethod):
         return subtract_margin(result, coreset) if self.margin else result
 
     def tune(self, model, coreset, images, targets):
-        def with_rates(inner_rate: Any, solver_rate: Any) -> "implicit":
-            return _with_rate(_with_rate(self, "inner", inner_rate), "solver", solver_rate)
+        problem = InnerProblem(
+            model, self.linearized, self.reparameterized, self.l2_rate, self.dtype
+        )
 
-        def monotone(name: str, *rates: Any) -> Bool[Array, ""]:
-            trial = with_rates(*rates).hypergradient(model, coreset, images, targets)
-            return trial.stats.get(f"{name}_monotone", jnp.asarray(True))
+        def inner_at(rate: Any) -> InnerSolution:
+            inner = _with_rate(self, "inner", rate).inner
+            return InnerSolution.of(problem, coreset, inner, self.gauss_newton)
 
-        # The search for one rate leaves the other solver's results unused, and so uncomputed.
         inner_rate = _rate(self.inner)
         if inner_rate is None:
-            inner_rate = find_rate(lambda rate: monotone("inner", rate, 1.0), 1e-5)
+            inner_rate = find_rate(lambda rate: inner_at(rate).stats["inner_monotone"], 1e-5)
         solver_rate = _rate(self.solver)
         if solver_rate is None:
-            solver_rate = find_rate(lambda rate: monotone("solver", inner_rate, rate), 5e-5)
+            at, at_T = inner_at(inner_rate), problem.expand(images)
+            outer = lambda t: problem.outer(t, coreset, at_T, targets, self.outer_loss)[0]  # noqa: E731
+            g_T = jax.grad(outer)(at.theta)
+
+            def monotone(rate: Array) -> Bool[Array, ""]:
+                solver = _with_rate(self, "solver", rate).solver
+                return at.inverse(solver, g_T, self.damping).stats["monotone"]
+
+            solver_rate = find_rate(monotone, 5e-5)
+        tuned = _with_rate(_with_rate(self, "inner", inner_rate), "solver", solver_rate)
         return eqx.tree_at(
             lambda method: method.tally,
-            with_rates(inner_rate, solver_rate),
+            tuned,
             Tally(jnp.zeros((), jnp.int32), jnp.zeros(2, jnp.int32), jnp.zeros(2, jnp.int32)),
             is_leaf=lambda x: x is None,
         )
@@ -142,8 +161,8 @@ class implicit(AbstractAdaptiveMethod):
 
 
 def _rate(solver: Solver) -> Any:
-    """Adam's learning rate, `None` if it has yet to be found; of other solvers, 0."""
-    return solver.learning_rate if isinstance(solver, Adam) else 0.0
+    """Adam's learning rate, `None` if it has yet to be found; 0 where it does not matter."""
+    return solver.learning_rate if isinstance(solver, Adam) and solver.steps else 0.0
 
 
 def _with_rate(method: "implicit", name: str, rate: Any) -> "implicit":

@@ -102,9 +102,12 @@ def exact_hypergradient(
     if clip:
         problem = InnerProblem(model, linearized=True, reparameterized=True, l2_rate=l2_rate)
 
+        theta_B = problem.restrict(theta)
+        offset = f_T - at_T.features @ theta.head.kernel
+
         def outer(psi: Coreset) -> Array:
-            theta_B = problem.restrict(theta)
-            return problem.outer(theta_B, psi, problem.linear(at_T), targets, outer_loss)[0]
+            at = lambda _: (at_T.features, offset)  # noqa: E731
+            return problem.outer(theta_B, psi, at, targets, outer_loss)[0]
 
         direct = jax.grad(outer)(coreset)
         implicit = clip_implicit(direct, jax.tree.map(jnp.subtract, gradient, direct))

@@ -3,6 +3,7 @@
 from ._adam import Adam as Adam, Descent as Descent, adam_descent as adam_descent
 from ._cg import ConjugateGradient as ConjugateGradient
 from ._curvature import (
+    damped as damped,
     gauss_newton_operator as gauss_newton_operator,
     hessian_operator as hessian_operator,
 )

@@ -10,7 +10,7 @@ import lineax as lx
 import optax
 from jaxtyping import Array, Bool, Float, PyTree, Scalar
 
-from ._definite import AbstractDefiniteSolver, dot, norm
+from ._definite import AbstractDefiniteSolver, check_definite, dot, norm
 
 
 class Descent(eqx.Module):
@@ -35,13 +35,14 @@ def adam_descent(
     steps: int,
     learning_rate: float | Float[Array, ""],
 ) -> Descent:
-    """`steps` steps of Adam from `start`, with as many evaluations (paper, Algorithm 1)."""
+    """`steps` ≥ 1 steps of Adam from `start`, with as many evaluations (paper, Algorithm 1)."""
     optimizer = optax.adam(learning_rate)
 
     def step(carry, _):
         x, state = carry
         loss, gradient = value_and_gradient(x)
-        updates, state = optimizer.update(gradient, state)
+        with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic needs it
+            updates, state = optimizer.update(gradient, state)
         return (optax.apply_updates(x, updates), state), (loss, norm(gradient))
 
     first = (start, optimizer.init(start))
@@ -85,7 +86,7 @@ class Adam(AbstractDefiniteSolver):
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
     ) -> lx.AbstractLinearOperator:
         del options
-        return operator
+        return check_definite(operator)
 
     def compute(
         self, state: lx.AbstractLinearOperator, vector: PyTree[Array], options: dict[str, Any]

@@ -23,7 +23,7 @@ def hessian_operator(
     damping, or take [`gauss_newton_operator`][rcig_eqx.solvers.gauss_newton_operator].
     """
     _, product = jax.linearize(jax.grad(loss), params)
-    return _damped(product, params, damping)
+    return damped(product, params, damping)
 
 
 def gauss_newton_operator(
@@ -46,14 +46,16 @@ def gauss_newton_operator(
         (result,) = transpose(curvature(tangent(v)))
         return result
 
-    return _damped(product, params, damping)
+    return damped(product, params, damping)
 
 
-def _damped(
+def damped(
     product: Callable[[PyTree], PyTree], params: PyTree, damping: float | Scalar
 ) -> lx.FunctionLinearOperator:
-    def damped(v: PyTree) -> PyTree:
+    """v ↦ product(v) + damping · v, as a positive semidefinite operator."""
+
+    def total(v: PyTree) -> PyTree:
         return axpy(jnp.asarray(damping), v, product(v))
 
     structure = jax.eval_shape(lambda: params)
-    return lx.FunctionLinearOperator(damped, structure, lx.positive_semidefinite_tag)
+    return lx.FunctionLinearOperator(total, structure, lx.positive_semidefinite_tag)

@@ -16,9 +16,9 @@ class Neumann(AbstractDefiniteSolver):
     """H⁻¹g ≈ η Σ_{k<K} (I − ηH)ᵏ g, the truncated Neumann series, with K products.
 
     The series converges where 0 < η λ_max(H) < 2. If `step_size` is `None`, η = 1/λ_max with
-    λ_max from a power iteration. A given step is checked against the same estimate, and one that
-    breaks the condition is reported as `RESULTS.breakdown`; the estimate approaches λ_max from
-    below, so a step that passes narrowly may still diverge, which the residual then shows.
+    λ_max from a power iteration. A step that breaks the condition by that estimate, or a series
+    that ended with a larger residual than it began with (the estimate comes from below, and an
+    indefinite H has no convergent series), is reported as `RESULTS.breakdown`.
 
     **Arguments:**
 
@@ -59,9 +59,9 @@ class Neumann(AbstractDefiniteSolver):
         target = self.rtol * norm(vector)
         y0 = options.get("y0")
         if y0 is None:
-            y0, r = jax.tree.map(jnp.zeros_like, vector), vector
+            y0, r0 = jax.tree.map(jnp.zeros_like, vector), vector
         else:
-            r = jax.tree.map(jnp.subtract, vector, operator.mv(y0))
+            r0 = jax.tree.map(jnp.subtract, vector, operator.mv(y0))
 
         def unfinished(carry):
             _, r, step = carry
@@ -71,11 +71,11 @@ class Neumann(AbstractDefiniteSolver):
             v, r, step = carry
             return axpy(step_size, r, v), axpy(-step_size, operator.mv(r), r), step + 1
 
-        start = (y0, r, jnp.zeros((), jnp.int32))
+        start = (y0, r0, jnp.zeros((), jnp.int32))
         v, r, steps = jax.lax.while_loop(unfinished, body, start)
         residual, contraction = relative(r, vector), step_size * largest
         result = lx.RESULTS.where(
-            jnp.isfinite(residual) & (contraction < 2),
+            (residual <= relative(r0, vector)) & (contraction < 2),
             lx.RESULTS.successful,
             lx.RESULTS.breakdown,
         )
@@ -91,7 +91,7 @@ class Neumann(AbstractDefiniteSolver):
 def largest_eigenvalue(operator: lx.AbstractLinearOperator, *, steps: int = 10) -> Scalar:
     """λ_max of a positive definite operator, by `steps` products of a power iteration.
 
-    From below: the Rayleigh quotient of the last iterate. The start is random and always the same.
+    From below: ‖Hv‖ of the last unit iterate. The start is random and always the same.
     """
     leaves, structure = jax.tree.flatten(operator.in_structure())
     keys = jr.split(jr.key(0), len(leaves))

@@ -50,8 +50,8 @@ class Nystrom(AbstractDefiniteSolver):
     **Arguments:**
 
     - `rank`: products spent, and vectors of the parameters' size kept.
-    - `regularization`: λ, at most the smallest eigenvalue of H: the inner loss's L2 weight plus
-      any damping.
+    - `regularization`: λ, at most the smallest eigenvalue of H. For a method's inner problem
+      `l2_rate` times the distilled points, mirrored copies counted, plus any damping.
     - `seed`: of the random test vectors.
 
     The statistics are `num_steps`, `max_steps` and `residual`, ‖g − Hv‖/‖g‖.
@@ -92,6 +92,6 @@ class Nystrom(AbstractDefiniteSolver):
         result = lx.RESULTS.where(
             jnp.isfinite(residual), lx.RESULTS.successful, lx.RESULTS.breakdown
         )
-        steps = self.rank + 1
-        stats = {"num_steps": jnp.asarray(steps), "max_steps": steps, "residual": residual}
+        steps = jnp.asarray(self.rank + 1, jnp.int32)
+        stats = {"num_steps": steps, "max_steps": self.rank + 1, "residual": residual}
         return v, result, stats
