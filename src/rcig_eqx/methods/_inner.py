@@ -44,7 +44,7 @@ class InnerProblem(eqx.Module):
     def start(self) -> PyTree:
         """The inner variable before the first step."""
         theta = self.restrict(eqx.filter(self.model, eqx.is_inexact_array))
-        return jax.tree.map(jnp.zeros_like, theta) if self.linearized else theta
+        return _zeros(theta) if self.linearized else theta
 
     def restrict(self, parameters: AbstractNetwork) -> PyTree:
         """The inner variable out of a network's parameters."""
@@ -54,8 +54,7 @@ class InnerProblem(eqx.Module):
     def pad(self, theta: PyTree) -> AbstractNetwork:
         """The inner variable as a network's parameters, the head's zero if it has none."""
         _, head = partition(eqx.filter(self.model, eqx.is_inexact_array))
-        no_head = jax.tree.map(jnp.zeros_like, head)
-        return eqx.combine(theta[0], no_head if theta[1] is None else theta[1])
+        return eqx.combine(theta[0], _zeros(head) if theta[1] is None else theta[1])
 
     def expand(self, images: Float[Array, "n h w c"]) -> Expansion:
         """The network at some images."""
@@ -109,6 +108,15 @@ class InnerProblem(eqx.Module):
         X_S, y_S = coreset.support()
         f_T = predict(at_T, *self.split(theta, self.expand(X_S), y_S))
         return outer_loss(f_T, targets, coreset.log_temperature), f_T
+
+
+def _zeros(parameters: PyTree) -> PyTree:
+    """Zeros that are no constants to the compiler.
+
+    XLA on CPU (jaxlib 0.10.2) miscompiles tangent passes along constant zeros: where it hands a
+    matrix product with such an operand to its fused kernels, the result is arbitrary memory.
+    """
+    return jax.tree.map(lambda x: 0 * x, parameters)
 
 
 def predict(at: Expansion, theta_B: PyTree, theta_F: Array) -> Float[Array, "n classes"]:
