@@ -239,8 +239,8 @@ def _evaluate(
     result = load_result(file)
     distilled = str(result.recipe.get("dataset"))
     data = data or distilled
+    test = load(data, split, directory=directory) if split else load_test(data, directory)
     split = split or "test"
-    test = load_test(data, directory) if split == "test" else load(data, split, directory=directory)
     if test is None and data == distilled:
         raise ValueError(f"{data} has no test split: name other images with --data.")
     if test is None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
+from .._backend import full_precision
 from .._losses import platt_loss
 from ..solvers import Adam
 from ._implicit import InnerSolution, Solver, check_clip, check_solvers, implicit_hypergradient
@@ -98,6 +99,7 @@ class implicit(AbstractAdaptiveMethod):
         )
         return subtract_margin(result, coreset) if self.margin else result
 
+    @full_precision
     def tune(self, model, coreset, images, targets):
         problem = InnerProblem(
             model, self.linearized, self.reparameterized, self.l2_rate, self.dtype

@@ -23,6 +23,7 @@ from .._linearize import Linearization
 from .._ridge import solve_dtype
 from ..models import AbstractNetwork, partition
 from ._cg import ConjugateGradient
+from ._definite import relative
 
 
 class DualSolution(eqx.Module):
@@ -71,9 +72,8 @@ class DualSystem(eqx.Module):
         steps = solution.stats.get("num_steps")
         if steps is None:
             error = b.reshape(shape) - self.operator.mv(solution.value).astype(b.dtype)
-            size = jnp.linalg.norm(b)
-            residual = jnp.linalg.norm(error) / jnp.where(size > 0, size, 1)
-            return DualSolution(x, jnp.zeros((), jnp.int32), residual, solution.result)
+            nothing = jnp.zeros((), jnp.int32)
+            return DualSolution(x, nothing, relative(error, b), solution.result)
         return DualSolution(x, steps, solution.stats["residual"], solution.result)
 
 
