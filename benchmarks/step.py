@@ -113,7 +113,8 @@ class Truncated(AbstractMethod):
     inner_rate: float
     inverse_rate: float
 
-    def hypergradient(self, model, coreset, images, targets):
+    def hypergradient(self, model, coreset, images, targets, *, key):
+        del key
         return truncated_hypergradient(
             model,
             coreset,

@@ -418,7 +418,7 @@ def test_no_implicit_dtype_promotion(method, result):
 class broken(AbstractMethod):
     """A hypergradient that is not a number."""
 
-    def hypergradient(self, model, coreset, images, targets):
+    def hypergradient(self, model, coreset, images, targets, *, key):
         return Hypergradient(jnp.ones(()), jax.tree.map(lambda x: x * jnp.nan, coreset), {})
 
 

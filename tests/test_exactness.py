@@ -226,7 +226,9 @@ def test_head_only_equals_autodiff_through_primal_ridge(problem, outer_loss):
 def test_margin_is_subtracted_from_the_outer_loss(problem, method):
     model, coreset, images, targets = problem
     plain, less = (
-        eqx.filter_jit(method(margin=margin).hypergradient)(model, coreset, images, targets)
+        eqx.filter_jit(method(margin=margin).hypergradient)(
+            model, coreset, images, targets, key=jr.key(0)
+        )
         for margin in (False, True)
     )
     margin, slope = jax.value_and_grad(label_margin)(coreset.labels)

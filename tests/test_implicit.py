@@ -361,7 +361,7 @@ def test_ordinary_networks_against_dense_algebra(setting, reparameterized):
     method = (rig if reparameterized else vig)(
         inner=Adam(1e-2, steps), solver=CG, l2_rate=L2_RATE, damping=damping
     )
-    got = run(method.hypergradient, setting)
+    got = run(method.hypergradient, setting, key=jr.key(0))
     assert relative(got.gradient, expected) < 1e-8
     assert float(got.value) == pytest.approx(float(outer(theta, coreset)), rel=1e-10)
     assert not got.stats["inner_diverged"]
@@ -370,7 +370,7 @@ def test_ordinary_networks_against_dense_algebra(setting, reparameterized):
 def test_no_inner_steps_leave_the_direct_gradient_of_the_head(setting):
     """n_inner = n_H⁻¹ = 0 is the head-only method (paper, section 4.3)."""
     method = rcig_paper(inner=Adam(steps=0), solver=Adam(steps=0), l2_rate=L2_RATE)
-    got = run(method.hypergradient, setting)
+    got = run(method.hypergradient, setting, key=jr.key(0))
     expected = run(head_hypergradient, setting, l2_rate=L2_RATE)
     assert relative(got.gradient, expected.gradient) < 1e-12
 
@@ -394,7 +394,9 @@ def test_the_implicit_gradient_is_clipped_leaf_by_leaf(setting):
     assert relative(clipped.gradient, jax.tree.map(jnp.add, direct.gradient, expected)) < 1e-9
     assert relative(clipped.gradient, free.gradient) > 1e-3
     solver = DualCholesky()
-    exact = run(rcig(l2_rate=L2_RATE, solver=solver, clip=True).hypergradient, setting)
+    exact = run(
+        rcig(l2_rate=L2_RATE, solver=solver, clip=True).hypergradient, setting, key=jr.key(0)
+    )
     assert relative(exact.gradient, clipped.gradient) < 1e-6
 
 
@@ -404,7 +406,7 @@ def test_tuning_finds_rates_whose_descents_are_monotone(setting):
 
     @eqx.filter_jit
     def stats_of(method):
-        return method.hypergradient(*setting).stats
+        return method.hypergradient(*setting, key=jr.key(0)).stats
 
     stats = stats_of(tuned)
     assert stats["inner_monotone"]
@@ -413,7 +415,7 @@ def test_tuning_finds_rates_whose_descents_are_monotone(setting):
     larger = eqx.tree_at(lambda m: m.inner.learning_rate, tuned, replace_fn=lambda r: r / 0.7 * 1.3)
     assert not stats_of(larger)["inner_monotone"]
     with pytest.raises(ValueError, match="no learning rate yet"):
-        method.hypergradient(*setting)
+        method.hypergradient(*setting, key=jr.key(0))
 
 
 def rates(method) -> list[float]:

@@ -1,7 +1,7 @@
 """Implicit differentiation of a bilevel problem over pytrees."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -57,48 +57,23 @@ def hypergradient(
     solver reports.
     """
 
-    def inverse(g_T: PyTree) -> lx.Solution:
-        loss = lambda theta: inner_loss(theta, outer_params)  # noqa: E731
-        operator = hessian_operator(loss, inner_params, damping=damping)
-        return lx.linear_solve(operator, g_T, solver, throw=False)
-
     with_aux = outer_loss if has_aux else lambda theta, psi: (outer_loss(theta, psi), None)
-    parts = implicit_parts(with_aux, inner_loss, inner_params, outer_params, inverse)
-    gradient = jax.tree.map(jnp.add, parts.direct, parts.implicit)
-    result = Hypergradient(parts.value, gradient, solve_stats(parts.solution))
-    return (result, parts.aux) if has_aux else result
-
-
-class ImplicitParts(NamedTuple):
-    """A hypergradient in its two parts, with the outer loss's value and aux and v's solution."""
-
-    value: Scalar
-    aux: Any
-    direct: PyTree
-    implicit: PyTree
-    solution: lx.Solution
-
-
-def implicit_parts(
-    outer_loss: Callable[[PyTree, PyTree], tuple[Scalar, Any]],
-    inner_loss: Callable[[PyTree, PyTree], Scalar],
-    inner_params: PyTree,
-    outer_params: PyTree,
-    inverse: Callable[[PyTree], lx.Solution],
-) -> ImplicitParts:
-    """Direct and implicit gradient apart; `inverse` solves for v given ∂L_o/∂θ."""
-    (value, aux), (g_T, direct) = jax.value_and_grad(outer_loss, argnums=(0, 1), has_aux=True)(
+    (value, aux), (g_T, direct) = jax.value_and_grad(with_aux, argnums=(0, 1), has_aux=True)(
         inner_params, outer_params
     )
-    solution = inverse(g_T)
+    operator = hessian_operator(
+        lambda theta: inner_loss(theta, outer_params), inner_params, damping=damping
+    )
+    solution = lx.linear_solve(operator, g_T, solver, throw=False)
 
     def slope(psi: PyTree) -> Scalar:
         """⟨∂L_i/∂θ, v⟩ as a function of ψ."""
         along = lambda theta: inner_loss(theta, psi)  # noqa: E731
         return jax.jvp(along, (inner_params,), (solution.value,))[1]
 
-    implicit = jax.tree.map(jnp.negative, jax.grad(slope)(outer_params))
-    return ImplicitParts(value, aux, direct, implicit, solution)
+    gradient = jax.tree.map(jnp.subtract, direct, jax.grad(slope)(outer_params))
+    result = Hypergradient(value, gradient, solve_stats(solution))
+    return (result, aux) if has_aux else result
 
 
 def solve_stats(solution: lx.Solution) -> dict[str, Array]:

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PyTree
 
+from ._subsample import in_chunks
 from .models import AbstractNetwork
 
 
@@ -13,8 +14,9 @@ class Linearization(eqx.Module):
     """A network's first-order expansion in its parameters, at fixed images.
 
     Holds the primal activations, so that each product below is one tangent or one transpose
-    pass and no forward pass is repeated. It lives inside the trace that made it: do not return
-    it from a jitted function.
+    pass and no forward pass is repeated; of more than `IMAGES_HELD` images it holds none, and
+    repeats them chunk by chunk. It lives inside the trace that made it: do not return it from a
+    jitted function.
     """
 
     features: Float[Array, "n features"]
@@ -49,8 +51,12 @@ def linearize(model: AbstractNetwork, images: Float[Array, "n h w c"]) -> Linear
 
     def outputs(parameters: PyTree) -> tuple[Array, Array]:
         network = eqx.combine(parameters, static)
-        features = network.features(images)
-        return network.head(features), features
+
+        def apply(images: Array) -> tuple[Array, Array]:
+            features = network.features(images)
+            return network.head(features), features
+
+        return in_chunks(apply, images)
 
     logits, tangent, features = jax.linearize(outputs, parameters, has_aux=True)
     transpose = jax.linear_transpose(tangent, parameters)

@@ -9,6 +9,7 @@ import jax.random as jr
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from ._subsample import in_chunks
 from .models import AbstractNetwork
 
 MakeModel = Callable[[PRNGKeyArray], AbstractNetwork]
@@ -94,7 +95,7 @@ def train_member(
     parameters, static = eqx.partition(member.model, eqx.is_inexact_array)
 
     def loss(parameters: PyTree) -> Array:
-        errors = eqx.combine(parameters, static)(images) - labels
+        errors = in_chunks(eqx.combine(parameters, static), images) - labels
         return jnp.mean(jnp.sum(errors**2, axis=-1))
 
     def step(_, carry):

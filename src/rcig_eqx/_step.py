@@ -107,12 +107,12 @@ def tune(state: State, batch: tuple[Float[Array, "b h w c"], Integer[Array, " b"
 
 
 def _draw(state: State, batch: tuple[Array, Array]):
-    """What a step works on: a network of the pool with its index, a key, the outer batch."""
+    """What a step works on: a network of the pool with its index, two keys, the outer batch."""
     images, labels = batch
-    index_key, visit_key = jr.split(jr.fold_in(state.key, state.step))
+    index_key, *keys = jr.split(jr.fold_in(state.key, state.step), 3)
     index = jr.randint(index_key, (), 0, state.recipe.schedule.size)
     targets = jax.nn.one_hot(labels, state.coreset.num_classes, dtype=images.dtype)
-    return index, get_member(state.pool, index), visit_key, images, targets
+    return index, get_member(state.pool, index), keys, images, targets
 
 
 def step(
@@ -130,8 +130,8 @@ def step(
     and the method's own, such as `accuracy`, `iterations` and `residual`.
     """
     recipe = state.recipe
-    index, member, visit_key, images, targets = _draw(state, batch)
-    result = recipe.method.hypergradient(member.model, state.coreset, images, targets)
+    index, member, (key, visit_key), images, targets = _draw(state, batch)
+    result = recipe.method.hypergradient(member.model, state.coreset, images, targets, key=key)
     if isinstance(recipe.method, AbstractAdaptiveMethod):
         adapted = recipe.method.adapt(result.stats)
         recipe = eqx.tree_at(lambda r: r.method, recipe, adapted)

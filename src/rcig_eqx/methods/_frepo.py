@@ -1,13 +1,15 @@
 """FRePo: the head alone is trained, in closed form."""
 
 import equinox as eqx
+import jax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .._coreset import Coreset
 from .._hypergradient import Hypergradient
 from .._losses import mse_loss, platt_loss
 from .._ridge import ridge_head
+from .._subsample import check_subset, choose, in_chunks, partial_vjp
 from ..models import AbstractNetwork
 from ._method import (
     AbstractMethod,
@@ -27,6 +29,7 @@ def head_hypergradient(
     l2_rate: float = 5e-4,
     outer_loss: OuterLoss = platt_loss,
     dtype: DTypeLike | None = None,
+    chosen: Int[Array, " m"] | None = None,
 ) -> Hypergradient:
     """The gradient through the ridge head, the body frozen: no inner problem (paper, section 3.3).
 
@@ -34,33 +37,41 @@ def head_hypergradient(
     set. With `mse_loss` this is FRePo (Zhou et al., 2022). `dtype` is the precision of the ridge
     solve; the rest as in [`exact_hypergradient`][rcig_eqx.exact_hypergradient].
     """
-    h_T = model.features(images)
+    (X_S, y_S), mirror_transpose = jax.vjp(lambda c: c.support(), coreset)
+    h_T = in_chunks(model.features, images)
+    h_S, to_images = partial_vjp(model.features, X_S, chosen)
 
-    def loss(coreset: Coreset) -> tuple[Array, Array]:
-        X_S, y_S = coreset.support()
-        f_T = h_T @ ridge_head(model.features(X_S), y_S, l2_rate * len(y_S), dtype=dtype)
-        return outer_loss(f_T, targets, coreset.log_temperature), f_T
+    def loss(h_S: Array, y: Array, temperature: Array) -> tuple[Array, Array]:
+        f_T = h_T @ ridge_head(h_S, y, l2_rate * len(y), dtype=dtype)
+        return outer_loss(f_T, targets, temperature), f_T
 
-    (value, f_T), gradient = eqx.filter_value_and_grad(loss, has_aux=True)(coreset)
+    (value, f_T), (h_bar, y_bar, temperature_bar) = jax.value_and_grad(
+        loss, argnums=(0, 1, 2), has_aux=True
+    )(h_S, y_S, coreset.log_temperature)
+    (gradient,) = mirror_transpose((to_images(h_bar), y_bar))
+    gradient = eqx.tree_at(lambda c: c.log_temperature, gradient, temperature_bar)
     return Hypergradient(value, gradient, {"accuracy": accuracy(f_T, targets)})
 
 
 class frepo(AbstractMethod):
     """FRePo: the direct gradient through the ridge head, with its mean-squared outer loss.
 
-    The arguments are those of [`head_hypergradient`][rcig_eqx.head_hypergradient], and `margin`
-    as in [`rcig`][rcig_eqx.methods.rcig]. Pass `outer_loss=platt_loss` for the paper's outer loss.
+    The arguments are those of [`head_hypergradient`][rcig_eqx.head_hypergradient], and `subset`
+    and `margin` as in [`rcig`][rcig_eqx.methods.rcig]. Pass `outer_loss=platt_loss` for the
+    paper's outer loss.
     """
 
     l2_rate: float = 5e-4
     outer_loss: OuterLoss = mse_loss
     dtype: DTypeLike | None = eqx.field(static=True, default=None)
+    subset: int | None = eqx.field(static=True, default=None)
     margin: bool = False
 
     def __check_init__(self):
         check_l2_rate(self.l2_rate)
+        check_subset(self.subset)
 
-    def hypergradient(self, model, coreset, images, targets):
+    def hypergradient(self, model, coreset, images, targets, *, key):
         result = head_hypergradient(
             model,
             coreset,
@@ -69,5 +80,6 @@ class frepo(AbstractMethod):
             l2_rate=self.l2_rate,
             outer_loss=self.outer_loss,
             dtype=self.dtype,
+            chosen=choose(len(coreset.support()[1]), self.subset, key),
         )
         return subtract_margin(result, coreset) if self.margin else result

@@ -4,17 +4,19 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, PyTree, Scalar
+from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
-from .._backend import full_precision
+from .._backend import IMAGES_AT_ONCE, full_precision
 from .._coreset import Coreset
-from .._hypergradient import Hypergradient, implicit_parts, solve_stats
+from .._hypergradient import Hypergradient, solve_stats
 from .._linearize import Linearization, linearize
 from .._losses import inner_loss, platt_loss
+from .._subsample import partial_vjp
 from ..models import AbstractNetwork
 from ..solvers import (
     AbstractDualSolver,
@@ -25,7 +27,7 @@ from ..solvers import (
     gauss_newton_operator,
     hessian_operator,
 )
-from ._inner import InnerProblem
+from ._inner import Expansion, InnerProblem, Nodes, predict, zeros
 from ._method import OuterLoss, accuracy, clip_implicit
 
 Solver = lx.AbstractLinearSolver | AbstractDualSolver
@@ -48,6 +50,7 @@ def implicit_hypergradient(
     gauss_newton: bool = False,
     dtype: DTypeLike | None = None,
     clip: bool = False,
+    chosen: Int[Array, " m"] | None = None,
 ) -> Hypergradient:
     """Direct plus implicit gradient after an inner optimisation (paper, sections 3.1 to 3.4).
 
@@ -67,6 +70,7 @@ def implicit_hypergradient(
     - `dtype`: the precision of the ridge solve.
     - `clip`: limit the implicit gradient to the direct one's norm, as
       [`clip_implicit`][rcig_eqx.methods.clip_implicit].
+    - `chosen`: as in [`exact_hypergradient`][rcig_eqx.exact_hypergradient].
 
     **Returns:** a `Hypergradient` with `accuracy`; `iterations` and `residual` of the
     inverse-Hessian solve; `inner_residual`, the norm of the last inner gradient taken relative to
@@ -78,31 +82,62 @@ def implicit_hypergradient(
     check_solvers(inner, solver, linearized=linearized, damping=damping)
     check_clip(clip, reparameterized)
     problem = InnerProblem(model, linearized, reparameterized, l2_rate, dtype)
-    at = InnerSolution.of(problem, coreset, inner, gauss_newton)
+    (X_S, y_S), mirror_transpose = jax.vjp(lambda c: c.support(), coreset)
+    at = InnerSolution.of(problem, X_S, y_S, inner, gauss_newton)
+    theta, (theta_B, _) = at.theta, at.theta
     at_T = problem.expand(images)
 
-    def inner_at(theta: PyTree, psi: Coreset) -> Scalar:
-        X, y = psi.support()
-        return problem.loss(theta, problem.expand(X), y)
+    def outer_at(theta, nodes, y, temperature) -> tuple[Scalar, Array]:
+        theta_B, theta_F = problem.split(theta, nodes, y)
+        f_T = predict(at_T(theta_B), theta_F)
+        return outer_loss(f_T, targets, temperature), f_T
 
-    def outer_at(theta: PyTree, psi: Coreset) -> tuple[Scalar, Array]:
-        return problem.outer(theta, psi, at_T, targets, outer_loss)
+    nodes, nodes_transpose = jax.vjp(at.at_S, theta_B)
+    (value, f_T), (g_T, nodes_bar, y_bar, temperature_bar) = jax.value_and_grad(
+        outer_at, argnums=(0, 1, 2, 3), has_aux=True
+    )(theta, nodes, y_S, coreset.log_temperature)
+    if reparameterized:  # else the outer loss knows θ alone
+        (through_nodes,) = nodes_transpose(nodes_bar)
+        g_T = (jax.tree.map(jnp.add, g_T[0], through_nodes), g_T[1])
+    solution = at.inverse(solver, g_T, damping)
+    v = solution.value
 
-    def inverse(g_T: PyTree) -> lx.Solution:
-        return at.inverse(solver, g_T, damping)
+    def slope(nodes, nodes_dot, y) -> Scalar:
+        """⟨∂L_i/∂θ, v⟩, given the nodes at θ_B and their tangent along v."""
+        along = lambda theta, nodes: problem.loss(theta, nodes, y)  # noqa: E731
+        return jax.jvp(along, (theta, nodes), (v, nodes_dot))[1]
 
-    parts = implicit_parts(outer_at, inner_at, at.theta, coreset, inverse)
-    implicit = clip_implicit(parts.direct, parts.implicit) if clip else parts.implicit
-    stats = at.stats | solve_stats(parts.solution) | _descent_stats("solver", parts.solution)
+    _, nodes_dot = problem.along(at.at_S, theta_B, v[0])
+    slope_bars = jax.grad(slope, argnums=(0, 1, 2))(nodes, nodes_dot, y_S)
+    *implicit_bar, implicit_y = jax.tree.map(jnp.negative, slope_bars)
+
+    def nodes_at(X: Array) -> tuple[Nodes, Nodes]:
+        return problem.along(problem.expand(X), theta_B, v[0])
+
+    _, to_images = partial_vjp(nodes_at, X_S, chosen, held=IMAGES_AT_ONCE)
+
+    def gradient_of(bars: tuple[Nodes, Nodes], y_bar: Array, temperature_bar: Array) -> Coreset:
+        (gradient,) = mirror_transpose((to_images(bars), y_bar))
+        return eqx.tree_at(lambda c: c.log_temperature, gradient, temperature_bar)
+
+    if clip:
+        direct = gradient_of((nodes_bar, zeros(nodes)), y_bar, temperature_bar)
+        implicit = gradient_of(tuple(implicit_bar), implicit_y, jnp.zeros_like(temperature_bar))
+        gradient = jax.tree.map(jnp.add, direct, clip_implicit(direct, implicit))
+    else:  # both at once: half the passes
+        bars = jax.tree.map(jnp.add, nodes_bar, implicit_bar[0]), implicit_bar[1]
+        gradient = gradient_of(bars, y_bar + implicit_y, temperature_bar)
+    stats = at.stats | solve_stats(solution) | _descent_stats("solver", solution)
     stats["converged"] = stats["converged"] & at.converged
-    stats["accuracy"] = accuracy(parts.aux, targets)
-    return Hypergradient(parts.value, jax.tree.map(jnp.add, parts.direct, implicit), stats)
+    stats["accuracy"] = accuracy(f_T, targets)
+    return Hypergradient(value, gradient, stats)
 
 
 @dataclasses.dataclass
 class InnerSolution:
     """Where the inner solver ended, and the inner Hessian there. It lives inside one trace.
 
+    - `at_S`: the network at the distilled set.
     - `theta`: the inner variable.
     - `stats`: how the search went.
     - `converged`: whether the solver did what was asked of it.
@@ -112,6 +147,7 @@ class InnerSolution:
 
     problem: InnerProblem
     l2: float | Scalar
+    at_S: Expansion
     theta: PyTree
     stats: dict[str, Array]
     converged: Bool[Array, ""]
@@ -120,13 +156,17 @@ class InnerSolution:
 
     @classmethod
     def of(
-        cls, problem: InnerProblem, coreset: Coreset, inner: Solver, gauss_newton: bool
+        cls,
+        problem: InnerProblem,
+        X_S: Float[Array, "n h w c"],
+        y_S: Float[Array, "n classes"],
+        inner: Solver,
+        gauss_newton: bool,
     ) -> "InnerSolution":
         """Solve the inner problem that a distilled set poses."""
-        X_S, y_S = coreset.support()
         l2 = problem.l2_rate * len(y_S)
         at_S, start = problem.expand(X_S), problem.start()
-        loss = lambda theta: problem.loss(theta, at_S, y_S)  # noqa: E731
+        loss = lambda theta: problem.loss(theta, at_S(theta[0]), y_S)  # noqa: E731
 
         @functools.cache
         def dual(solver: AbstractDualSolver) -> tuple[Linearization, DualSystem]:
@@ -136,14 +176,14 @@ class InnerSolution:
         def curvature(theta: PyTree) -> lx.AbstractLinearOperator:
             if not gauss_newton:
                 return hessian_operator(loss, theta)
-            outputs = lambda theta: problem.residuals(theta, at_S, y_S)  # noqa: E731
+            outputs = lambda theta: problem.residuals(theta, at_S(theta[0]), y_S)  # noqa: E731
             convex = lambda r: inner_loss(r[0], y_S, r[1], l2)  # noqa: E731
             return gauss_newton_operator(outputs, convex, theta)
 
         if not problem.linearized:
             assert isinstance(inner, Adam)
             theta, stats, converged = _descend(loss, start, inner)
-            return cls(problem, l2, theta, stats, converged, curvature(theta), dual)
+            return cls(problem, l2, at_S, theta, stats, converged, curvature(theta), dual)
         hessian = curvature(start)  # of a quadratic, the same everywhere
         if isinstance(inner, AbstractDualSolver):
             at, system = dual(inner)
@@ -158,7 +198,7 @@ class InnerSolution:
             if "residual" in found:
                 stats["inner_residual"] = found["residual"]
             converged = found["converged"]
-        return cls(problem, l2, theta, stats, converged, hessian, dual)
+        return cls(problem, l2, at_S, theta, stats, converged, hessian, dual)
 
     def inverse(self, solver: Solver, g: PyTree, damping: float) -> lx.Solution:
         """v = (H + damping)⁻¹ g.

@@ -8,16 +8,17 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree, Scalar
 
-from .._coreset import Coreset
 from .._linearize import Linearization, linearize
 from .._losses import inner_loss
 from .._ridge import ridge_head
+from .._subsample import in_chunks
 from ..models import AbstractNetwork, partition
-from ._method import OuterLoss
 
-# A network at some images, as a function of its body's parameters: features and offset, its
-# predictions being offset + features @ θ_F.
-Expansion = Callable[[PyTree], tuple[Float[Array, "n features"], Float[Array, "n classes"]]]
+# What a network makes of some images before its head: features and offset, its predictions being
+# offset + features @ θ_F. The images of a set meet in these and nowhere else.
+Nodes = tuple[Float[Array, "n features"], Float[Array, "n classes"]]
+# The nodes of some images as a function of the body's parameters.
+Expansion = Callable[[PyTree], Nodes]
 
 
 class InnerProblem(eqx.Module):
@@ -44,7 +45,7 @@ class InnerProblem(eqx.Module):
     def start(self) -> PyTree:
         """The inner variable before the first step."""
         theta = self.restrict(eqx.filter(self.model, eqx.is_inexact_array))
-        return _zeros(theta) if self.linearized else theta
+        return zeros(theta) if self.linearized else theta
 
     def restrict(self, parameters: AbstractNetwork) -> PyTree:
         """The inner variable out of a network's parameters."""
@@ -54,63 +55,59 @@ class InnerProblem(eqx.Module):
     def pad(self, theta: PyTree) -> AbstractNetwork:
         """The inner variable as a network's parameters, the head's zero if it has none."""
         _, head = partition(eqx.filter(self.model, eqx.is_inexact_array))
-        return eqx.combine(theta[0], _zeros(head) if theta[1] is None else theta[1])
+        return eqx.combine(theta[0], zeros(head) if theta[1] is None else theta[1])
 
     def expand(self, images: Float[Array, "n h w c"]) -> Expansion:
         """The network at some images."""
         if self.linearized:
             return self.linear(linearize(self.model, images))
 
-        def outputs(body: PyTree) -> tuple[Array, Array]:
+        def nodes(body: PyTree) -> Nodes:
             network = eqx.combine(body, self.model)
-            features = network.features(images)
-            offset = jnp.zeros_like(features, shape=(len(images), network.head.bias.size))
-            return features, offset + network.head.bias[None]
 
-        return outputs
+            def apply(images: Array) -> Nodes:
+                features = network.features(images)
+                offset = jnp.zeros_like(features, shape=(len(images), network.head.bias.size))
+                return features, offset + network.head.bias[None]
+
+            return in_chunks(apply, images)
+
+        return nodes
 
     def linear(self, at: Linearization) -> Expansion:
         """The linearised network at some images."""
         return lambda body: (at.features, at.jvp(self.pad((body, None))))
 
+    def along(self, at: Expansion, theta_B: PyTree, v_B: PyTree) -> tuple[Nodes, Nodes]:
+        """Nodes at θ_B and their tangent along v_B; linearised features have none."""
+        nodes, (features_dot, offset_dot) = jax.jvp(at, (theta_B,), (v_B,))
+        return nodes, (zeros(nodes[0]) if self.linearized else features_dot, offset_dot)
+
     def split(
-        self, theta: PyTree, at_S: Expansion, labels: Float[Array, "n classes"]
+        self, theta: PyTree, nodes: Nodes, labels: Float[Array, "n classes"]
     ) -> tuple[PyTree, Float[Array, "features classes"]]:
-        """(θ_B, θ_F) of an inner variable, at the distilled set."""
+        """(θ_B, θ_F) of an inner variable, given the distilled set's nodes at θ_B."""
         body, head = theta
         if head is not None:
             return body, head.head.kernel
-        features, offset = at_S(body)
+        features, offset = nodes
         l2 = self.l2_rate * len(labels)
         return body, ridge_head(features, labels - offset, l2, dtype=self.dtype)
 
     def residuals(
-        self, theta: PyTree, at_S: Expansion, labels: Float[Array, "n classes"]
+        self, theta: PyTree, nodes: Nodes, labels: Float[Array, "n classes"]
     ) -> tuple[Float[Array, "n classes"], PyTree]:
         """f(X_S) and (θ_B, θ_F): what the inner loss is a convex quadratic of."""
-        theta_B, theta_F = self.split(theta, at_S, labels)
-        return predict(at_S, theta_B, theta_F), (theta_B, theta_F)
+        theta_B, theta_F = self.split(theta, nodes, labels)
+        return predict(nodes, theta_F), (theta_B, theta_F)
 
-    def loss(self, theta: PyTree, at_S: Expansion, labels: Float[Array, "n classes"]) -> Scalar:
-        """The inner loss."""
-        predictions, parameters = self.residuals(theta, at_S, labels)
+    def loss(self, theta: PyTree, nodes: Nodes, labels: Float[Array, "n classes"]) -> Scalar:
+        """The inner loss, given the distilled set's nodes at θ_B."""
+        predictions, parameters = self.residuals(theta, nodes, labels)
         return inner_loss(predictions, labels, parameters, self.l2_rate * len(labels))
 
-    def outer(
-        self,
-        theta: PyTree,
-        coreset: Coreset,
-        at_T: Expansion,
-        targets: Float[Array, "b classes"],
-        outer_loss: OuterLoss,
-    ) -> tuple[Scalar, Float[Array, "b classes"]]:
-        """The outer loss and the predictions it is of, as functions of θ and ψ (equation 6)."""
-        X_S, y_S = coreset.support()
-        f_T = predict(at_T, *self.split(theta, self.expand(X_S), y_S))
-        return outer_loss(f_T, targets, coreset.log_temperature), f_T
 
-
-def _zeros(parameters: PyTree) -> PyTree:
+def zeros(parameters: PyTree) -> PyTree:
     """Zeros that are no constants to the compiler.
 
     XLA on CPU (jaxlib 0.10.2) miscompiles tangent passes along constant zeros: where it hands a
@@ -119,7 +116,7 @@ def _zeros(parameters: PyTree) -> PyTree:
     return jax.tree.map(lambda x: 0 * x, parameters)
 
 
-def predict(at: Expansion, theta_B: PyTree, theta_F: Array) -> Float[Array, "n classes"]:
+def predict(nodes: Nodes, theta_F: Array) -> Float[Array, "n classes"]:
     """offset + features @ θ_F."""
-    features, offset = at(theta_B)
+    features, offset = nodes
     return offset + features @ theta_F

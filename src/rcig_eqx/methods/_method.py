@@ -6,7 +6,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Scalar
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar
 
 from .._coreset import Coreset
 from .._hypergradient import Hypergradient
@@ -26,8 +26,13 @@ class AbstractMethod(eqx.Module):
         coreset: Coreset,
         images: Float[Array, "b h w c"],
         targets: Float[Array, "b classes"],
+        *,
+        key: PRNGKeyArray,
     ) -> Hypergradient:
-        """The hypergradient at one network and one outer batch; `targets` are one-hot."""
+        """The hypergradient at one network and one outer batch; `targets` are one-hot.
+
+        `key` is for what a method draws at random, such as the images of a partial backward pass.
+        """
 
 
 class AbstractAdaptiveMethod(AbstractMethod):

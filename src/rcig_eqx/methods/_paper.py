@@ -7,13 +7,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, Scalar
+from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from .._backend import full_precision
 from .._losses import platt_loss
+from .._subsample import check_subset, choose
 from ..solvers import Adam
 from ._implicit import InnerSolution, Solver, check_clip, check_solvers, implicit_hypergradient
-from ._inner import InnerProblem
+from ._inner import InnerProblem, predict
 from ._method import AbstractAdaptiveMethod, OuterLoss, check_l2_rate, subtract_margin
 
 
@@ -52,10 +53,10 @@ class implicit(AbstractAdaptiveMethod):
     """A method of the primal route: [`implicit_hypergradient`][] with rates that follow the run.
 
     `rcig_paper`, `rig`, `cig` and `vig` are its ready forms. The arguments are those of
-    `implicit_hypergradient`; besides, `margin`: subtract the label margin from the outer loss, and
-    `rule`: how learning rates change during a run. Rates that are `None` are searched for before it
-    (appendix C): the largest at which the losses fall at every step, by doubling and backing off
-    by a sixth at a time, then × 0.7.
+    `implicit_hypergradient`; besides, `subset` as in [`rcig`][rcig_eqx.methods.rcig]; `margin`:
+    subtract the label margin from the outer loss; and `rule`: how learning rates change during a
+    run. Rates that are `None` are searched for before it (appendix C): the largest at which the
+    losses fall at every step, by doubling and backing off by a sixth at a time, then × 0.7.
     """
 
     linearized: bool = eqx.field(static=True)
@@ -67,6 +68,7 @@ class implicit(AbstractAdaptiveMethod):
     damping: float = 0.0
     gauss_newton: bool = eqx.field(static=True, default=False)
     dtype: DTypeLike | None = eqx.field(static=True, default=None)
+    subset: int | None = eqx.field(static=True, default=None)
     clip: bool = eqx.field(static=True, default=False)
     margin: bool = eqx.field(static=True, default=False)
     rule: RateRule = RateRule()
@@ -74,13 +76,14 @@ class implicit(AbstractAdaptiveMethod):
 
     def __check_init__(self):
         check_l2_rate(self.l2_rate)
+        check_subset(self.subset)
         check_solvers(self.inner, self.solver, linearized=self.linearized, damping=self.damping)
         check_clip(self.clip, self.reparameterized)
         for name, value in (("inner", self.inner), ("solver", self.solver)):
             if isinstance(value, Adam) and value.learning_rate is None and value.steps == 1:
                 raise ValueError(f"{name}: one step shows no trend to find a rate by; give one.")
 
-    def hypergradient(self, model, coreset, images, targets):
+    def hypergradient(self, model, coreset, images, targets, *, key):
         result = implicit_hypergradient(
             model,
             coreset,
@@ -96,6 +99,7 @@ class implicit(AbstractAdaptiveMethod):
             gauss_newton=self.gauss_newton,
             dtype=self.dtype,
             clip=self.clip,
+            chosen=choose(len(coreset.support()[1]), self.subset, key),
         )
         return subtract_margin(result, coreset) if self.margin else result
 
@@ -104,10 +108,11 @@ class implicit(AbstractAdaptiveMethod):
         problem = InnerProblem(
             model, self.linearized, self.reparameterized, self.l2_rate, self.dtype
         )
+        X_S, y_S = coreset.support()
 
         def inner_at(rate: Any) -> InnerSolution:
             inner = _with_rate(self, "inner", rate).inner
-            return InnerSolution.of(problem, coreset, inner, self.gauss_newton)
+            return InnerSolution.of(problem, X_S, y_S, inner, self.gauss_newton)
 
         inner_rate = _rate(self.inner)
         if inner_rate is None:
@@ -115,7 +120,12 @@ class implicit(AbstractAdaptiveMethod):
         solver_rate = _rate(self.solver)
         if solver_rate is None:
             at, at_T = inner_at(inner_rate), problem.expand(images)
-            outer = lambda t: problem.outer(t, coreset, at_T, targets, self.outer_loss)[0]  # noqa: E731
+
+            def outer(theta: PyTree) -> Scalar:
+                theta_B, theta_F = problem.split(theta, at.at_S(theta[0]), y_S)
+                f_T = predict(at_T(theta_B), theta_F)
+                return self.outer_loss(f_T, targets, coreset.log_temperature)
+
             g_T = jax.grad(outer)(at.theta)
 
             def monotone(rate: Array) -> Bool[Array, ""]:

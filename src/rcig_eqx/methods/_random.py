@@ -13,6 +13,6 @@ class random_subset(AbstractMethod):
     One step is as good as many. `evaluate` shows the same beside every result as its baseline.
     """
 
-    def hypergradient(self, model, coreset, images, targets):
-        del model, images, targets
+    def hypergradient(self, model, coreset, images, targets, *, key):
+        del model, images, targets, key
         return Hypergradient(jnp.zeros(()), jax.tree.map(jnp.zeros_like, coreset), {})

@@ -3,24 +3,18 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .._backend import IMAGES_AT_ONCE, full_precision
 from .._coreset import Coreset
 from .._hypergradient import Hypergradient
 from .._linearize import linearize
 from .._losses import platt_loss
+from .._subsample import check_subset, choose, partial_vjp
 from ..models import AbstractNetwork, count_parameters
 from ..solvers import AbstractDualSolver, DualCG, DualCholesky
-from ._inner import InnerProblem
-from ._method import (
-    AbstractMethod,
-    OuterLoss,
-    accuracy,
-    check_l2_rate,
-    clip_implicit,
-    subtract_margin,
-)
+from ._implicit import implicit_hypergradient
+from ._method import AbstractMethod, OuterLoss, accuracy, check_l2_rate, subtract_margin
 
 
 @full_precision
@@ -33,7 +27,7 @@ def exact_hypergradient(
     l2_rate: float = 5e-4,
     outer_loss: OuterLoss = platt_loss,
     solver: AbstractDualSolver | None = None,
-    clip: bool = False,
+    chosen: Int[Array, " m"] | None = None,
 ) -> Hypergradient:
     """The hypergradient of the linearised inner problem, without truncation.
 
@@ -57,8 +51,9 @@ def exact_hypergradient(
     - `l2_rate`: λ divided by the number of distilled points (paper, appendix C: 5e-4 at depth 3).
     - `outer_loss`: `outer_loss(predictions, targets, log_temperature)`.
     - `solver`: for the dual system; by size if `None`, as [`choose_dual_solver`][].
-    - `clip`: limit the implicit part to the direct one's norm, leaf by leaf, as
-      [`clip_implicit`][rcig_eqx.methods.clip_implicit]. The gradient is then not exact.
+    - `chosen`: indices of the distilled images, mirrored ones counted, that the last backward
+      pass goes through. If random, the gradient in the images is an unbiased estimate of the
+      exact one; that in the labels and log τ stays exact. All images if `None`.
 
     **Returns:** a `Hypergradient` whose `stats` hold `accuracy`, `iterations` (products spent by
     both solves, 0 for a factorisation), `residual` (the larger relative residual) and `converged`
@@ -86,32 +81,13 @@ def exact_hypergradient(
     beta = system.solve(at_S.jvp(w))
     mu = jax.tree.map(jnp.subtract, w, at_S.vjp(beta.value))
 
-    def image_gradient(slice_S: tuple[Array, Array, Array]) -> Array:
-        image, a, b = slice_S
+    def products(X: Array) -> tuple[Array, Array]:
+        at = linearize(model, X)
+        return at.jvp(mu), at.jvp(theta)
 
-        def bilinear(image: Array) -> Array:
-            at = linearize(model, image[None])
-            return jnp.sum(a * at.jvp(mu)[0]) - jnp.sum(b * at.jvp(theta)[0])
-
-        return jax.grad(bilinear)(image)
-
-    # Image by image the terms are independent: a few at a time bound the memory.
-    X_bar = jax.lax.map(image_gradient, (X_S, alpha.value, beta.value), batch_size=IMAGES_AT_ONCE)
-    (gradient,) = mirror_transpose((X_bar, beta.value))
+    _, to_images = partial_vjp(products, X_S, chosen, held=IMAGES_AT_ONCE)
+    (gradient,) = mirror_transpose((to_images((alpha.value, -beta.value)), beta.value))
     gradient = eqx.tree_at(lambda c: c.log_temperature, gradient, temperature_grad)
-    if clip:
-        problem = InnerProblem(model, linearized=True, reparameterized=True, l2_rate=l2_rate)
-
-        theta_B = problem.restrict(theta)
-        offset = f_T - at_T.features @ theta.head.kernel
-
-        def outer(psi: Coreset) -> Array:
-            at = lambda _: (at_T.features, offset)  # noqa: E731
-            return problem.outer(theta_B, psi, at, targets, outer_loss)[0]
-
-        direct = jax.grad(outer)(coreset)
-        implicit = clip_implicit(direct, jax.tree.map(jnp.subtract, gradient, direct))
-        gradient = jax.tree.map(jnp.add, direct, implicit)
     stats = {
         "accuracy": accuracy(f_T, targets),
         "iterations": alpha.num_steps + beta.num_steps,
@@ -139,28 +115,40 @@ def choose_dual_solver(unknowns: int, parameters: int) -> AbstractDualSolver:
 class rcig(AbstractMethod):
     """Reparameterised convexified implicit gradients, solved exactly: the default method.
 
-    The arguments are those of [`exact_hypergradient`][rcig_eqx.exact_hypergradient], and
-    `margin`: subtract the label margin from the outer loss, as the authors' code does.
+    **Arguments:** `l2_rate`, `outer_loss` and `solver` as in
+    [`exact_hypergradient`][rcig_eqx.exact_hypergradient], and
+
+    - `subset`: distilled images, mirrored ones counted, that a step's last backward pass goes
+      through, drawn anew each time; all if `None`. The solves and the forward pass take all.
+    - `clip`: limit the implicit part to the direct one's norm, leaf by leaf, as
+      [`clip_implicit`][rcig_eqx.methods.clip_implicit]. The gradient is then not exact.
+    - `margin`: subtract the label margin from the outer loss, as the authors' code does.
     """
 
     l2_rate: float = 5e-4
     outer_loss: OuterLoss = platt_loss
     solver: AbstractDualSolver | None = None
+    subset: int | None = eqx.field(static=True, default=None)
     clip: bool = eqx.field(static=True, default=False)
     margin: bool = False
 
     def __check_init__(self):
         check_l2_rate(self.l2_rate)
+        check_subset(self.subset)
 
-    def hypergradient(self, model, coreset, images, targets):
-        result = exact_hypergradient(
-            model,
-            coreset,
-            images,
-            targets,
-            l2_rate=self.l2_rate,
-            outer_loss=self.outer_loss,
-            solver=self.solver,
-            clip=self.clip,
-        )
+    def hypergradient(self, model, coreset, images, targets, *, key):
+        n, classes = coreset.support()[1].shape
+        given = {
+            "l2_rate": self.l2_rate,
+            "outer_loss": self.outer_loss,
+            "chosen": choose(n, self.subset, key),
+        }
+        problem = (model, coreset, images, targets)
+        if self.clip:
+            solver = self.solver or choose_dual_solver(n * classes, count_parameters(model))
+            result = implicit_hypergradient(
+                *problem, inner=solver, solver=solver, clip=True, **given
+            )
+        else:
+            result = exact_hypergradient(*problem, solver=self.solver, **given)
         return subtract_margin(result, coreset) if self.margin else result

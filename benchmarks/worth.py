@@ -1,0 +1,181 @@
+"""Accuracy against wall time of any method: what each second of distilling buys.
+
+    python benchmarks/worth.py run --method rcig --images-per-class 1 --out worth.jsonl
+    python benchmarks/worth.py run --method frepo --images-per-class 1 --out worth.jsonl
+    python benchmarks/worth.py draw worth.jsonl --figure docs/results/worth.png
+
+A run distils until the last of `--seconds` has passed, all else being the library's defaults, and
+keeps what it has at each of them. Seconds are those of the whole `distill` call: preprocessing,
+compilation and the search for learning rates included. Then, off the clock, fresh networks are
+trained on each by the paper's protocol and tested on the whole test set. Every line appended to
+`--out` is one distilled set's accuracies, the average's and the last iterate's.
+"""
+
+import argparse
+import itertools
+import json
+import pathlib
+import time
+
+import jax
+import jax.random as jr
+
+from _common import print_header
+from rcig_eqx import (
+    PoolSchedule,
+    convnet_for,
+    coreset_optimizer,
+    data,
+    distill,
+    evaluate,
+    growing_average,
+    methods,
+    platt_loss,
+)
+from rcig_eqx.solvers import DualCG
+
+METHODS = {
+    "rcig": methods.rcig,
+    "rcig_paper": methods.rcig_paper,
+    "rig": methods.rig,
+    "cig": methods.cig,
+    "vig": methods.vig,
+    "frepo": methods.frepo,
+    "frepo_platt": lambda **options: methods.frepo(outer_loss=platt_loss, **options),
+    "random": methods.random_subset,
+}
+
+
+def run(args):
+    """Distil, then evaluate what there was at each budget."""
+    load = {"directory": args.directory}
+    train = data.load(args.dataset, "train", **load)
+    test = data.load(args.dataset, "test", **load)
+    options = {} if args.rtol is None else {"solver": DualCG(rtol=args.rtol)}
+    if args.l2_rate is not None:
+        options["l2_rate"] = args.l2_rate
+    pool = {name: getattr(args, name) for name in POOL if getattr(args, name) is not None}
+    settings = {
+        "method": METHODS[args.method](**options),
+        "model": convnet_for(train.image_shape, train.num_classes, width=args.width),
+        "pool": PoolSchedule(**pool),
+    }
+    if args.rate is not None:
+        settings["optimizer"] = coreset_optimizer(args.rate)
+    if args.sharpness is not None:
+        settings["average"] = growing_average(args.sharpness)
+    print_header(f"{args}")
+    began = time.perf_counter()
+    budgets, kept = iter([*sorted(args.seconds), None]), []
+    due = next(budgets)
+
+    def keep(progress):
+        nonlocal due
+        jax.block_until_ready(progress.state.coreset)
+        seconds = time.perf_counter() - began
+        while due is not None and seconds >= due:
+            kept.append((due, seconds, progress.step, progress.result()))
+            due = next(budgets)
+        return due is None
+
+    result = distill(
+        train,
+        images_per_class=args.images_per_class,
+        key=jr.key(args.seed),
+        steps=1 if args.method == "random" else 10**7,
+        batch_size=args.batch_size,
+        callbacks=[keep],
+        progress=False,
+        **settings,
+    )
+    kept = kept or [(0, 0.0, 0, result)]
+    model = convnet_for(train.image_shape, train.num_classes, width=args.width, softplus=None)
+
+    def measure(coreset):
+        report = evaluate(
+            coreset,
+            test,
+            key=jr.key(args.seed + 1000),
+            model=model,
+            num_networks=args.networks,
+            progress=False,
+        )
+        return report.accuracies.tolist()
+
+    for budget, seconds, step, at in kept:
+        line = vars(args) | {"budget": budget, "taken": seconds, "steps": step}
+        line |= {"average": measure(at.coreset)}
+        line |= {} if args.skip_last else {"last": measure(at.last)}
+        del line["command"], line["out"], line["directory"]
+        with open(args.out, "a") as file:
+            file.write(json.dumps(line) + "\n")
+        shown = {k: sum(line[k]) / len(line[k]) for k in ("average", "last") if k in line}
+        print(f"{budget:>7} s {step:>7} steps  {shown}", flush=True)
+
+
+def draw(args):
+    """Mean accuracy against budget, a line a method, a band over seeds and networks."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    lines = [
+        json.loads(line)
+        for path in args.lines
+        for line in pathlib.Path(path).read_text().splitlines()
+    ]
+    figure, axis = plt.subplots(figsize=(6, 4))
+    by_label = lambda line: line["label"] or line["method"]  # noqa: E731
+    for label, group in itertools.groupby(sorted(lines, key=by_label), by_label):
+        found = {}
+        for line in group:
+            found.setdefault(line["budget"], []).extend(line[args.which])
+        at = sorted(found)
+        mean = np.array([np.mean(found[b]) for b in at]) * 100
+        error = np.array([np.std(found[b]) / len(found[b]) ** 0.5 for b in at]) * 100
+        axis.plot(at, mean, "o-", markersize=3, label=label)
+        axis.fill_between(at, mean - error, mean + error, alpha=0.2)
+    axis.set(xscale="log", xlabel="seconds of distilling", ylabel="test accuracy, %")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(args.figure, dpi=120)
+
+
+POOL = {"size": int, "max_steps": int, "min_visit": int, "max_visit": int, "learning_rate": float}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("run")
+    one.add_argument("--method", choices=METHODS, default="rcig")
+    one.add_argument("--dataset", default="fashion_mnist")
+    one.add_argument("--directory")
+    one.add_argument("--images-per-class", type=int, default=1)
+    one.add_argument("--width", type=int, default=32)
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--seconds", type=int, nargs="+", default=[60, 120, 300, 600, 1200, 2400])
+    one.add_argument("--networks", type=int, default=5)
+    one.add_argument("--skip-last", action="store_true")
+    one.add_argument("--label", help="what to call it in the figure, if not by its method")
+    one.add_argument("--out", default="worth.jsonl")
+    one.add_argument("--batch-size", type=int)
+    one.add_argument("--rate", type=float, help="of images and labels")
+    one.add_argument("--sharpness", type=float, help="of the average")
+    one.add_argument("--rtol", type=float, help="conjugate gradients to this residual")
+    one.add_argument("--l2-rate", type=float)
+    for name, kind in POOL.items():
+        one.add_argument(f"--{name.replace('_', '-')}", type=kind, help="of the pool")
+    many = commands.add_parser("draw")
+    many.add_argument("lines", nargs="+")
+    many.add_argument("--figure", required=True)
+    many.add_argument("--which", choices=("average", "last"), default="average")
+    args = parser.parse_args()
+    run(args) if args.command == "run" else draw(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Large distilled sets: forward passes in chunks, backward passes through part of the images.
+
+The images of a distilled set meet only in a few numbers each, its features and outputs. What comes
+after those needs all of them; what comes before can be done chunk by chunk, and its derivative
+image by image.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from ._backend import IMAGES_AT_ONCE, IMAGES_HELD
+
+T = TypeVar("T")
+
+
+def in_chunks(
+    function: Callable[[Float[Array, "n h w c"]], T], images: Float[Array, "n h w c"]
+) -> T:
+    """function(images) for a function that treats images apart, with memory for one chunk.
+
+    Up to `IMAGES_HELD` images it is called as it is. Beyond, chunk by chunk, and its derivatives
+    repeat each chunk's forward pass instead of keeping its activations.
+    """
+    n, size = len(images), IMAGES_HELD
+    if n <= size:
+        return function(images)
+    whole = n - n % size
+    chunks = images[:whole].reshape(-1, size, *images.shape[1:])
+    repeated = jax.checkpoint(lambda chunk: function(chunk))  # a bound method has no hash
+    done = jax.lax.map(repeated, chunks)
+    done = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), done)
+    if whole == n:
+        return done
+    rest = repeated(images[whole:])
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), done, rest)
+
+
+def partial_vjp(
+    function: Callable[[Float[Array, "n h w c"]], PyTree],
+    images: Float[Array, "n h w c"],
+    chosen: Int[Array, " m"] | None = None,
+    *,
+    held: int = IMAGES_HELD,
+) -> tuple[PyTree, Callable[[PyTree], Float[Array, "n h w c"]]]:
+    """function(images), and the transpose of its derivative through the chosen images alone.
+
+    The forward pass takes all images. With m of n images chosen uniformly at random, without
+    replacement, the transpose is multiplied by n/m and is an unbiased estimate of the whole one:
+    every image's gradient is right with probability m/n, and zero else (paper, section 3.6 and
+    appendix A; the factor is left to the learning rate there).
+
+    **Arguments:**
+
+    - `function`: treats images apart; its outputs have one row an image.
+    - `chosen`: indices, or `None` for all.
+    - `held`: up to so many images all activations are kept. Beyond, and for chosen ones, the
+      transpose goes through `IMAGES_AT_ONCE` at a time and repeats their forward pass.
+    """
+    n = len(images)
+    if chosen is None and n <= held:
+        outputs, transpose = jax.vjp(function, images)
+        return outputs, lambda cotangents: transpose(cotangents)[0]
+
+    def one(row: tuple[Array, PyTree]) -> Array:
+        image, cotangent = row
+        _, transpose = jax.vjp(lambda x: function(x[None]), image)
+        return transpose(jax.tree.map(lambda c: c[None], cotangent))[0]
+
+    def transpose(cotangents: PyTree) -> Array:
+        if chosen is None:
+            return jax.lax.map(one, (images, cotangents), batch_size=IMAGES_AT_ONCE)
+        rows = jax.tree.map(lambda x: x[chosen], (images, cotangents))
+        gradients = jax.lax.map(one, rows, batch_size=IMAGES_AT_ONCE)
+        return jnp.zeros_like(images).at[chosen].set(n / len(chosen) * gradients)
+
+    return in_chunks(function, images), transpose
+
+
+def choose(n: int, subset: int | None, key: PRNGKeyArray) -> Int[Array, " m"] | None:
+    """`subset` random ones of n images, or `None`, which means all, if there are no more."""
+    if subset is None or subset >= n:
+        return None
+    return jr.choice(key, n, (subset,), replace=False)
+
+
+def check_subset(subset: int | None) -> None:
+    """Raise `ValueError` for a size that is none."""
+    if subset is not None and subset < 1:
+        raise ValueError(f"subset is {subset}: a backward pass needs at least one image, or None.")

@@ -1,0 +1,182 @@
+"""Backward passes through part of the distilled set, and large sets in chunks, in float64."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from rcig_eqx import ConvNet, Coreset, exact_hypergradient, head_hypergradient, linearize
+from rcig_eqx._subsample import choose, in_chunks, partial_vjp
+from rcig_eqx.methods import cig, frepo, implicit_hypergradient, rcig, rcig_paper, rig, vig
+from rcig_eqx.solvers import Adam, ConjugateGradient, DualCG, DualCholesky
+
+N, CLASSES, BATCH, SIZE = 5, 3, 4, 6
+ADAM = Adam(1e-2, 3)
+PRIMAL = functools.partial(implicit_hypergradient, inner=ADAM, solver=ADAM)
+FUNCTIONS = {
+    "exact": functools.partial(exact_hypergradient, solver=DualCholesky()),
+    "head": head_hypergradient,
+    "rcig": PRIMAL,
+    "rig": functools.partial(PRIMAL, linearized=False),
+    "cig": functools.partial(PRIMAL, reparameterized=False),
+    "vig": functools.partial(PRIMAL, linearized=False, reparameterized=False),
+}
+
+
+@pytest.fixture(autouse=True)
+def _x64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="module")
+def setting():
+    with jax.enable_x64(True):
+        return make(N)
+
+
+def make(n):
+    keys = jr.split(jr.key(0), 5)
+    model = ConvNet(
+        in_channels=1,
+        image_size=SIZE,
+        num_classes=CLASSES,
+        width=2,
+        depth=1,
+        softplus=3.0,
+        dtype=jnp.float64,
+        key=keys[0],
+    )
+    coreset = Coreset(
+        jr.normal(keys[1], (n, SIZE, SIZE, 1)), jr.normal(keys[2], (n, CLASSES)), jnp.asarray(0.3)
+    )
+    images = jr.normal(keys[3], (BATCH, SIZE, SIZE, 1))
+    targets = jax.nn.one_hot(jr.randint(keys[4], (BATCH,), 0, CLASSES), CLASSES, dtype=jnp.float64)
+    return model, coreset, images, targets
+
+
+def close(got, expected, rtol=1e-9):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * float(jnp.max(jnp.abs(b))))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_mean_over_every_subset_is_the_whole_gradient(setting, name):
+    """Unbiased without a doubt: over all 10 pairs of 5 images, each as likely as the next."""
+    function = FUNCTIONS[name]
+    pairs = jnp.asarray(list(itertools.combinations(range(N), 2)))
+    whole, parts = jax.jit(
+        lambda *problem: (
+            function(*problem).gradient,
+            jax.vmap(lambda chosen: function(*problem, chosen=chosen).gradient)(pairs),
+        )
+    )(*setting)
+    close(jax.tree.map(lambda x: jnp.mean(x, 0), parts), whole)
+    untouched = np.asarray(jnp.any(parts.images != 0, axis=(2, 3, 4)))
+    assert (untouched == [[i in pair for i in range(N)] for pair in pairs.tolist()]).all()
+    close(parts.labels, jnp.broadcast_to(whole.labels, parts.labels.shape))
+
+
+@pytest.mark.parametrize("method", [rcig, frepo])
+def test_the_draw_of_a_method_is_unbiased(setting, method):
+    """4,000 keys: along 20 random directions the mean is within sampling error of the truth."""
+    method = method(subset=2)
+    keys = jr.split(jr.key(1), 4000)
+    h = functools.partial(method.hypergradient, *setting)
+    draws = jax.jit(jax.vmap(lambda k: choose(N, 2, k)))(keys)
+    counts = np.bincount(np.asarray(draws).ravel(), minlength=N)
+    assert np.abs(counts - 1600).max() < 4.5 * np.sqrt(4000 * 0.4 * 0.6)
+    whole = jax.jit(type(method)().hypergradient)(*setting, key=keys[0]).gradient.images.ravel()
+    # Methods differ only in what they make of a draw: one gradient a pair, not one a key.
+    pairs, inverse = np.unique(np.sort(np.asarray(draws), 1), axis=0, return_inverse=True)
+    assert len(pairs) == 10
+    first = [int(np.flatnonzero(inverse == i)[0]) for i in range(10)]
+    found = jax.jit(jax.vmap(lambda k: h(key=k).gradient.images.ravel()))(keys[jnp.asarray(first)])
+    directions = jr.normal(jr.key(2), (whole.size, 20))
+    samples = np.asarray(found @ directions)[inverse]
+    error = samples.mean(0) - np.asarray(whole @ directions)
+    assert np.abs(error / (samples.std(0) / np.sqrt(len(keys)))).max() < 4.5
+    assert samples.std(0).min() > 0
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_chunks_change_nothing(setting, name, monkeypatch):
+    """Flipped, so that 10 images go in chunks of 3, of which the last has one."""
+    model, coreset, images, targets = setting
+    flipped = Coreset(coreset.images, coreset.labels, coreset.log_temperature, flip=True)
+    problem = model, flipped, images, targets
+    function = FUNCTIONS[name]
+    if name == "exact":
+        function = functools.partial(exact_hypergradient, solver=DualCG(1e-12, 300))
+    whole = jax.jit(lambda *p: function(*p))(*problem)
+    monkeypatch.setattr("rcig_eqx._subsample.IMAGES_HELD", 3)
+    monkeypatch.setattr("rcig_eqx._subsample.IMAGES_AT_ONCE", 2)
+    monkeypatch.setattr("rcig_eqx.methods._rcig.IMAGES_AT_ONCE", 2)
+    monkeypatch.setattr("rcig_eqx.methods._implicit.IMAGES_AT_ONCE", 2)
+    chunked = jax.jit(lambda *p: function(*p))(*problem)
+    close(chunked.gradient, whole.gradient, 1e-7)
+    close(chunked.value, whole.value)
+
+
+def test_partial_vjp_and_chunks_of_a_plain_function(monkeypatch):
+    X, c = jr.normal(jr.key(0), (7, 2, 2, 1)), jr.normal(jr.key(1), (7, 3))
+    A = jr.normal(jr.key(2), (4, 3))
+    function = lambda x: jnp.sin(x.reshape(len(x), -1) @ A)  # noqa: E731
+    y, transpose = jax.vjp(function, X)
+    (whole,) = transpose(c)
+    for held in (1, 7):
+        got, to_images = partial_vjp(function, X, held=held)
+        close(got, y)
+        close(to_images(c), whole)
+    _, to_images = partial_vjp(function, X, jnp.asarray([5, 2]))
+    expected = jnp.zeros_like(X).at[jnp.asarray([5, 2])].set(3.5 * whole[jnp.asarray([5, 2])])
+    close(to_images(c), expected)
+    monkeypatch.setattr("rcig_eqx._subsample.IMAGES_HELD", 2)
+    close(in_chunks(function, X), y)
+    assert choose(7, None, key=jr.key(0)) is None
+    assert choose(7, 7, key=jr.key(0)) is None
+
+
+def test_memory_is_constant_in_the_inner_and_inverse_hessian_steps(setting):
+    def temporaries(steps):
+        adam = Adam(1e-2, steps)
+        function = functools.partial(implicit_hypergradient, inner=adam, solver=adam)
+        return jax.jit(function).lower(*setting).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(300) == pytest.approx(temporaries(30), rel=0.05)
+
+
+def test_memory_of_a_linearization_is_that_of_a_chunk(monkeypatch):
+    """A product with J Jᵀ of 128 images in chunks of 8, against the same in one piece."""
+    model, coreset, _, _ = make(128)
+
+    def temporaries():
+        def product(model, images, labels):
+            at = linearize(model, images)
+            return jax.lax.fori_loop(0, 3, lambda _, u: at.jvp(at.vjp(u)), labels)
+
+        lowered = jax.jit(product).lower(model, coreset.images, coreset.labels)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    whole = temporaries()
+    monkeypatch.setattr("rcig_eqx._subsample.IMAGES_HELD", 8)
+    assert temporaries() < 0.25 * whole
+
+
+def test_methods_take_a_subset(setting):
+    adams = {"inner": ADAM, "solver": ADAM}
+    for make_method in (rcig_paper, rig, cig, vig):
+        method = make_method(**adams, subset=1)
+        gradient = jax.eval_shape(
+            lambda *p, method=method: method.hypergradient(*p, key=jr.key(0)), *setting
+        ).gradient
+        assert gradient.images.shape == setting[1].images.shape
+    with pytest.raises(ValueError, match="subset is 0"):
+        rcig(subset=0)
+    cg = ConjugateGradient()
+    with pytest.raises(ValueError, match="subset is -1"):
+        rcig_paper(inner=cg, solver=cg, subset=-1)
