@@ -44,6 +44,7 @@ METHODS = {
     "frepo_platt": lambda **options: methods.frepo(outer_loss=platt_loss, **options),
     "random": methods.random_subset,
 }
+HEAD = methods.frepo(outer_loss=platt_loss)
 
 
 def run(args):
@@ -55,8 +56,9 @@ def run(args):
     if args.l2_rate is not None:
         options["l2_rate"] = args.l2_rate
     pool = {name: getattr(args, name) for name in POOL if getattr(args, name) is not None}
+    method = METHODS[args.method](**options)
     settings = {
-        "method": METHODS[args.method](**options),
+        "method": methods.staged(HEAD, method, args.head_first) if args.head_first else method,
         "model": convnet_for(train.image_shape, train.num_classes, width=args.width),
         "pool": PoolSchedule(**pool),
     }
@@ -162,6 +164,7 @@ def main():
     one.add_argument("--skip-last", action="store_true")
     one.add_argument("--label", help="what to call it in the figure, if not by its method")
     one.add_argument("--out", default="worth.jsonl")
+    one.add_argument("--head-first", type=int, help="steps by the head-only gradient")
     one.add_argument("--batch-size", type=int)
     one.add_argument("--rate", type=float, help="of images and labels")
     one.add_argument("--sharpness", type=float, help="of the average")

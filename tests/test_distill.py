@@ -40,6 +40,7 @@ from rcig_eqx.methods import (
     rcig,
     rcig_paper,
     rig,
+    staged,
     vig,
 )
 from rcig_eqx.models import convnet_for
@@ -410,7 +411,12 @@ def test_no_implicit_dtype_promotion(method, result):
     images, targets = result.baseline.images, jax.nn.one_hot(jnp.array([0, 1, 2] * 2), 3)
     with jax.numpy_dtype_promotion("strict"):
         hypergradient = eqx.filter_eval_shape(
-            method.hypergradient, network(jr.key(0)), result.coreset, images, targets
+            method.hypergradient,
+            network(jr.key(0)),
+            result.coreset,
+            images,
+            targets,
+            key=jr.key(1),
         )
     assert {x.dtype for x in jax.tree.leaves(hypergradient.gradient)} == {jnp.dtype("float32")}
 
@@ -537,3 +543,21 @@ def test_a_coreset_alone_on_batches_and_a_class_never_tested(result, test):
     assert missing.class_names == result.class_names
     assert np.isnan(missing.per_class[:, 2]).all()
     np.testing.assert_array_equal(missing.accuracies, alone.accuracies)
+
+
+# One method after another
+
+
+def test_staged_takes_the_second_method_after_so_many_steps(train):
+    """The same steps as each method alone, from where it starts."""
+    adam = Adam(1e-3, 2)
+    both = staged(frepo(), rcig(), 2)
+    run = distill(train, method=both, steps=4)
+    assert run.history["iterations"][:2].tolist() == [0, 0]
+    assert (run.history["iterations"][2:] > 0).all()
+    assert run.history["converged"].all()
+    assert run.recipe["method"]["done"] == 4
+    early = distill(train, method=frepo(), steps=2)
+    np.testing.assert_allclose(run.history["loss"][:2], early.history["loss"], rtol=1e-5)
+    only = distill(train, method=staged(frepo(), rcig_paper(inner=adam, solver=adam), 1), steps=2)
+    assert np.isfinite(only.history["loss"]).all()

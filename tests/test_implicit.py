@@ -29,6 +29,7 @@ from rcig_eqx.methods import (
     rcig,
     rcig_paper,
     rig,
+    staged,
     vig,
 )
 from rcig_eqx.solvers import (
@@ -458,3 +459,15 @@ def test_rates_follow_the_rule(setting):
     assert after(good, bad, good, good) == pytest.approx([1.05, 2])
     assert after(*[good] * 4, bad, bad, good) == pytest.approx([1.05, 2])  # counted anew
     assert after(*[bad] * 8) == pytest.approx([0.81, 2])
+
+
+def test_staged_adapts_the_method_in_use(setting):
+    bad = {name: jnp.asarray(True) for name in ("inner_diverged", "solver_diverged")}
+    paper = rcig_paper(inner=Adam(1.0), solver=Adam(2.0))
+    both = eqx.filter_jit(staged(paper, paper, 2).tune)(*setting)
+    for _ in range(3):
+        both = both.adapt(bad)
+    assert rates(both.first) == pytest.approx([0.81, 1.62])
+    assert rates(both.then) == pytest.approx([0.9, 1.8])
+    with pytest.raises(ValueError, match="steps is 0"):
+        staged(paper, paper, 0)

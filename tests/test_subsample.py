@@ -64,6 +64,12 @@ def close(got, expected, rtol=1e-9):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * float(jnp.max(jnp.abs(b))))
 
 
+def temporary_bytes(function, *arguments) -> int:
+    analysis = jax.jit(function).lower(*arguments).compile().memory_analysis()
+    assert analysis is not None
+    return analysis.temp_size_in_bytes
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_mean_over_every_subset_is_the_whole_gradient(setting, name):
     """Unbiased without a doubt: over all 10 pairs of 5 images, each as likely as the next."""
@@ -145,7 +151,7 @@ def test_memory_is_constant_in_the_inner_and_inverse_hessian_steps(setting):
     def temporaries(steps):
         adam = Adam(1e-2, steps)
         function = functools.partial(implicit_hypergradient, inner=adam, solver=adam)
-        return jax.jit(function).lower(*setting).compile().memory_analysis().temp_size_in_bytes
+        return temporary_bytes(function, *setting)
 
     assert temporaries(300) == pytest.approx(temporaries(30), rel=0.05)
 
@@ -159,8 +165,7 @@ def test_memory_of_a_linearization_is_that_of_a_chunk(monkeypatch):
             at = linearize(model, images)
             return jax.lax.fori_loop(0, 3, lambda _, u: at.jvp(at.vjp(u)), labels)
 
-        lowered = jax.jit(product).lower(model, coreset.images, coreset.labels)
-        return lowered.compile().memory_analysis().temp_size_in_bytes
+        return temporary_bytes(product, model, coreset.images, coreset.labels)
 
     whole = temporaries()
     monkeypatch.setattr("rcig_eqx._subsample.IMAGES_HELD", 8)

@@ -1,0 +1,188 @@
+"""How many products the dual system needs under each preconditioner.
+
+    python benchmarks/conditioning.py --images-per-class 1
+    python benchmarks/conditioning.py --images-per-class 10
+
+J Jᵀ + λI of a pool-trained network on real images is formed once, and conjugate gradients run on
+it in float64, so that nothing but the conditioning is compared. Columns: products until the
+relative residual is below so much, for α (its right-hand side the labels) and for β (J w for the
+w of a real outer batch).
+"""
+
+import argparse
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import scipy.linalg
+
+from _common import print_header, setting
+from rcig_eqx import convnet_for, linearize, platt_loss
+from rcig_eqx._pool import PoolSchedule, new_member, train_member
+from rcig_eqx.solvers import DualCholesky, dual_gram
+
+TOLERANCES = (0.3, 1e-1, 1e-2, 1e-3)
+CAP = 150
+
+
+def residuals(K, b, precondition):
+    """Relative residuals of preconditioned conjugate gradients, one a product."""
+    x, r = np.zeros_like(b), b
+    z = precondition(r)
+    p, rz, found = z, r @ z, []
+    for _ in range(CAP):
+        Kp = K @ p
+        step = rz / (p @ Kp)
+        x, r = x + step * p, r - step * Kp
+        found.append(np.linalg.norm(r) / np.linalg.norm(b))
+        z = precondition(r)
+        rz, old = r @ z, rz
+        p = z + rz / old * p
+    return np.array(found)
+
+
+def inverse(matrix):
+    """The exact inverse of a matrix as a preconditioner."""
+    factor = scipy.linalg.cho_factor(matrix)
+    return lambda r: scipy.linalg.cho_solve(factor, r)
+
+
+def low_rank(F, l2):
+    """The inverse of F Fᵀ + λI."""
+    U, s, _ = np.linalg.svd(F, full_matrices=False)
+
+    def apply(r):
+        c = U.T @ r
+        return U @ (c / (s**2 + l2)) + (r - U @ c) / l2
+
+    return apply
+
+
+def pivoted_cholesky(K, rank, rng):
+    """Randomly pivoted Cholesky: F with F Fᵀ ≈ K, from `rank` of its columns."""
+    left, F = K.diagonal().copy(), np.zeros((len(K), 0))
+    for _ in range(rank):
+        pivot = rng.choice(len(K), p=np.maximum(left, 0) / np.maximum(left, 0).sum())
+        column = K[:, pivot] - F @ F[pivot]
+        F = np.hstack([F, (column / np.sqrt(column[pivot]))[:, None]])
+        left = left - F[:, -1] ** 2
+    return F
+
+
+def deflated(K, base, rank, rng):
+    """A randomised Nyström preconditioner on top of another: split M = L Lᵀ, sketch L⁻¹ K L⁻ᵀ."""
+    L = np.linalg.cholesky(base)
+    solve = lambda x, trans="N": scipy.linalg.solve_triangular(L, x, lower=True, trans=trans)  # noqa: E731
+    Q = np.linalg.qr(rng.standard_normal((len(K), rank)))[0]
+    Y = solve(K @ solve(Q, "T"))
+    shift = 1e-10 * np.linalg.norm(Y)
+    C = np.linalg.cholesky(Q.T @ (Y + shift * Q))
+    B = scipy.linalg.solve_triangular(C, (Y + shift * Q).T, lower=True).T
+    U, s, _ = np.linalg.svd(B, full_matrices=False)
+    top = np.maximum(s**2 - shift, 1e-12)
+
+    def apply(r):
+        t = solve(r)
+        return solve(t + U @ ((top[-1] / top - 1) * (U.T @ t)), "T")
+
+    return apply
+
+
+def body_models(K, H, n, C, rng):
+    """Cheaper stand-ins for the body's part K − H ⊗ I, by name."""
+    T = (K - np.kron(H, np.eye(C))).reshape(n, C, n, C)
+    sign = rng.choice([-1, 1], C) / np.sqrt(C)
+    outputs = np.einsum("icid->cd", T) / n
+    images = np.einsum("icjd,cd->ij", T, outputs) / (outputs**2).sum()
+    _, U = np.linalg.eigh(outputs)
+
+    def blocks(basis):
+        """T with nothing but its diagonal blocks in a basis of the outputs."""
+        rotated = np.einsum("icjd,ce,df->iejf", T, basis, basis) * np.eye(C)[None, :, None]
+        rotation = np.kron(np.eye(n), basis)
+        return rotation @ rotated.reshape(n * C, n * C) @ rotation.T
+
+    return {
+        "nothing": 0 * K,
+        "one random output": np.kron(np.einsum("icjd,c,d->ij", T, sign, sign), np.eye(C)),
+        "mean over outputs": np.kron(np.einsum("icjc->ij", T) / C, np.eye(C)),
+        "Kronecker product": np.kron(images, outputs),
+        "class blocks": blocks(np.eye(C)),
+        "blocks in the outputs' eigenbasis": blocks(U),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images-per-class", type=int, default=10)
+    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--pool-steps", type=int, default=60)
+    parser.add_argument("--moved", type=float, default=0.03, help="pixels, in standard deviations")
+    args = parser.parse_args()
+    print_header(f"{args}")
+    problem = setting(args.images_per_class, 64, width=args.width, pool_steps=args.pool_steps)
+    model, coreset, images, _ = problem
+    X, y = coreset.support()
+    (n, C), rng = y.shape, np.random.default_rng(0)
+    l2, identity = 5e-4 * n, np.eye(n * C)
+    gram = lambda model, X: np.asarray(jax.jit(dual_gram)(model, X), np.float64)  # noqa: E731
+    K0, h = gram(model, X), np.asarray(model.features(X), np.float64)
+    K = K0 + l2 * identity
+
+    @jax.jit
+    def right_hand_side(model, coreset, images, targets):
+        at_S, at_T = linearize(model, coreset.images), linearize(model, images)
+        system = DualCholesky().prepare(model, coreset.images, at_S, l2)
+        f_T = at_T.jvp(at_S.vjp(system.solve(coreset.labels).value))
+        g = jax.grad(lambda f: platt_loss(f, targets, coreset.log_temperature))(f_T)
+        return at_S.jvp(at_T.vjp(g))
+
+    b_alpha = np.asarray(y, np.float64).ravel()
+    b_beta = np.asarray(right_hand_side(*problem), np.float64).ravel()
+
+    moved = X + args.moved * jnp.sign(jr.normal(jr.key(5), X.shape))
+    train = jax.jit(train_member, static_argnums=(3, 4))
+
+    def before(steps):
+        """The matrix of the same network fewer steps ago, at images moved since."""
+        schedule = PoolSchedule()
+        make = convnet_for(images.shape[1:], C, width=args.width)
+        member = new_member(make, schedule, key=jr.key(1))
+        earlier = train(member, X, y, args.pool_steps - steps, schedule).model
+        return gram(earlier, moved) + l2 * identity
+
+    head = np.kron(h @ h.T, np.eye(C)) + l2 * identity
+    models = body_models(K0, h @ h.T, n, C, rng)
+    cases = {"none": lambda r: r}
+    cases |= {f"head + {name}": inverse(head + M) for name, M in models.items()}
+    cases |= {f"head, then Nyström of rank {r}": deflated(K, head, r, rng) for r in (20, 50)}
+    for rank in (50, 100):
+        cases[f"pivoted Cholesky of rank {rank}"] = low_rank(pivoted_cholesky(K0, rank, rng), l2)
+    old = {steps: before(steps) for steps in (0, 1, 8)}
+    cases |= {f"the matrix {s} pool steps ago, images moved": inverse(M) for s, M in old.items()}
+
+    spectrum = np.linalg.eigvalsh(K0)[::-1] / l2
+    print("eigenvalues / λ:", ", ".join(f"{spectrum[int(q * (n * C - 1))]:.3g}" for q in QUANTILES))
+    right = {"α": b_alpha, "β": b_beta}
+    titles = "".join(f"{f'{name} {t:g}':>9}" for name in right for t in TOLERANCES)
+    print(f"{'preconditioner':<46}{titles}")
+    for name, precondition in cases.items():
+        row = f"{name:<46}"
+        for b in right.values():
+            found = residuals(K, b, precondition)
+            reached = [np.flatnonzero(found <= t) for t in TOLERANCES]
+            row += "".join(f"{r[0] + 1 if len(r) else f'>{CAP}':>9}" for r in reached)
+        print(row, flush=True)
+    alpha = inverse(K)(b_alpha)
+    for steps, M in old.items():  # a dual start instead of a preconditioner
+        start = inverse(M)(b_alpha)
+        left = np.linalg.norm(b_alpha - K @ start) / np.linalg.norm(b_alpha)
+        off = np.linalg.norm(start - alpha) / np.linalg.norm(alpha)
+        print(f"α of {steps} pool steps ago as a start: residual {left:.2g}, error {off:.2g}")
+
+
+QUANTILES = (0, 0.01, 0.05, 0.1, 0.2, 0.5, 1)
+
+if __name__ == "__main__":
+    main()
