@@ -3,10 +3,12 @@
     python benchmarks/conditioning.py --images-per-class 1
     python benchmarks/conditioning.py --images-per-class 10
 
-J Jᵀ + λI of a pool-trained network on real images is formed once, and conjugate gradients run on
-it in float64, so that nothing but the conditioning is compared. Columns: products until the
+J Jᵀ + λI of a pool-trained network is formed once, on a set distilled for `--distilled` head-only
+steps, and conjugate gradients run on it in float64, so that nothing but the conditioning is
+compared. Columns: products until the
 relative residual is below so much, for α (its right-hand side the labels) and for β (J w for the
-w of a real outer batch).
+w of a real outer batch). Last, what a residual is worth: the cosine of the hypergradient in the
+images to the exact one, for each pair of stopping rules, with the head's kernel as preconditioner.
 """
 
 import argparse
@@ -17,29 +19,33 @@ import jax.random as jr
 import numpy as np
 import scipy.linalg
 
-from _common import print_header, setting
-from rcig_eqx import convnet_for, linearize, platt_loss
+from _common import cosine, print_header, setting
+from rcig_eqx import convnet_for, data, distill, linearize, platt_loss
 from rcig_eqx._pool import PoolSchedule, new_member, train_member
-from rcig_eqx.solvers import DualCholesky, dual_gram
+from rcig_eqx.methods import frepo
+from rcig_eqx.solvers import dual_gram
 
 TOLERANCES = (0.3, 1e-1, 1e-2, 1e-3)
 CAP = 150
 
 
-def residuals(K, b, precondition):
-    """Relative residuals of preconditioned conjugate gradients, one a product."""
+def conjugate_gradients(K, b, precondition):
+    """Relative residuals and iterates of preconditioned conjugate gradients, one a product."""
     x, r = np.zeros_like(b), b
     z = precondition(r)
-    p, rz, found = z, r @ z, []
+    p, rz, found, iterates = z, r @ z, [], []
     for _ in range(CAP):
         Kp = K @ p
         step = rz / (p @ Kp)
         x, r = x + step * p, r - step * Kp
         found.append(np.linalg.norm(r) / np.linalg.norm(b))
+        iterates.append(x)
+        if found[-1] < min(TOLERANCES):
+            break
         z = precondition(r)
         rz, old = r @ z, rz
         p = z + rz / old * p
-    return np.array(found)
+    return np.array(found), iterates
 
 
 def inverse(matrix):
@@ -118,11 +124,32 @@ def main():
     parser.add_argument("--images-per-class", type=int, default=10)
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--pool-steps", type=int, default=60)
+    parser.add_argument("--distilled", type=int, default=100)
     parser.add_argument("--moved", type=float, default=0.03, help="pixels, in standard deviations")
     args = parser.parse_args()
     print_header(f"{args}")
-    problem = setting(args.images_per_class, 64, width=args.width, pool_steps=args.pool_steps)
-    model, coreset, images, _ = problem
+    fresh, coreset, images, targets = setting(args.images_per_class, 64, width=args.width)
+    small = data.load("fashion_mnist_small", "train")
+    make = convnet_for(small.image_shape, small.num_classes, width=args.width)
+    coreset = distill(
+        small,
+        images_per_class=args.images_per_class,
+        key=jr.key(0),
+        method=frepo(outer_loss=platt_loss),
+        model=make,
+        steps=args.distilled,
+        progress=False,
+    ).last
+    train = jax.jit(train_member, static_argnums=(3, 4))
+
+    def trained(steps, X):
+        """The network after so many pool steps on X."""
+        schedule = PoolSchedule()
+        member = new_member(lambda _: fresh, schedule, key=jr.key(1))
+        return train(member, X, coreset.support()[1], steps, schedule).model
+
+    model = trained(args.pool_steps, coreset.support()[0])
+    problem = model, coreset, images, targets
     X, y = coreset.support()
     (n, C), rng = y.shape, np.random.default_rng(0)
     l2, identity = 5e-4 * n, np.eye(n * C)
@@ -131,26 +158,37 @@ def main():
     K = K0 + l2 * identity
 
     @jax.jit
-    def right_hand_side(model, coreset, images, targets):
+    def adjoint(alpha, model, coreset, images, targets):
+        """The right-hand side of β, given α."""
         at_S, at_T = linearize(model, coreset.images), linearize(model, images)
-        system = DualCholesky().prepare(model, coreset.images, at_S, l2)
-        f_T = at_T.jvp(at_S.vjp(system.solve(coreset.labels).value))
+        f_T = at_T.jvp(at_S.vjp(alpha))
         g = jax.grad(lambda f: platt_loss(f, targets, coreset.log_temperature))(f_T)
         return at_S.jvp(at_T.vjp(g))
 
+    @jax.jit
+    def image_gradient(alpha, beta, model, coreset, images, targets):
+        """The hypergradient in the images, given α and β."""
+        at_S, at_T = linearize(model, coreset.images), linearize(model, images)
+        theta = at_S.vjp(alpha)
+        g = jax.grad(lambda f: platt_loss(f, targets, coreset.log_temperature))(at_T.jvp(theta))
+        mu = jax.tree.map(jnp.subtract, at_T.vjp(g), at_S.vjp(beta))
+
+        def bilinear(X):
+            at = linearize(model, X)
+            return jnp.sum(alpha * at.jvp(mu)) - jnp.sum(beta * at.jvp(theta))
+
+        return jax.grad(bilinear)(coreset.images)
+
+    as_dual = lambda x: jnp.asarray(x.reshape(n, C), jnp.float32)  # noqa: E731
     b_alpha = np.asarray(y, np.float64).ravel()
-    b_beta = np.asarray(right_hand_side(*problem), np.float64).ravel()
+    alpha = inverse(K)(b_alpha)
+    b_beta = np.asarray(adjoint(as_dual(alpha), *problem), np.float64).ravel()
 
     moved = X + args.moved * jnp.sign(jr.normal(jr.key(5), X.shape))
-    train = jax.jit(train_member, static_argnums=(3, 4))
 
     def before(steps):
         """The matrix of the same network fewer steps ago, at images moved since."""
-        schedule = PoolSchedule()
-        make = convnet_for(images.shape[1:], C, width=args.width)
-        member = new_member(make, schedule, key=jr.key(1))
-        earlier = train(member, X, y, args.pool_steps - steps, schedule).model
-        return gram(earlier, moved) + l2 * identity
+        return gram(trained(args.pool_steps - steps, moved), moved) + l2 * identity
 
     head = np.kron(h @ h.T, np.eye(C)) + l2 * identity
     models = body_models(K0, h @ h.T, n, C, rng)
@@ -170,16 +208,29 @@ def main():
     for name, precondition in cases.items():
         row = f"{name:<46}"
         for b in right.values():
-            found = residuals(K, b, precondition)
+            found, _ = conjugate_gradients(K, b, precondition)
             reached = [np.flatnonzero(found <= t) for t in TOLERANCES]
             row += "".join(f"{r[0] + 1 if len(r) else f'>{CAP}':>9}" for r in reached)
         print(row, flush=True)
-    alpha = inverse(K)(b_alpha)
     for steps, M in old.items():  # a dual start instead of a preconditioner
         start = inverse(M)(b_alpha)
         left = np.linalg.norm(b_alpha - K @ start) / np.linalg.norm(b_alpha)
         off = np.linalg.norm(start - alpha) / np.linalg.norm(alpha)
         print(f"α of {steps} pool steps ago as a start: residual {left:.2g}, error {off:.2g}")
+    precondition = inverse(head)
+    exact = image_gradient(as_dual(alpha), as_dual(inverse(K)(b_beta)), *problem)
+    print("\ncosine of the hypergradient, α's residual down and β's across")
+    print(" " * 8 + "".join(f"{t:>9g}" for t in TOLERANCES))
+    residuals, alphas = conjugate_gradients(K, b_alpha, precondition)
+    for t in TOLERANCES:
+        found = alphas[np.flatnonzero(residuals <= t)[0]]
+        b = np.asarray(adjoint(as_dual(found), *problem), np.float64).ravel()
+        left, betas = conjugate_gradients(K, b, precondition)
+        row = [betas[np.flatnonzero(left <= u)[0]] for u in TOLERANCES]
+        angles = [
+            cosine(image_gradient(as_dual(found), as_dual(beta), *problem), exact) for beta in row
+        ]
+        print(f"{t:>8g}" + "".join(f"{angle:9.4f}" for angle in angles), flush=True)
 
 
 QUANTILES = (0, 0.01, 0.05, 0.1, 0.2, 0.5, 1)
