@@ -43,6 +43,7 @@ METHODS = {
     "frepo": methods.frepo,
     "frepo_platt": lambda **options: methods.frepo(outer_loss=platt_loss, **options),
     "random": methods.random_subset,
+    "default": lambda: None,
 }
 HEAD = methods.frepo(outer_loss=platt_loss)
 
@@ -86,6 +87,7 @@ def run(args):
         key=jr.key(args.seed),
         steps=1 if args.method == "random" else 10**7,
         batch_size=args.batch_size,
+        fold=not args.no_fold,
         callbacks=[keep],
         progress=False,
         **settings,
@@ -161,6 +163,7 @@ def main():
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--seconds", type=int, nargs="+", default=[60, 120, 300, 600, 1200, 2400])
     one.add_argument("--networks", type=int, default=5)
+    one.add_argument("--no-fold", action="store_true", help="leave the temperature out of labels")
     one.add_argument("--skip-last", action="store_true")
     one.add_argument("--label", help="what to call it in the figure, if not by its method")
     one.add_argument("--out", default="worth.jsonl")

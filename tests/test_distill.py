@@ -23,8 +23,11 @@ from rcig_eqx import (
     coreset_optimizer,
     ema,
     evaluate,
+    fold_temperature,
     growing_average,
+    head_hypergradient,
     init,
+    platt_loss,
     presets,
     real_coreset,
     step,
@@ -561,3 +564,18 @@ def test_staged_takes_the_second_method_after_so_many_steps(train):
     np.testing.assert_allclose(run.history["loss"][:2], early.history["loss"], rtol=1e-5)
     only = distill(train, method=staged(frepo(), rcig_paper(inner=adam, solver=adam), 1), steps=2)
     assert np.isfinite(only.history["loss"]).all()
+
+
+def test_folding_the_temperature_leaves_the_predictions_and_scales_the_labels(train, result):
+    """To the ridge head, labels times τ are predictions times τ; what is returned is folded."""
+    plain = distill(train, fold=False)
+    assert float(result.coreset.log_temperature) == float(result.last.log_temperature) == 0
+    assert float(plain.coreset.log_temperature) != 0
+    assert same_bytes(fold_temperature(plain.coreset), result.coreset)
+    assert same_bytes(plain.coreset.images, result.coreset.images)
+    images, targets = result.baseline.images, jax.nn.one_hot(jnp.array([0, 1, 2] * 2), 3)
+    a, b = (
+        head_hypergradient(network(jr.key(0)), c, images, targets, outer_loss=platt_loss).value
+        for c in (plain.last, result.last)
+    )
+    np.testing.assert_allclose(a, b, rtol=1e-5)

@@ -11,6 +11,7 @@ from ._coreset import (
     Coreset as Coreset,
     centred_labels as centred_labels,
     ema as ema,
+    fold_temperature as fold_temperature,
     growing_average as growing_average,
     noise_coreset as noise_coreset,
     real_coreset as real_coreset,

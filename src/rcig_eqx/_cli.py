@@ -90,9 +90,12 @@ def _distill(
     width: Width = _CONVNET["width"].default,
     depth: Depth = None,
     method: Annotated[
-        Literal["rcig", "rcig_paper", "frepo", "rig", "cig", "vig", "random_subset"],
-        Option(help="How the hypergradient is computed."),
-    ] = "rcig",
+        Literal["rcig", "rcig_paper", "frepo", "rig", "cig", "vig", "random_subset"] | None,
+        Option(
+            help="How the hypergradient is computed.",
+            show_default="head-only for half of the steps or 1,000, then rcig",
+        ),
+    ] = None,
     learning_rate: Annotated[
         float, Option(help="Of the distilled images and labels.")
     ] = _OPTIMIZER["learning_rate"].default,
@@ -144,7 +147,7 @@ def _distill(
             train,
             images_per_class=images_per_class,
             key=jr.key(seed),
-            method=getattr(methods, method)(),
+            method=method and getattr(methods, method)(),
             model=convnet_for(train.image_shape, train.num_classes, width=width, depth=depth),
             optimizer=optimizer,
             steps=steps,

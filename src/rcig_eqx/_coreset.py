@@ -45,6 +45,22 @@ class Coreset(eqx.Module):
         return self.labels.shape[-1]
 
 
+def fold_temperature(coreset: Coreset) -> Coreset:
+    """The same set with labels y_S · τ and log τ = 0, where τ multiplies the predictions.
+
+    To the linearised inner problem and the ridge head the two are one: predictions are linear in
+    the labels, and the outer loss sees them times τ. A network trained on the set adds its random
+    initial function to what it learns, and labels of the scale of logits leave that the smaller
+    part. Not in the paper.
+    """
+    scale = jnp.exp(coreset.log_temperature)
+    return eqx.tree_at(
+        lambda c: (c.labels, c.log_temperature),
+        coreset,
+        (coreset.labels * scale, jnp.zeros_like(coreset.log_temperature)),
+    )
+
+
 def centred_labels(labels: Integer[Array | np.ndarray, " n"], num_classes: int) -> Array:
     """one-hot − 1/C, `[n classes]` (paper, section 4)."""
     return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32) - 1 / num_classes

@@ -24,6 +24,7 @@ from ._coreset import (
     Coreset,
     Initialization,
     check_initialization,
+    fold_temperature,
     growing_average,
     noise_coreset,
     real_coreset,
@@ -42,7 +43,7 @@ from .data import (
     stream,
     to_state,
 )
-from .methods import AbstractAdaptiveMethod, AbstractMethod, rcig
+from .methods import AbstractAdaptiveMethod, AbstractMethod, default_method
 from .models import AbstractNetwork, ConvNet, convnet_for
 
 Train = Dataset | ImageFolder | grain.MapDataset | tuple[Any, Any]
@@ -67,6 +68,7 @@ def distill(
     flip: bool | None = None,
     pool: PoolSchedule | None = None,
     average: Callable[[Array], Array] | None = None,
+    fold: bool = True,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
 ) -> DistillResult:
@@ -79,7 +81,8 @@ def distill(
       the preprocessing is fitted on, and starting images come from, up to 10,000 of theirs.
     - `images_per_class`: how many synthetic images each class gets.
     - `key`: source of all randomness; the same key gives the same result.
-    - `method`: from `rcig_eqx.methods`; the exact `rcig()` if `None`.
+    - `method`: from `rcig_eqx.methods`; if `None` the head-only gradient for the first half of
+      the run, of a long one for 1,000 steps, and the exact `rcig()` from then on.
     - `model`: a function from a key to a network; the paper's `ConvNet` of width 128 if `None`.
       `convnet_for(train.image_shape, train.num_classes, width=32)` makes a smaller one.
     - `optimizer`: of the distilled set; `coreset_optimizer()` if `None`.
@@ -91,6 +94,8 @@ def distill(
       1,000 images (paper, appendix C).
     - `pool`: how the pool's networks are trained and replaced.
     - `average`: weights of the averaged ψ; `growing_average()` if `None`.
+    - `fold`: whether the labels returned are multiplied by the learned temperature, as
+      [`fold_temperature`][rcig_eqx.fold_temperature]: networks train to a higher accuracy on them.
     - `callbacks`: functions of a `Progress`, called after every step; `True` ends the run.
     - `progress`: whether to show a progress bar.
 
@@ -124,7 +129,7 @@ def distill(
     baseline = real_coreset(seen, images_per_class, preprocess, flip=flip, key=coreset_key)
     start = baseline if initialization == "real" else noise_coreset(baseline, key=noise_key)
     recipe = Recipe(
-        method or rcig(),
+        method or default_method(steps),
         model or convnet_for(seen.image_shape, seen.num_classes),
         optimizer or coreset_optimizer(),
         pool or PoolSchedule(),
@@ -147,6 +152,7 @@ def distill(
         "initialization": initialization,
         "model": describe_model(recipe.make_model),
         "flip": flip,
+        "fold": fold,
         "preprocess": type(preprocess).__name__,
         "key": np.asarray(jr.key_data(key)).tolist(),
         "pool": describe(recipe.schedule),
@@ -154,10 +160,11 @@ def distill(
     }
 
     def result(state: State, history: dict[str, list[float]]) -> DistillResult:
+        final = fold_temperature if fold else lambda c: c
         coreset, last, first = (
             eqx.tree_at(
                 lambda c: c.preprocess,
-                jax.tree.map(jnp.copy, c),  # the next step takes the state's own memory over
+                final(jax.tree.map(jnp.copy, c)),  # the next step takes the state's memory over
                 preprocess,
                 is_leaf=lambda x: x is None,
             )
@@ -183,8 +190,12 @@ def _compiled_step() -> Callable[[Any, State], tuple[State, dict[str, Array]]]:
 
 
 @functools.cache
-def _compiled_tune() -> Callable[[State, Any], State]:
-    return eqx.filter_jit(tune, compiler_options=compiler_options())  # pyright: ignore[reportCallIssue]
+def _compiled_tune() -> Callable[[Any, State], State]:
+    return eqx.filter_jit(
+        lambda batch, state: tune(state, batch),
+        donate="all-except-first",
+        compiler_options=compiler_options(),  # pyright: ignore[reportCallIssue]
+    )
 
 
 def _loop(
@@ -227,7 +238,7 @@ def _loop(
             images, labels = next(batches)
             batch = (jnp.asarray(images), jnp.asarray(labels, jnp.int32))
             if number == 1 and isinstance(state.recipe.method, AbstractAdaptiveMethod):
-                state = _compiled_tune()(state, batch)
+                state = _compiled_tune()(batch, state)
             state, metrics = _compiled_step()(batch, state)
             flush()
             pending = (number, metrics)

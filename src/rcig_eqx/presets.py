@@ -25,6 +25,7 @@ def paper(**changed: Any) -> dict[str, Any]:
         "optimizer": coreset_optimizer(0.003, 0.03),
         "pool": PoolSchedule(min_visit=1, max_visit=1, learning_rate=5e-5),
         "average": ema(0.0),
+        "fold": False,
         "batch_size": 1024,
     }
 

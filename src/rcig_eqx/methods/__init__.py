@@ -23,7 +23,7 @@ from ._rcig import (
     exact_hypergradient as exact_hypergradient,
     rcig as rcig,
 )
-from ._staged import staged as staged
+from ._staged import default_method as default_method, staged as staged
 
 # So that help() lists them.
 __all__ = [name for name in dir() if not name.startswith("_")]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -1,0 +1,98 @@
+"""Memory, time and accuracy against the size of the backward pass (the paper's Figure 5).
+
+    python benchmarks/subset.py --images-per-class 100
+    python benchmarks/subset.py --images-per-class 100 --accuracy-steps 100
+
+One hypergradient of each method at 1,000 distilled Fashion-MNIST images, its last backward pass
+through n_subset of them. `held` is the library without chunks: every activation kept. With
+`--accuracy-steps`, the accuracy after so many head-only steps with each n_subset.
+"""
+
+import argparse
+import functools
+from unittest import mock
+
+import jax.random as jr
+
+from _common import compile_and_time, print_header, setting
+from rcig_eqx import PoolSchedule, convnet_for, data, distill, evaluate, platt_loss
+from rcig_eqx.methods import frepo, rcig, rcig_paper
+from rcig_eqx.solvers import Adam, DualCG
+
+
+def methods_of(subset, steps):
+    """Each method with a number of inner steps, the exact one with as many products a solve."""
+    adam = {"inner": Adam(1e-3, steps), "solver": Adam(1e-2, steps)}
+    return {
+        "head only": frepo(outer_loss=platt_loss, subset=subset),
+        f"exact, CG of {steps}": rcig(solver=DualCG(1e-12, steps), subset=subset),
+        f"paper's Adam {steps}/{steps}": rcig_paper(**adam, subset=subset),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images-per-class", type=int, default=100)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--subsets", type=int, nargs="+", default=[50, 200, 500, 1000])
+    parser.add_argument("--steps", type=int, nargs="+", default=[2, 20])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--accuracy-steps", type=int, default=0)
+    parser.add_argument("--networks", type=int, default=2)
+    args = parser.parse_args()
+    problem = setting(args.images_per_class, args.batch_size, width=args.width)
+    n = len(problem[1].labels)
+    print_header(f"Backward passes through part of {n} distilled images, width {args.width}")
+    print(f"{'method':<28}{'n_subset':>9}{'seconds':>9}{'quartiles':>16}{'temp MB':>9}")
+
+    def row(name, subset, method, note=""):
+        function = functools.partial(method.hypergradient, key=jr.key(0))
+        timing = compile_and_time({name: (function, problem)}, repeats=args.repeats)[name]
+        print(f"{name:<28}{subset:>9}{timing}{note}", flush=True)
+
+    for steps in args.steps:
+        for subset in args.subsets:
+            for name, method in methods_of(subset, steps).items():
+                row(name, subset, method)
+    with mock.patch("rcig_eqx._subsample.IMAGES_HELD", n):
+        for name, method in methods_of(None, args.steps[-1]).items():
+            row(name, n, method, "  held")
+    if args.accuracy_steps:
+        accuracies(args)
+
+
+def accuracies(args):
+    """Head-only distillation with each n_subset, from the same start."""
+    train, test = (data.load("fashion_mnist", split) for split in ("train", "test"))
+    for subset in args.subsets:
+        result = distill(
+            train,
+            images_per_class=args.images_per_class,
+            key=jr.key(0),
+            method=frepo(outer_loss=platt_loss, subset=subset),
+            model=convnet_for(train.image_shape, train.num_classes, width=args.width),
+            pool=PoolSchedule(max_visit=1),
+            steps=args.accuracy_steps,
+            progress=False,
+        )
+        report = evaluate(
+            result.coreset,
+            test,
+            key=jr.key(1),
+            model=convnet_for(
+                train.image_shape, train.num_classes, width=args.width, softplus=None
+            ),
+            num_networks=args.networks,
+            progress=False,
+        )
+        seconds = result.history["seconds"]
+        print(
+            f"n_subset {subset}: {report.mean:.2%} ± {report.std:.2%} after {args.accuracy_steps} "
+            f"steps, {seconds[-1]:.0f} s",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
