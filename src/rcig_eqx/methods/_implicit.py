@@ -27,7 +27,7 @@ from ..solvers import (
     gauss_newton_operator,
     hessian_operator,
 )
-from ._inner import Expansion, InnerProblem, Nodes, predict, zeros
+from ._inner import Expansion, InnerProblem, Nodes, zeros
 from ._method import OuterLoss, accuracy, clip_implicit
 
 Solver = lx.AbstractLinearSolver | AbstractDualSolver
@@ -84,12 +84,11 @@ def implicit_hypergradient(
     problem = InnerProblem(model, linearized, reparameterized, l2_rate, dtype)
     (X_S, y_S), mirror_transpose = jax.vjp(lambda c: c.support(), coreset)
     at = InnerSolution.of(problem, X_S, y_S, inner, gauss_newton)
-    theta, (theta_B, _) = at.theta, at.theta
+    theta, theta_B = at.theta, at.theta[0]
     at_T = problem.expand(images)
 
     def outer_at(theta, nodes, y, temperature) -> tuple[Scalar, Array]:
-        theta_B, theta_F = problem.split(theta, nodes, y)
-        f_T = predict(at_T(theta_B), theta_F)
+        f_T = problem.outputs(theta, nodes, y, at_T)
         return outer_loss(f_T, targets, temperature), f_T
 
     nodes, nodes_transpose = jax.vjp(at.at_S, theta_B)

@@ -94,6 +94,13 @@ class InnerProblem(eqx.Module):
         l2 = self.l2_rate * len(labels)
         return body, ridge_head(features, labels - offset, l2, dtype=self.dtype)
 
+    def outputs(
+        self, theta: PyTree, nodes: Nodes, labels: Float[Array, "n classes"], at: Expansion
+    ) -> Float[Array, "b classes"]:
+        """Predictions at other images, given the distilled set's nodes at θ_B (equation 6)."""
+        theta_B, theta_F = self.split(theta, nodes, labels)
+        return predict(at(theta_B), theta_F)
+
     def residuals(
         self, theta: PyTree, nodes: Nodes, labels: Float[Array, "n classes"]
     ) -> tuple[Float[Array, "n classes"], PyTree]:

@@ -14,7 +14,7 @@ from .._losses import platt_loss
 from .._subsample import check_subset, choose
 from ..solvers import Adam
 from ._implicit import InnerSolution, Solver, check_clip, check_solvers, implicit_hypergradient
-from ._inner import InnerProblem, predict
+from ._inner import InnerProblem
 from ._method import AbstractAdaptiveMethod, OuterLoss, check_l2_rate, subtract_margin
 
 
@@ -122,8 +122,7 @@ class implicit(AbstractAdaptiveMethod):
             at, at_T = inner_at(inner_rate), problem.expand(images)
 
             def outer(theta: PyTree) -> Scalar:
-                theta_B, theta_F = problem.split(theta, at.at_S(theta[0]), y_S)
-                f_T = predict(at_T(theta_B), theta_F)
+                f_T = problem.outputs(theta, at.at_S(theta[0]), y_S, at_T)
                 return self.outer_loss(f_T, targets, coreset.log_temperature)
 
             g_T = jax.grad(outer)(at.theta)

@@ -113,7 +113,9 @@ def choose_dual_solver(unknowns: int, parameters: int) -> AbstractDualSolver:
 
 
 class rcig(AbstractMethod):
-    """Reparameterised convexified implicit gradients, solved exactly: the default method.
+    """Reparameterised convexified implicit gradients, solved exactly.
+
+    What `distill` does by default once a head-only start has taken it most of the way.
 
     **Arguments:** `l2_rate`, `outer_loss` and `solver` as in
     [`exact_hypergradient`][rcig_eqx.exact_hypergradient], and
