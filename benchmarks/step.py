@@ -130,7 +130,7 @@ def full_steps(problem, args, inner_rate, inverse_rate, time_all):
     _, coreset, images, targets = problem
     batch = (images, jnp.argmax(targets, -1))
     make_model = convnet_for(images.shape[1:], coreset.num_classes, width=args.width)
-    schedule = PoolSchedule(size=2, min_visit=8, max_visit=8)  # the default's mean visit
+    schedule = PoolSchedule(size=2, min_visit=8, max_visit=8)  # the authors' code's mean visit
     methods = {
         "exact (default)": rcig(),
         "Adam 20/20": Truncated(inner_rate, inverse_rate),
@@ -180,7 +180,7 @@ def breakdown(problem, args, time_all):
         "outer batch: forward, tangent, transpose": (outer_passes, (model, images)),
         "dual solve by CG to 1e-3, once": (one_solve, (model, coreset)),
         "dual matrix, factored, solved": (factorisation, (model, coreset)),
-        "pool training, 8 steps (the mean visit)": (pool_training, (member, coreset)),
+        "pool training, 8 steps (the code's mean)": (pool_training, (member, coreset)),
     }
     print(f"\n{'part of a step':<44}{'seconds':>9}{'quartiles':>16}{'temp MB':>9}")
     for name, timing in time_all(parts).items():
