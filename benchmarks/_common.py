@@ -1,6 +1,7 @@
 """What the benchmarks share: the setting they measure in, and how they time."""
 
 import dataclasses
+import functools
 import platform
 import statistics
 import time
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from rcig_eqx import convnet_for, data, real_coreset
+from rcig_eqx import Evaluation, convnet_for, data, evaluate, real_coreset
 from rcig_eqx._backend import compiler_options
 from rcig_eqx._distill import versions
 from rcig_eqx._pool import PoolSchedule, new_member, train_member
@@ -81,6 +82,23 @@ def compile_and_time(
             jax.block_until_ready(compiled[name](*args))
             timings[name].seconds.append(time.perf_counter() - began)
     return timings
+
+
+def hypergradient_of(method):
+    """A method's hypergradient as a function of network, set, images and targets alone."""
+    return functools.partial(method.hypergradient, key=jr.key(0))
+
+
+def fresh_accuracies(coreset, test, *, width: int, networks: int, seed: int) -> Evaluation:
+    """Fresh ReLU networks trained on a set by the paper's protocol, all test images."""
+    return evaluate(
+        coreset,
+        test,
+        key=jr.key(seed),
+        model=convnet_for(test.image_shape, test.num_classes, width=width, softplus=None),
+        num_networks=networks,
+        progress=False,
+    )
 
 
 def cosine(a: jax.Array, b: jax.Array) -> float:

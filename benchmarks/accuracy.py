@@ -1,4 +1,4 @@
-"""Accuracy along a run of `distill` with its defaults: average and last iterate, with wall time.
+"""Accuracy along a run of one method: average and last iterate, with wall time.
 
     python benchmarks/accuracy.py --images-per-class 1 --at 50 100 200 400
     python benchmarks/accuracy.py --images-per-class 10 --at 50
@@ -12,8 +12,8 @@ import argparse
 
 import jax.random as jr
 
-from _common import print_header
-from rcig_eqx import convnet_for, data, distill, evaluate, platt_loss
+from _common import fresh_accuracies, print_header
+from rcig_eqx import convnet_for, data, distill, platt_loss
 from rcig_eqx.methods import frepo, rcig
 
 
@@ -50,16 +50,10 @@ def main():
         steps=max(args.at),
         callbacks=[keep],
     )
-    model = convnet_for(train.image_shape, train.num_classes, width=args.width, softplus=None)
 
     def measure(coreset):
-        report = evaluate(
-            coreset,
-            test,
-            key=jr.key(args.seed + 1),
-            model=model,
-            num_networks=args.networks,
-            progress=False,
+        report = fresh_accuracies(
+            coreset, test, width=args.width, networks=args.networks, seed=args.seed + 1
         )
         return f"{report.mean:8.2%} ± {report.std:.2%}"
 

@@ -17,9 +17,8 @@ import functools
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 
-from _common import compile_and_time, cosine, print_header, setting
+from _common import compile_and_time, cosine, hypergradient_of, print_header, setting
 from rcig_eqx import exact_hypergradient, head_hypergradient, mse_loss
 from rcig_eqx.methods import cig, rcig_paper, rig, vig
 from rcig_eqx.solvers import Adam, ConjugateGradient, DualCholesky
@@ -33,10 +32,6 @@ def with_steps(method, steps):
         Adam(float(getattr(method, name).learning_rate), steps) for name in ("inner", "solver")
     )
     return dataclasses.replace(method, inner=inner, solver=solver, tally=None)
-
-
-def gradient_of(method):
-    return functools.partial(method.hypergradient, key=jr.key(0))
 
 
 def measure(problem, steps, time):
@@ -63,11 +58,11 @@ def measure(problem, steps, time):
         tuned = eqx.filter_jit(make().tune)(*problem)
         rates = tuned.inner.learning_rate, tuned.solver.learning_rate
         print(f"{name}: inner rate {rates[0]:.2g}, inverse-Hessian rate {rates[1]:.2g}")
-        rows += [row(name, n, gradient_of(with_steps(tuned, n))) for n in steps]
+        rows += [row(name, n, hypergradient_of(with_steps(tuned, n))) for n in steps]
     for n in steps:
         if n:
             cg = ConjugateGradient(1e-7, n)
-            row("rcig_paper, CG", n, gradient_of(rcig_paper(inner=cg, solver=cg)))
+            row("rcig_paper, CG", n, hypergradient_of(rcig_paper(inner=cg, solver=cg)))
     return rows
 
 

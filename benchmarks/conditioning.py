@@ -5,10 +5,10 @@
 
 J Jᵀ + λI of a pool-trained network is formed once, on a set distilled for `--distilled` head-only
 steps, and conjugate gradients run on it in float64, so that nothing but the conditioning is
-compared. Columns: products until the
-relative residual is below so much, for α (its right-hand side the labels) and for β (J w for the
-w of a real outer batch). Last, what a residual is worth: the cosine of the hypergradient in the
-images to the exact one, for each pair of stopping rules, with the head's kernel as preconditioner.
+compared. Columns: products until the relative residual is below so much, for α (its right-hand
+side the labels) and for β (J w for the w of a real outer batch). Last, what a residual is worth:
+the cosine of the hypergradient in the images to the exact one, for each pair of stopping rules,
+with the head's kernel as preconditioner.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from rcig_eqx.solvers import dual_gram
 
 TOLERANCES = (0.3, 1e-1, 1e-2, 1e-3)
 CAP = 150
+QUANTILES = (0, 0.01, 0.05, 0.1, 0.2, 0.5, 1)  # of the spectrum, from the top
 
 
 def conjugate_gradients(K, b, precondition):
@@ -232,8 +233,6 @@ def main():
         ]
         print(f"{t:>8g}" + "".join(f"{angle:9.4f}" for angle in angles), flush=True)
 
-
-QUANTILES = (0, 0.01, 0.05, 0.1, 0.2, 0.5, 1)
 
 if __name__ == "__main__":
     main()

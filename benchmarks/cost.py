@@ -8,12 +8,10 @@ peak of temporary memory likewise. All take turns in one process. The slopes are
 """
 
 import argparse
-import functools
 
-import jax.random as jr
 import numpy as np
 
-from _common import compile_and_time, print_header, setting
+from _common import compile_and_time, hypergradient_of, print_header, setting
 from rcig_eqx import exact_hypergradient, head_hypergradient
 from rcig_eqx.methods import rcig_paper
 from rcig_eqx.solvers import Adam
@@ -21,8 +19,7 @@ from rcig_eqx.solvers import Adam
 
 def paper(inner, inverse):
     """The paper's hypergradient with so many steps; rates do not change the time."""
-    method = rcig_paper(inner=Adam(1e-3, inner), solver=Adam(1e-2, inverse))
-    return functools.partial(method.hypergradient, key=jr.key(0))
+    return hypergradient_of(rcig_paper(inner=Adam(1e-3, inner), solver=Adam(1e-2, inverse)))
 
 
 def main():

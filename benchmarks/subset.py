@@ -9,13 +9,12 @@ through n_subset of them. `held` is the library without chunks: every activation
 """
 
 import argparse
-import functools
 from unittest import mock
 
 import jax.random as jr
 
-from _common import compile_and_time, print_header, setting
-from rcig_eqx import PoolSchedule, convnet_for, data, distill, evaluate, platt_loss
+from _common import compile_and_time, fresh_accuracies, hypergradient_of, print_header, setting
+from rcig_eqx import PoolSchedule, convnet_for, data, distill, platt_loss
 from rcig_eqx.methods import frepo, rcig, rcig_paper
 from rcig_eqx.solvers import Adam, DualCG
 
@@ -37,6 +36,7 @@ def main():
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--subsets", type=int, nargs="+", default=[50, 200, 500, 1000])
     parser.add_argument("--steps", type=int, nargs="+", default=[2, 20])
+    parser.add_argument("--chunk", type=int, default=250, help="images of a chunk")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--accuracy-steps", type=int, default=0)
     parser.add_argument("--networks", type=int, default=2)
@@ -47,14 +47,15 @@ def main():
     print(f"{'method':<28}{'n_subset':>9}{'seconds':>9}{'quartiles':>16}{'temp MB':>9}")
 
     def row(name, subset, method, note=""):
-        function = functools.partial(method.hypergradient, key=jr.key(0))
-        timing = compile_and_time({name: (function, problem)}, repeats=args.repeats)[name]
+        case = {name: (hypergradient_of(method), problem)}
+        timing = compile_and_time(case, repeats=args.repeats)[name]
         print(f"{name:<28}{subset:>9}{timing}{note}", flush=True)
 
-    for steps in args.steps:
-        for subset in args.subsets:
-            for name, method in methods_of(subset, steps).items():
-                row(name, subset, method)
+    with mock.patch("rcig_eqx._subsample.IMAGES_HELD", args.chunk):
+        for steps in args.steps:
+            for subset in args.subsets:
+                for name, method in methods_of(subset, steps).items():
+                    row(name, subset, method)
     with mock.patch("rcig_eqx._subsample.IMAGES_HELD", n):
         for name, method in methods_of(None, args.steps[-1]).items():
             row(name, n, method, "  held")
@@ -76,15 +77,8 @@ def accuracies(args):
             steps=args.accuracy_steps,
             progress=False,
         )
-        report = evaluate(
-            result.coreset,
-            test,
-            key=jr.key(1),
-            model=convnet_for(
-                train.image_shape, train.num_classes, width=args.width, softplus=None
-            ),
-            num_networks=args.networks,
-            progress=False,
+        report = fresh_accuracies(
+            result.coreset, test, width=args.width, networks=args.networks, seed=1
         )
         seconds = result.history["seconds"]
         print(

@@ -20,14 +20,13 @@ import time
 import jax
 import jax.random as jr
 
-from _common import print_header
+from _common import fresh_accuracies, print_header
 from rcig_eqx import (
     PoolSchedule,
     convnet_for,
     coreset_optimizer,
     data,
     distill,
-    evaluate,
     growing_average,
     methods,
     platt_loss,
@@ -45,7 +44,6 @@ METHODS = {
     "random": methods.random_subset,
     "default": lambda: None,
 }
-HEAD = methods.frepo(outer_loss=platt_loss)
 
 
 def run(args):
@@ -58,8 +56,10 @@ def run(args):
         options["l2_rate"] = args.l2_rate
     pool = {name: getattr(args, name) for name in POOL if getattr(args, name) is not None}
     method = METHODS[args.method](**options)
+    if args.head_first:
+        method = methods.staged(METHODS["frepo_platt"](), method, args.head_first)
     settings = {
-        "method": methods.staged(HEAD, method, args.head_first) if args.head_first else method,
+        "method": method,
         "model": convnet_for(train.image_shape, train.num_classes, width=args.width),
         "pool": PoolSchedule(**pool),
     }
@@ -93,16 +93,10 @@ def run(args):
         **settings,
     )
     kept = kept or [(0, 0.0, 0, result)]
-    model = convnet_for(train.image_shape, train.num_classes, width=args.width, softplus=None)
 
     def measure(coreset):
-        report = evaluate(
-            coreset,
-            test,
-            key=jr.key(args.seed + 1000),
-            model=model,
-            num_networks=args.networks,
-            progress=False,
+        report = fresh_accuracies(
+            coreset, test, width=args.width, networks=args.networks, seed=args.seed + 1000
         )
         return report.accuracies.tolist()
 

@@ -10,8 +10,8 @@ import jax.random as jr
 import numpy as np
 import pytest
 
+from _problem import random_problem
 from rcig_eqx import (
-    ConvNet,
     Coreset,
     label_margin,
     mse_loss,
@@ -22,7 +22,7 @@ from rcig_eqx import (
 from rcig_eqx.methods import exact_hypergradient, frepo, head_hypergradient, rcig
 from rcig_eqx.solvers import DualCG, DualCholesky
 
-N, CLASSES, BATCH, SIZE = 4, 3, 5, 8
+N, BATCH, SIZE = 4, 5, 8
 L2_RATE = 5e-3
 
 
@@ -35,26 +35,9 @@ def _x64():
 @pytest.fixture
 def problem():
     """A two-block network, a distilled set and an outer batch, all float64 and random."""
-    keys = jr.split(jr.key(0), 6)
-    model = ConvNet(
-        in_channels=2,
-        image_size=SIZE,
-        num_classes=CLASSES,
-        width=3,
-        depth=2,
-        softplus=3.0,
-        dtype=jnp.float64,
-        key=keys[0],
-    )
-    model = jax.tree.map(lambda x: x + 0.1 * jr.normal(keys[5], x.shape, x.dtype), model)
-    coreset = Coreset(
-        jr.normal(keys[1], (N, SIZE, SIZE, 2), jnp.float64),
-        jr.normal(keys[2], (N, CLASSES), jnp.float64),
-        jnp.asarray(0.3, jnp.float64),
-    )
-    images = jr.normal(keys[3], (BATCH, SIZE, SIZE, 2), jnp.float64)
-    targets = jax.nn.one_hot(jr.randint(keys[4], (BATCH,), 0, CLASSES), CLASSES, dtype=jnp.float64)
-    return model, coreset, images, targets
+    model, *rest = random_problem(N, BATCH, SIZE, channels=2, width=3, depth=2)
+    key = jr.split(jr.key(0), 6)[5]
+    return jax.tree.map(lambda x: x + 0.1 * jr.normal(key, x.shape, x.dtype), model), *rest
 
 
 def flat(tree):

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from _problem import CLASSES, random_problem
 from rcig_eqx import (
-    ConvNet,
     Coreset,
     exact_hypergradient,
     head_hypergradient,
@@ -44,7 +44,7 @@ from rcig_eqx.solvers import (
     largest_eigenvalue,
 )
 
-N, CLASSES, BATCH, SIZE = 3, 3, 5, 6
+N, BATCH, SIZE = 3, 5, 6
 L2_RATE = 0.02
 CG = ConjugateGradient(1e-13, 2000)
 
@@ -58,23 +58,7 @@ def _x64():
 @pytest.fixture(scope="module")
 def setting():
     """A network, a distilled set and an outer batch, all float64 and random."""
-    keys = jr.split(jr.key(0), 5)
-    model = ConvNet(
-        in_channels=1,
-        image_size=SIZE,
-        num_classes=CLASSES,
-        width=2,
-        depth=1,
-        softplus=3.0,
-        dtype=jnp.float64,
-        key=keys[0],
-    )
-    coreset = Coreset(
-        jr.normal(keys[1], (N, SIZE, SIZE, 1)), jr.normal(keys[2], (N, CLASSES)), jnp.asarray(0.3)
-    )
-    images = jr.normal(keys[3], (BATCH, SIZE, SIZE, 1))
-    targets = jax.nn.one_hot(jr.randint(keys[4], (BATCH,), 0, CLASSES), CLASSES, dtype=jnp.float64)
-    return model, coreset, images, targets
+    return random_problem(N, BATCH, SIZE, width=2, depth=1)
 
 
 @pytest.fixture(scope="module")

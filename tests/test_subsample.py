@@ -9,12 +9,13 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from rcig_eqx import ConvNet, Coreset, exact_hypergradient, head_hypergradient, linearize
+from _problem import random_problem
+from rcig_eqx import Coreset, exact_hypergradient, head_hypergradient, linearize
 from rcig_eqx._subsample import choose, in_chunks, partial_vjp
 from rcig_eqx.methods import cig, frepo, implicit_hypergradient, rcig, rcig_paper, rig, vig
 from rcig_eqx.solvers import Adam, ConjugateGradient, DualCG, DualCholesky
 
-N, CLASSES, BATCH, SIZE = 5, 3, 4, 6
+N = 5
 ADAM = Adam(1e-2, 3)
 PRIMAL = functools.partial(implicit_hypergradient, inner=ADAM, solver=ADAM)
 FUNCTIONS = {
@@ -40,23 +41,7 @@ def setting():
 
 
 def make(n):
-    keys = jr.split(jr.key(0), 5)
-    model = ConvNet(
-        in_channels=1,
-        image_size=SIZE,
-        num_classes=CLASSES,
-        width=2,
-        depth=1,
-        softplus=3.0,
-        dtype=jnp.float64,
-        key=keys[0],
-    )
-    coreset = Coreset(
-        jr.normal(keys[1], (n, SIZE, SIZE, 1)), jr.normal(keys[2], (n, CLASSES)), jnp.asarray(0.3)
-    )
-    images = jr.normal(keys[3], (BATCH, SIZE, SIZE, 1))
-    targets = jax.nn.one_hot(jr.randint(keys[4], (BATCH,), 0, CLASSES), CLASSES, dtype=jnp.float64)
-    return model, coreset, images, targets
+    return random_problem(n, 4, 6, width=2, depth=1)
 
 
 def close(got, expected, rtol=1e-9):

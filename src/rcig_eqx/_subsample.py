@@ -45,7 +45,7 @@ def partial_vjp(
     images: Float[Array, "n h w c"],
     chosen: Int[Array, " m"] | None = None,
     *,
-    held: int = IMAGES_HELD,
+    held: int | None = None,
 ) -> tuple[PyTree, Callable[[PyTree], Float[Array, "n h w c"]]]:
     """function(images), and the transpose of its derivative through the chosen images alone.
 
@@ -58,11 +58,12 @@ def partial_vjp(
 
     - `function`: treats images apart; its outputs have one row an image.
     - `chosen`: indices, or `None` for all.
-    - `held`: up to so many images all activations are kept. Beyond, and for chosen ones, the
-      transpose goes through `IMAGES_AT_ONCE` at a time and repeats their forward pass.
+    - `held`: up to so many images, `IMAGES_HELD` if `None`, all activations are kept. Beyond, and
+      for chosen ones, the transpose goes through `IMAGES_AT_ONCE` at a time and repeats their
+      forward pass.
     """
     n = len(images)
-    if chosen is None and n <= held:
+    if chosen is None and n <= (IMAGES_HELD if held is None else held):
         outputs, transpose = jax.vjp(function, images)
         return outputs, lambda cotangents: transpose(cotangents)[0]
 

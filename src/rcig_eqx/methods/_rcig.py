@@ -140,17 +140,15 @@ class rcig(AbstractMethod):
 
     def hypergradient(self, model, coreset, images, targets, *, key):
         n, classes = coreset.support()[1].shape
+        problem = (model, coreset, images, targets)
         given = {
             "l2_rate": self.l2_rate,
             "outer_loss": self.outer_loss,
+            "solver": self.solver or choose_dual_solver(n * classes, count_parameters(model)),
             "chosen": choose(n, self.subset, key),
         }
-        problem = (model, coreset, images, targets)
         if self.clip:
-            solver = self.solver or choose_dual_solver(n * classes, count_parameters(model))
-            result = implicit_hypergradient(
-                *problem, inner=solver, solver=solver, clip=True, **given
-            )
+            result = implicit_hypergradient(*problem, inner=given["solver"], clip=True, **given)
         else:
-            result = exact_hypergradient(*problem, solver=self.solver, **given)
+            result = exact_hypergradient(*problem, **given)
         return subtract_margin(result, coreset) if self.margin else result

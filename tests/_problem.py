@@ -1,0 +1,35 @@
+"""A small random problem in float64 for the tests of hypergradients."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+
+from rcig_eqx import ConvNet, Coreset
+
+CLASSES = 3
+
+
+def random_problem(n: int, batch: int, size: int, *, channels: int = 1, width: int, depth: int):
+    """A network, a distilled set of n images, an outer batch and its one-hot targets.
+
+    Call it where JAX has 64-bit numbers switched on.
+    """
+    keys = jr.split(jr.key(0), 5)
+    model = ConvNet(
+        in_channels=channels,
+        image_size=size,
+        num_classes=CLASSES,
+        width=width,
+        depth=depth,
+        softplus=3.0,
+        dtype=jnp.float64,
+        key=keys[0],
+    )
+    coreset = Coreset(
+        jr.normal(keys[1], (n, size, size, channels)),
+        jr.normal(keys[2], (n, CLASSES)),
+        jnp.asarray(0.3),
+    )
+    images = jr.normal(keys[3], (batch, size, size, channels))
+    targets = jax.nn.one_hot(jr.randint(keys[4], (batch,), 0, CLASSES), CLASSES, dtype=jnp.float64)
+    return model, coreset, images, targets
