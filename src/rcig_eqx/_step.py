@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray, PyTree
 
 from ._coreset import Coreset
+from ._faults import all_finite, diagnose, next_raises, raise_l2
 from ._pool import MakeModel, Member, PoolSchedule, get_member, new_pool, set_member, visit
 from .methods import AbstractAdaptiveMethod, AbstractMethod
 
@@ -41,6 +42,7 @@ class State(eqx.Module):
     - `pool`: the partly trained networks, stacked.
     - `key`: the source of this run's randomness; every step derives its own from it.
     - `step`: iterations done.
+    - `raises`: how many times λ is raised at present, after steps that were rejected.
     - `recipe`: the strategies, with the rates that an adaptive method has come to.
     """
 
@@ -50,6 +52,7 @@ class State(eqx.Module):
     pool: Member
     key: PRNGKeyArray
     step: Int[Array, ""]
+    raises: Int[Array, ""]
     recipe: Recipe
 
 
@@ -88,6 +91,7 @@ def init(coreset: Coreset, recipe: Recipe, *, key: PRNGKeyArray) -> State:
         new_pool(recipe.make_model, recipe.schedule, key=pool_key),
         run_key,
         jnp.zeros((), jnp.int32),
+        jnp.zeros((), jnp.int32),
         recipe,
     )
 
@@ -121,31 +125,40 @@ def step(
     """One iteration of Algorithm 1. Pure and jittable (`equinox.filter_jit`).
 
     Draws a network from the pool, moves ψ along the method's hypergradient on the outer batch,
-    averages it, then trains that network on the new ψ. A hypergradient that is not finite is
-    rejected: ψ stays, and the network that gave it is replaced.
+    averages it, then trains that network on the new ψ. A step whose hypergradient or update is
+    not finite is rejected: ψ and its optimiser stay, the network that gave it is replaced, and
+    the method's λ is ten times larger in the next step, up to 10⁴ times; every accepted step takes
+    one such raise back.
 
     **Arguments:** the state, and a batch of preprocessed images and integer labels.
 
-    **Returns:** the next state, and metrics: `loss`, `gradient_norm` (of the images), `rejected`,
-    and the method's own, such as `accuracy`, `iterations` and `residual`.
+    **Returns:** the next state, and metrics: `loss`, `gradient_norm` (of the images), `network`
+    (its place in the pool), `rejected`, and the method's own, such as `accuracy`, `iterations` and
+    `residual`. Of a rejected step also its `cause` and the `condition` number of the ridge head;
+    both are zero else.
     """
     recipe = state.recipe
     index, member, (key, visit_key), images, targets = _draw(state, batch)
-    result = recipe.method.hypergradient(member.model, state.coreset, images, targets, key=key)
+    method = raise_l2(recipe.method, state.raises, state.coreset.labels.dtype)
+    result = method.hypergradient(member.model, state.coreset, images, targets, key=key)
     if isinstance(recipe.method, AbstractAdaptiveMethod):
         adapted = recipe.method.adapt(result.stats)
         recipe = eqx.tree_at(lambda r: r.method, recipe, adapted)
-    matters = jax.tree.leaves((result.value, result.gradient))
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in matters]))
     updates, opt_state = recipe.optimizer.update(
         result.gradient,
         state.opt_state,
         state.coreset,  # pyright: ignore[reportArgumentType]
     )
     coreset = eqx.apply_updates(state.coreset, updates)
+    finite = all_finite((result.value, result.gradient, coreset))
     keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
     coreset = jax.tree.map(keep, coreset, state.coreset)
     opt_state = jax.tree.map(keep, opt_state, state.opt_state)
+    cause, condition = jax.lax.cond(
+        finite,
+        lambda: (jnp.zeros((), jnp.int32), jnp.zeros_like(result.value)),
+        lambda: diagnose(method, member.model, state.coreset, images, result),
+    )
     weight = recipe.average(state.step)
     average = jax.tree.map(lambda a, x: a + weight * (x - a), state.average, coreset)
 
@@ -156,9 +169,13 @@ def step(
     member = visit(member, X_S, y_S, recipe.make_model, recipe.schedule, key=visit_key)
     metrics = {
         "loss": result.value,
+        "network": index,
         "rejected": ~finite,
+        "cause": cause,
+        "condition": condition,
         "gradient_norm": jnp.linalg.norm(result.gradient.images.ravel()),
         **result.stats,
     }
     pool = set_member(state.pool, index, member)
-    return State(coreset, average, opt_state, pool, state.key, state.step + 1, recipe), metrics
+    done, raises = state.step + 1, next_raises(state.raises, finite)
+    return State(coreset, average, opt_state, pool, state.key, done, raises, recipe), metrics

@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Scalar
 
 from .._coreset import Coreset
 from .._hypergradient import Hypergradient
@@ -26,7 +26,7 @@ def head_hypergradient(
     images: Float[Array, "b h w c"],
     targets: Float[Array, "b classes"],
     *,
-    l2_rate: float = 5e-4,
+    l2_rate: float | Scalar = 5e-4,
     outer_loss: OuterLoss = platt_loss,
     dtype: DTypeLike | None = None,
     chosen: Int[Array, " m"] | None = None,

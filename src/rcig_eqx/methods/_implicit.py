@@ -44,7 +44,7 @@ def implicit_hypergradient(
     reparameterized: bool = True,
     inner: Solver,
     solver: Solver,
-    l2_rate: float = 5e-4,
+    l2_rate: float | Scalar = 5e-4,
     outer_loss: OuterLoss = platt_loss,
     damping: float = 0.0,
     gauss_newton: bool = False,

@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Scalar
 
 from .._backend import IMAGES_AT_ONCE, full_precision
 from .._coreset import Coreset
@@ -24,7 +24,7 @@ def exact_hypergradient(
     images: Float[Array, "b h w c"],
     targets: Float[Array, "b classes"],
     *,
-    l2_rate: float = 5e-4,
+    l2_rate: float | Scalar = 5e-4,
     outer_loss: OuterLoss = platt_loss,
     solver: AbstractDualSolver | None = None,
     chosen: Int[Array, " m"] | None = None,
