@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import save as serialize
 
 from rcig_eqx import Coreset, DistillResult, load_result
-from rcig_eqx._result import checksum
+from rcig_eqx._files import checksum
 from rcig_eqx.data import AbstractPreprocess, DataError, Identity, standardize, zca
 
 PREPROCESS = {

@@ -18,8 +18,9 @@ from . import methods
 from ._coreset import Initialization
 from ._distill import distill
 from ._evaluate import Evaluation, evaluate, fresh_network
+from ._files import write_atomically
 from ._plot import save_grid
-from ._result import DistillResult, load_result, write_atomically
+from ._result import DistillResult, load_result
 from ._step import coreset_optimizer
 from .data import DataError, Dataset, load
 from .models import convnet_for

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ._coreset import Coreset
-from ._result import write_atomically
+from ._files import write_atomically
 
 _MAX_SHOWN = 10  # images of one class
 

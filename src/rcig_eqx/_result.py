@@ -1,9 +1,6 @@
 """What a run returns, and the file it is kept in."""
 
-import contextlib
 import dataclasses
-import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,11 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-from safetensors.numpy import save as serialize
 
 from ._coreset import Coreset
-from .data import DataError, from_state, to_state
+from ._files import damage_named, read_checked, write_checked
+from .data import from_state, to_state
 
 FORMAT = "rcig_eqx/1"
 
@@ -68,10 +64,7 @@ class DistillResult:
             "preprocess": preprocess_config,
             "recipe": self.recipe,
         }
-        arrays = {name: np.asarray(value, order="C") for name, value in arrays.items()}
-        card["sha256"] = checksum(card, arrays)
-        write_atomically(path, serialize(arrays, {"rcig_eqx": json.dumps(card)}))
-        return path
+        return write_checked(path, card, arrays)
 
 
 _CORESETS = ("coreset", "last", "baseline")
@@ -84,53 +77,9 @@ def load_result(path: str | os.PathLike) -> DistillResult:
     Raises `FileNotFoundError`, or `DataError` for a file that is damaged, truncated, or no
     distilled set.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist.")
-    try:
-        with safetensors.safe_open(path, "numpy") as file:
-            card = json.loads((file.metadata() or {})["rcig_eqx"])
-            if card["format"] != FORMAT:
-                raise ValueError(f"format {card['format']!r}, where this version reads {FORMAT!r}")
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if card.pop("sha256") != checksum(card, arrays):
-            raise ValueError("its contents do not match its checksum")
+    card, arrays = read_checked(path, FORMAT, "distilled set")
+    with damage_named(path, "distilled set"):
         return _assemble(card, arrays)
-    except OSError:
-        raise
-    except Exception as error:  # hostile files fail in as many ways as they have parts
-        what = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else error
-        raise DataError(f"{path} is damaged or no distilled set: {what}.") from error
-
-
-def checksum(card: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
-    """SHA-256 of everything a file says."""
-    digest = hashlib.sha256(json.dumps(card).encode())
-    for name, array in sorted(arrays.items()):
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a whole file or none: to a neighbour first, then renamed over `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        size = len(content) / 1e6
-        raise OSError(
-            error.errno,
-            f"could not write {path} ({size:.1f} MB): {error.strerror}. What stood there before, "
-            "if anything, is untouched; free some space or choose another place",
-        ) from error
 
 
 def _named(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -1,0 +1,107 @@
+"""Files that are written whole or not at all, and read with their checksum."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+from safetensors.numpy import save as serialize
+
+from .data import DataError
+
+
+def write_checked(
+    path: str | os.PathLike, header: Mapping[str, Any], arrays: Mapping[str, Any]
+) -> Path:
+    """Write one safetensors file: arrays, and a header of plain values with their checksum.
+
+    The header says which `format` it is. Raises `OSError` as
+    [`write_atomically`][rcig_eqx._files.write_atomically] does.
+    """
+    path = Path(path)
+    content = {name: np.asarray(value, order="C") for name, value in arrays.items()}
+    header = dict(header) | {"sha256": checksum(header, content)}
+    write_atomically(path, serialize(content, {"rcig_eqx": json.dumps(header)}))
+    return path
+
+
+def read_checked(
+    path: str | os.PathLike, expected: str, kind: str
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The header and the arrays of a file by `write_checked`. Nothing in it is executed.
+
+    Raises `FileNotFoundError`, or `DataError` for a file that is damaged, truncated, or of
+    another format than `expected`; `kind` is what to call it there.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist.")
+    with damage_named(path, kind):
+        with safetensors.safe_open(path, "numpy") as file:
+            header = json.loads((file.metadata() or {})["rcig_eqx"])
+            if header["format"] != expected:
+                raise ValueError(
+                    f"format {header['format']!r}, where this version reads {expected!r}"
+                )
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if header.pop("sha256") != checksum(header, arrays):
+            raise ValueError("its contents do not match its checksum")
+        return header, arrays
+
+
+@contextlib.contextmanager
+def damage_named(path: str | os.PathLike, kind: str) -> Iterator[None]:
+    """Turn whatever a bad file makes happen within into a `DataError` that names it."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # hostile files fail in as many ways as they have parts
+        what = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else error
+        raise DataError(f"{path} is damaged or no {kind}: {what}.") from error
+
+
+def checksum(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of everything a file says."""
+    digest = hashlib.sha256(json.dumps(header).encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a whole file or none: to a neighbour first, then renamed over `path`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        size = len(content) / 1e6
+        raise OSError(
+            error.errno,
+            f"could not write {path} ({size:.1f} MB): {error.strerror}. What stood there before, "
+            "if anything, is untouched; free some space or choose another place",
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in a folder survive a power cut, where the system can."""
+    with contextlib.suppress(OSError):  # Windows cannot open folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
