@@ -7,6 +7,7 @@ from . import (
     presets as presets,
     solvers as solvers,
 )
+from ._checkpoint import load_state as load_state, save_state as save_state
 from ._coreset import (
     Coreset as Coreset,
     centred_labels as centred_labels,
@@ -32,6 +33,7 @@ from ._losses import (
     mse_loss as mse_loss,
     platt_loss as platt_loss,
 )
+from ._memory import MemoryEstimate as MemoryEstimate, estimate_memory as estimate_memory
 from ._plot import save_grid as save_grid, to_pixels as to_pixels
 from ._pool import PoolSchedule as PoolSchedule
 from ._progress import Callback as Callback, Progress as Progress

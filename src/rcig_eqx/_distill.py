@@ -1,13 +1,9 @@
 """Algorithm 1 as one call: batches in, a distilled set out."""
 
-import contextlib
-import functools
 import importlib.metadata
-import signal
-import threading
-import time
-import warnings
+import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -19,7 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PRNGKeyArray
 
-from ._backend import compiler_options
+from ._checkpoint import CheckpointFolder
 from ._coreset import (
     Coreset,
     Initialization,
@@ -29,12 +25,15 @@ from ._coreset import (
     noise_coreset,
     real_coreset,
 )
+from ._loop import Loop
 from ._pool import MakeModel, PoolSchedule
-from ._progress import Callback, Progress, ProgressBar
+from ._progress import Callback, ProgressBar
 from ._result import DistillResult
-from ._step import Recipe, State, coreset_optimizer, init, step, tune
+from ._resume import begin, run_card
+from ._step import Recipe, State, coreset_optimizer, init
 from .data import (
     AbstractPreprocess,
+    DataError,
     Dataset,
     ImageFolder,
     apply_in_chunks,
@@ -43,14 +42,13 @@ from .data import (
     stream,
     to_state,
 )
-from .methods import AbstractAdaptiveMethod, AbstractMethod, default_method
+from .methods import AbstractMethod, default_method
 from .models import AbstractNetwork, ConvNet, convnet_for
 
 Train = Dataset | ImageFolder | grain.MapDataset | tuple[Any, Any]
 
 _BATCH_SIZE = 64
 _FLIP_UP_TO = 1000  # distilled images, mirrored ones not counted (paper, appendix C)
-_GIVE_UP_AFTER = 10  # steps in a row without a finite hypergradient
 
 
 def distill(
@@ -69,6 +67,11 @@ def distill(
     pool: PoolSchedule | None = None,
     average: Callable[[Array], Array] | None = None,
     fold: bool = True,
+    checkpoint_dir: str | os.PathLike | None = None,
+    checkpoint_every: float = 300.0,
+    keep_checkpoints: int = 3,
+    resume: bool = False,
+    workers: int = 0,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
 ) -> DistillResult:
@@ -96,16 +99,26 @@ def distill(
     - `average`: weights of the averaged ψ; `growing_average()` if `None`.
     - `fold`: whether the labels returned are multiplied by the learned temperature, as
       [`fold_temperature`][rcig_eqx.fold_temperature]: networks train to a higher accuracy on them.
+    - `checkpoint_dir`: a folder for checkpoints of the whole state; none are kept if `None`.
+    - `checkpoint_every`: seconds between two; one more is written when the run ends, however it
+      ends short of being killed. 0 is after every step.
+    - `keep_checkpoints`: how many of the newest stay in the folder.
+    - `resume`: go on from the newest valid checkpoint there, or start if there is none. The run
+      ends in the same bytes as one that was never interrupted. More `steps` may be asked for.
+    - `workers`: processes that read a set on disk ahead; threads of this one do if 0. The batches
+      are the same. A script that asks for workers guards its main part by
+      `if __name__ == "__main__"`.
     - `callbacks`: functions of a `Progress`, called after every step; `True` ends the run.
     - `progress`: whether to show a progress bar.
 
-    **Returns:** a `DistillResult`. Ctrl-C ends the run after the present step and returns what
-    there is; press it twice to abandon it.
+    **Returns:** a `DistillResult`. Ctrl-C or SIGTERM ends the run after the present step and
+    returns what there is; press it twice to abandon it.
 
-    Raises `ValueError` before any work starts for input that cannot be distilled.
+    Raises `ValueError` before any work starts for input that cannot be distilled, for a folder
+    that holds another run, and `OSError` for one that cannot be written or has no room.
     """
     check_initialization(initialization)
-    check_counts(images_per_class=images_per_class, steps=steps)
+    check_counts(images_per_class=images_per_class, steps=steps, keep_checkpoints=keep_checkpoints)
     if batch_size is not None:
         check_counts(batch_size=batch_size)
     check_key(key)
@@ -137,13 +150,6 @@ def distill(
     )
     check_model(recipe.make_model, baseline)
     check_outer_loss(recipe.method, baseline, batch_size)
-    if isinstance(train, Dataset) and not isinstance(train.images, np.memmap):
-        images = apply_in_chunks(preprocess, train.images)
-        batches = stream((images, train.labels), batch_size, seed=seed)
-    else:
-        raw = stream(train, batch_size, seed=seed)
-        batches = _preprocessed(raw, preprocess, seen.num_classes)
-
     settings = {
         "dataset": seen.name,
         "images_per_class": images_per_class,
@@ -156,7 +162,6 @@ def distill(
         "preprocess": type(preprocess).__name__,
         "key": np.asarray(jr.key_data(key)).tolist(),
         "pool": describe(recipe.schedule),
-        "versions": versions(),
     }
 
     def result(state: State, history: dict[str, list[float]]) -> DistillResult:
@@ -171,106 +176,44 @@ def distill(
             for c in (state.average, state.coreset, baseline)
         )
         done = {"steps_done": int(state.step), "method": describe(state.recipe.method)}
+        done["versions"] = versions()
         arrays = {name: np.asarray(values, np.float32) for name, values in history.items()}
         return DistillResult(coreset, last, first, seen.class_names, settings | done, arrays)
 
-    state = init(start, recipe, key=init_key)
+    state, history = init(start, recipe, key=init_key), {}
+    checkpoints, card = None, {}
+    if checkpoint_dir is not None:
+        checkpoints = CheckpointFolder(Path(checkpoint_dir), checkpoint_every, keep_checkpoints)
+        batch = jax.ShapeDtypeStruct((batch_size, *seen.image_shape), jnp.float32)
+        settings_of_run = settings | {"method": describe(recipe.method)}
+        card = run_card(settings_of_run, train, seen, state, batch)
+        state, history = begin(checkpoints, card, state, batch, resume=resume)
+        if int(state.step) > steps:
+            raise ValueError(
+                f"{checkpoint_dir} has {int(state.step)} steps already: ask for at least as many."
+            )
+    batches = _batches(train, seen, preprocess, batch_size, seed, int(state.step), workers)
     with ProgressBar(enabled=progress) as bar:
-        state, history = _loop(state, batches, steps, callbacks, bar, result)
+        loop = Loop(batches, steps, result, callbacks, bar, checkpoints, card)
+        state, history = loop.run(state, history)
     return result(state, history)
 
 
-@functools.cache  # so that a second run with the very same strategies compiles nothing
-def _compiled_step() -> Callable[[Any, State], tuple[State, dict[str, Array]]]:
-    return eqx.filter_jit(
-        lambda batch, state: step(state, batch),
-        donate="all-except-first",
-        compiler_options=compiler_options(),  # pyright: ignore[reportCallIssue]
-    )
-
-
-@functools.cache
-def _compiled_tune() -> Callable[[Any, State], State]:
-    return eqx.filter_jit(
-        lambda batch, state: tune(state, batch),
-        donate="all-except-first",
-        compiler_options=compiler_options(),  # pyright: ignore[reportCallIssue]
-    )
-
-
-def _loop(
-    state: State,
-    batches: Iterator[Any],
-    steps: int,
-    callbacks: Sequence[Callback],
-    bar: ProgressBar,
-    result: Callable[[State, dict[str, list[float]]], DistillResult],
-) -> tuple[State, dict[str, list[float]]]:
-    """Run the steps. Metrics are read one step late, so that the device never waits for us."""
-    history: dict[str, list[float]] = {}
-    began = time.perf_counter()
-    number = rejected = missed = 0
-
-    def record(number: int, metrics: dict[str, Array]) -> None:
-        nonlocal rejected, missed
-        numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        numbers["seconds"] = time.perf_counter() - began
-        for name, value in numbers.items():
-            history.setdefault(name, []).append(value)
-        rejected = rejected + 1 if numbers["rejected"] else 0
-        missed += numbers.get("converged") == 0
-        bar.update(number, steps, numbers)
-
-    pending: tuple[int, dict[str, Array]] | None = None
-
-    def flush() -> None:
-        nonlocal pending
-        if pending:
-            record(*pending)
-        pending = None
-
-    def so_far() -> DistillResult:
-        flush()
-        return result(state, history)
-
-    with _interruptible() as interrupted:
-        for number in range(1, steps + 1):
-            images, labels = next(batches)
-            batch = (jnp.asarray(images), jnp.asarray(labels, jnp.int32))
-            if number == 1 and isinstance(state.recipe.method, AbstractAdaptiveMethod):
-                state = _compiled_tune()(batch, state)
-            state, metrics = _compiled_step()(batch, state)
-            flush()
-            pending = (number, metrics)
-            report = Progress(number, steps, metrics, state, so_far)
-            stop = [callback(report) for callback in callbacks]
-            if any(stop) or interrupted() or rejected >= _GIVE_UP_AFTER:
-                break
-        flush()
-    if missed:
-        warnings.warn(
-            f"A solve failed or stopped at its cap in {missed} of {number} steps"
-            f"{_worst(history)}: the hypergradients there were not what was asked for. Raise the "
-            "solver's max_steps, as in method=methods.rcig(solver=DualCG(max_steps=500)), or "
-            "choose another solver.",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-    if rejected >= _GIVE_UP_AFTER:
-        warnings.warn(
-            f"Stopped after step {number}: {rejected} steps in a row had no finite hypergradient. "
-            "What had been distilled before is returned. Lower the optimiser's learning rate or "
-            "raise the method's l2_rate.",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-    return state, history
-
-
-def _worst(history: dict[str, list[float]]) -> str:
-    """The largest finite residual, in words, if there is one."""
-    residuals = [r for r in history.get("residual", []) if np.isfinite(r)]
-    return f", the worst relative residual {max(residuals):.1e}" if residuals else ""
+def _batches(
+    train: Train,
+    seen: Dataset,
+    preprocess: AbstractPreprocess,
+    batch_size: int,
+    seed: int,
+    start: int,
+    workers: int,
+) -> Iterator[tuple[Any, Any]]:
+    """Preprocessed batches from number `start` on; sets in memory are preprocessed at once."""
+    if isinstance(train, Dataset) and not isinstance(train.images, np.memmap):
+        images = apply_in_chunks(preprocess, train.images)
+        return stream((images, train.labels), batch_size, seed=seed, start=start)
+    raw = stream(train, batch_size, seed=seed, start=start, workers=workers)
+    return _preprocessed(raw, preprocess, seen.num_classes)
 
 
 def _preprocessed(
@@ -280,32 +223,11 @@ def _preprocessed(
     transform = eqx.filter_jit(preprocess)
     for images, labels in batches:
         if labels.max() >= num_classes:
-            raise ValueError(
+            raise DataError(
                 f"A label is {labels.max()}, but the images looked at before the run had "
                 f"{num_classes} classes: pass a Dataset or an ImageFolder, which name them all."
             )
         yield transform(images), labels
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C within sets a flag; the second interrupts as always."""
-    pressed = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield pressed.is_set  # signals belong to the main thread
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def handler(*_: object) -> None:
-        pressed.set()
-        # A job in the background starts with the signal ignored: twice still interrupts.
-        signal.signal(signal.SIGINT, before if callable(before) else signal.default_int_handler)
-
-    signal.signal(signal.SIGINT, handler)
-    try:
-        yield pressed.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def check_counts(**counts: Any) -> None:

@@ -91,6 +91,10 @@ class ProgressBar:
             left = f", {(steps - step) * elapsed / timed:.0f} s left" if elapsed > 0 else ""
             self.console.print(f"{step}/{steps}  {numbers}  {seconds:.0f} s{left}", soft_wrap=True)
 
+    def note(self, text: str) -> None:
+        """Say something once, above the bar."""
+        self.bar.console.print(text, soft_wrap=True)
+
 
 _SHOWN = (
     ("loss", "loss", ".3f"),

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,6 +11,7 @@ import jax.random as jr
 import optax
 from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray, PyTree
 
+from ._backend import compiler_options
 from ._coreset import Coreset
 from ._faults import all_finite, diagnose, next_raises, raise_l2
 from ._pool import MakeModel, Member, PoolSchedule, get_member, new_pool, set_member, visit
@@ -83,7 +85,8 @@ def init(coreset: Coreset, recipe: Recipe, *, key: PRNGKeyArray) -> State:
     """The state before the first step: a pool of fresh networks around a starting ψ."""
     pool_key, run_key = jr.split(key)
     coreset = eqx.tree_at(lambda c: c.preprocess, coreset, None, is_leaf=lambda x: x is None)
-    copy = lambda tree: jax.tree.map(jnp.copy, tree)  # noqa: E731  nothing donated twice
+    # What the caller has stays the caller's: steps take the state's memory over.
+    copy = lambda tree: jax.tree.map(lambda x: jnp.copy(x) if eqx.is_array(x) else x, tree)  # noqa: E731
     return State(
         copy(coreset),
         copy(coreset),
@@ -92,7 +95,7 @@ def init(coreset: Coreset, recipe: Recipe, *, key: PRNGKeyArray) -> State:
         run_key,
         jnp.zeros((), jnp.int32),
         jnp.zeros((), jnp.int32),
-        recipe,
+        copy(recipe),
     )
 
 
@@ -179,3 +182,23 @@ def step(
     pool = set_member(state.pool, index, member)
     done, raises = state.step + 1, next_raises(state.raises, finite)
     return State(coreset, average, opt_state, pool, state.key, done, raises, recipe), metrics
+
+
+@functools.cache  # so that a second run with the very same strategies compiles nothing
+def compiled_step() -> Any:
+    """`step`, batch first, jitted for the backend; the state's memory is taken over."""
+    return _compiled(lambda batch, state: step(state, batch))
+
+
+@functools.cache
+def compiled_tune() -> Any:
+    """`tune`, batch first, likewise."""
+    return _compiled(lambda batch, state: tune(state, batch))
+
+
+def _compiled(function: Callable) -> Any:
+    return eqx.filter_jit(
+        function,
+        donate="all-except-first",
+        compiler_options=compiler_options(),  # pyright: ignore[reportCallIssue]
+    )

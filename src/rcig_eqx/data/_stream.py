@@ -3,6 +3,7 @@
 import sys
 from typing import Any
 
+import absl.flags
 import grain
 import numpy as np
 from jaxtyping import Array, Shaped
@@ -25,6 +26,8 @@ def stream(
     batch_size: int,
     *,
     seed: int,
+    start: int = 0,
+    workers: int = 0,
 ) -> grain.DatasetIterator:
     """Batches `(images [batch h w c], labels [batch ...])` of numpy arrays, without end.
 
@@ -35,10 +38,13 @@ def stream(
         dictionaries with "image" and "label".
     - `batch_size`: images a batch, no more than there are.
     - `seed`: in `range(2**32)`; the same seed gives the same batches.
+    - `start`: how many batches to leave out: what comes is what would have come after so many.
+    - `workers`: processes that read a set on disk ahead, instead of threads; they change nothing
+        about the batches. Sets in memory have no use for them.
 
     Every epoch goes through the images in a new order, each at most once; those left over when
-    they do not fill a batch are dropped from that epoch. `get_state()` and `set_state()` of the
-    iterator continue a stream exactly where it was. Raises `ValueError` for sizes that do not fit.
+    they do not fill a batch are dropped from that epoch. Raises `ValueError` for sizes that do not
+    fit.
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}: choose it in range(2**32).")
@@ -49,7 +55,12 @@ def stream(
             raise ValueError("the grain dataset has no end: pass it without repeat().")
         _check_sizes(len(train), batch_size)
         batches = train.seed(seed).map(_as_pair).shuffle().batch(batch_size, drop_remainder=True)
-        return iter(batches.repeat().to_iter_dataset(_FROM_DISK))
+        ahead = batches.repeat()[start:].to_iter_dataset(_FROM_DISK)
+        if workers:
+            if not absl.flags.FLAGS.is_parsed():
+                absl.flags.FLAGS.mark_as_parsed()  # grain's workers ask for theirs
+            ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        return iter(ahead)
     if isinstance(train, Dataset):
         train = (train.images, train.labels)
     if not isinstance(train, tuple):
@@ -62,7 +73,7 @@ def stream(
         raise ValueError(f"there are {len(images)} images but {len(labels)} labels.")
     _check_sizes(len(images), batch_size)
     source = _ShuffledBatches(images, labels, batch_size, seed)
-    return iter(grain.MapDataset.source(source).to_iter_dataset(_IN_MEMORY))
+    return iter(grain.MapDataset.source(source)[start:].to_iter_dataset(_IN_MEMORY))
 
 
 def sample(

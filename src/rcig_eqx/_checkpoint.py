@@ -1,0 +1,220 @@
+"""A run's state on disk: written whole or not at all, checked when read, found again."""
+
+import dataclasses
+import json
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+from ._files import damage_named, read_checked, write_checked
+from ._step import State
+from .data import DataError
+
+FORMAT = "rcig_eqx/checkpoint/1"
+_STATE = "state"  # what the names of its arrays begin with
+
+
+def save_state(
+    path: str | os.PathLike,
+    state: State,
+    *,
+    card: Mapping[str, Any] | None = None,
+    arrays: Mapping[str, np.ndarray] | None = None,
+) -> Path:
+    """Write every array of a state to one safetensors file, with a checksum.
+
+    **Arguments:**
+
+    - `path`: the file; it appears under its name only once it is complete.
+    - `state`: of a run; read before it is donated to the next step.
+    - `card`: anything JSON holds, given back by the reader.
+    - `arrays`: anything else to keep beside the state.
+
+    Raises `OSError` if it cannot be written, and leaves what stood there before.
+    """
+    header = {"format": FORMAT, "card": dict(card or {})}
+    return write_checked(path, header, arrays_of(state) | dict(arrays or {}))
+
+
+def load_state(path: str | os.PathLike, like: State) -> State:
+    """Read a state written by [`save_state`][rcig_eqx.save_state].
+
+    `like` is a state of the same recipe, such as `init` makes: its arrays are replaced, and all
+    else in it, the functions, is kept. Raises `DataError` for a damaged file, and `ValueError` for
+    a state of another shape, naming what differs.
+    """
+    _, arrays = read_checkpoint(path)
+    return restore(arrays, like)
+
+
+def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The card and the arrays of a checkpoint; `DataError` if it is damaged."""
+    header, arrays = read_checked(path, FORMAT, "checkpoint")
+    with damage_named(path, "checkpoint"):
+        return dict(header["card"]), arrays
+
+
+def restore(arrays: Mapping[str, np.ndarray], like: State) -> State:
+    """`like` with its arrays replaced by those of a checkpoint."""
+
+    def put(path: tuple, leaf: Any) -> Any:
+        if not _is_array(leaf):
+            return leaf
+        name = _name(path)
+        data = _data_of(leaf)
+        stored = arrays.get(name)
+        if stored is None:
+            raise ValueError(f"the checkpoint has no {name}: it is of another method or network.")
+        if stored.shape != data.shape or stored.dtype != data.dtype:
+            raise ValueError(
+                f"{name} is {stored.dtype} {stored.shape} in the checkpoint and {data.dtype} "
+                f"{data.shape} in this run: another network, method, optimiser or pool."
+            )
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jr.wrap_key_data(jnp.asarray(stored), impl=jr.key_impl(leaf))
+        return jnp.asarray(stored)
+
+    restored = jax.tree_util.tree_map_with_path(put, like)
+    extra = {name for name in arrays if name.startswith(_STATE)} - arrays_of(restored).keys()
+    if extra:
+        raise ValueError(f"the checkpoint has {min(extra)}, which this run does not.")
+    return restored
+
+
+@dataclasses.dataclass
+class CheckpointFolder:
+    """The checkpoints of one run, `step-00000100.safetensors` and so on.
+
+    - `folder`: where they are.
+    - `every`: seconds between two of them; 0 is after every step.
+    - `keep`: how many of the newest are left in place.
+    """
+
+    folder: Path
+    every: float = 300.0
+    keep: int = 3
+    written: float = dataclasses.field(default_factory=time.monotonic)
+
+    def files(self) -> list[Path]:
+        """All checkpoints, newest first."""
+        return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
+
+    def prepare(self) -> None:
+        """Make the folder and sweep up what a killed writer left. `OSError` if it cannot be."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for part in self.folder.glob(".step-*.part"):
+                part.unlink()
+            probe = self.folder / ".writable"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"cannot keep checkpoints in {self.folder} ({error.strerror}): choose another "
+                "checkpoint_dir",
+            ) from error
+
+    def newest(self) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+        """The newest valid checkpoint, or `None` if there are none.
+
+        A damaged one is named in a warning and passed over for the one before. Raises `DataError`
+        if there are some and all are damaged.
+        """
+        for path in self.files():
+            try:
+                return read_checkpoint(path)
+            except DataError as error:
+                warnings.warn(f"Passed over: {error}", RuntimeWarning, stacklevel=2)
+        if files := self.files():
+            raise DataError(
+                f"All {len(files)} checkpoints in {self.folder} are damaged: choose an empty "
+                "folder to start anew."
+            )
+        return None
+
+    def check_room(self, state: State) -> None:
+        """Raise `OSError` unless there is room for one checkpoint more than are kept."""
+        size = sum(_data_of(x).nbytes for _, x in _array_leaves(state))
+        needed, free = (self.keep + 1) * size, shutil.disk_usage(self.folder).free
+        free += sum(path.stat().st_size for path in self.files())
+        if free < needed:
+            raise OSError(
+                f"{self.folder} has room for {free / 1e6:.0f} MB, and {self.keep} checkpoints and "
+                f"one being written take {needed / 1e6:.0f} MB: free some space, keep fewer, or "
+                "choose another checkpoint_dir."
+            )
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for the next one."""
+        return time.monotonic() - self.written >= self.every
+
+    def save(
+        self, state: State, card: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+    ) -> Path | None:
+        """Write a checkpoint, then remove the oldest beyond `keep`.
+
+        A disk that is full is no reason to lose the run: it is said in a warning, the checkpoints
+        before stay, and the next interval tries again.
+        """
+        self.written = time.monotonic()
+        path = self.folder / f"step-{int(state.step):08d}.safetensors"
+        try:
+            save_state(path, state, card=card, arrays=arrays)
+            for old in self.files()[self.keep :]:
+                old.unlink(missing_ok=True)
+        except OSError as error:
+            warnings.warn(f"No checkpoint: {error}.", RuntimeWarning, stacklevel=2)
+            return None
+        return path
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What two cards say differently, a line each, with dots into nested ones."""
+
+    def flat(card: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+        for name, value in card.items():
+            if isinstance(value, Mapping):
+                yield from flat(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name, json.loads(json.dumps(value))
+
+    a, b = dict(flat(there)), dict(flat(here))
+    names = [name for name in a | b if a.get(name) != b.get(name)]
+    return [f"{name}: {a.get(name)!r} there, {b.get(name)!r} here" for name in names]
+
+
+def _array_leaves(state: State) -> Iterator[tuple[tuple, Any]]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return ((path, leaf) for path, leaf in leaves if _is_array(leaf))
+
+
+def arrays_of(state: State) -> dict[str, np.ndarray]:
+    """Every array of a state by name, on the host; of random keys the integers behind them."""
+    leaves = list(_array_leaves(state))
+    data = jax.device_get([_data_of(leaf) for _, leaf in leaves])
+    return {_name(path): x for (path, _), x in zip(leaves, data, strict=True)}
+
+
+def _is_array(leaf: Any) -> bool:
+    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+def _data_of(leaf: Any) -> Any:
+    """An array's numbers; of random keys the integers behind them."""
+    return jr.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
+def _name(path: tuple) -> str:
+    return _STATE + jax.tree_util.keystr(path)

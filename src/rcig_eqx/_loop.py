@@ -1,0 +1,194 @@
+"""The loop around `step`: metrics, callbacks, checkpoints, signals, and what to say at the end."""
+
+import contextlib
+import dataclasses
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ._checkpoint import CheckpointFolder
+from ._faults import explain
+from ._memory import check_memory, memory_of
+from ._progress import Callback, Progress, ProgressBar
+from ._result import DistillResult
+from ._step import State, compiled_step, compiled_tune
+from .data import DataError
+from .methods import AbstractAdaptiveMethod
+
+History = dict[str, list[float]]  # a number a step, by name
+
+_GIVE_UP_AFTER = 10  # steps in a row without a finite hypergradient
+
+
+@dataclasses.dataclass
+class Loop:
+    """What a run does around its steps.
+
+    - `batches`: preprocessed outer batches, from the first one that is still to be taken.
+    - `steps`: how many steps there are to be in all.
+    - `result`: makes a `DistillResult` of a state and a history.
+    - `checkpoints`: where to keep them, if anywhere; `card` goes into each.
+    """
+
+    batches: Iterator[tuple[Any, Any]]
+    steps: int
+    result: Callable[[State, History], DistillResult]
+    callbacks: Sequence[Callback]
+    bar: ProgressBar
+    checkpoints: CheckpointFolder | None
+    card: Mapping[str, Any]
+
+    def run(self, state: State, history: History) -> tuple[State, History]:
+        """Take the steps that are left. Metrics are read one step late: the device never waits."""
+        number = first = int(state.step)
+        before = history["seconds"][-1] if number else 0.0
+        began = time.perf_counter() - before
+        pending: tuple[int, dict[str, Array]] | None = None
+
+        def flush() -> None:
+            nonlocal pending
+            if pending:
+                record(history, pending[1], time.perf_counter() - began)
+                self.bar.update(pending[0], self.steps, _last(history))
+                if history["rejected"][-1]:
+                    self.bar.note(f"Rejected {explain(pending[0], _last(history))}.")
+            pending = None
+
+        def so_far() -> DistillResult:
+            flush()
+            return self.result(state, history)
+
+        def save() -> Any:
+            flush()
+            if self.checkpoints is None or deleted(state):
+                return None
+            arrays = {f"history.{k}": np.asarray(v, np.float64) for k, v in history.items()}
+            return self.checkpoints.save(state, self.card, arrays)
+
+        saved = first
+        with interruptible() as interrupted:
+            try:
+                for number in range(first + 1, self.steps + 1):
+                    batch = self._next_batch(number)
+                    if number == first + 1:
+                        state = self._compile(state, batch)
+                    state, metrics = compiled_step()(batch, state)
+                    flush()
+                    pending = (number, metrics)
+                    report = Progress(number, self.steps, metrics, state, so_far)
+                    stop = [callback(report) for callback in self.callbacks]
+                    if any(stop) or interrupted() or _rejected_lately(history):
+                        break
+                    if self.checkpoints and self.checkpoints.due:
+                        save()
+                        saved = number
+            except Exception as error:
+                if path := save():
+                    error.add_note(f"The run up to here is in {path}: resume=True continues it.")
+                raise
+            if number > saved:
+                save()
+            flush()
+        say_what_fell_short(history)
+        return state, history
+
+    def _next_batch(self, number: int) -> tuple[Array, Array]:
+        try:
+            images, labels = next(self.batches)
+        except DataError:
+            raise
+        except Exception as error:  # a file gone, a reader dead: whatever the source may raise
+            raise DataError(
+                f"The batch of step {number} could not be read: {type(error).__name__}: {error}"
+            ) from error
+        return jnp.asarray(images), jnp.asarray(labels, jnp.int32)
+
+    def _compile(self, state: State, batch: tuple[Array, Array]) -> State:
+        """What comes before the first step: learning rates found, the step compiled."""
+        if int(state.step) == 0 and isinstance(state.recipe.method, AbstractAdaptiveMethod):
+            state = compiled_tune()(batch, state)
+        check_memory(memory_of(batch, state), len(batch[0]))
+        return state
+
+
+def record(history: History, metrics: Mapping[str, Array], seconds: float) -> None:
+    """Add a step's numbers to the history."""
+    numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    for name, value in (numbers | {"seconds": seconds}).items():
+        history.setdefault(name, []).append(value)
+
+
+def _last(history: History) -> dict[str, float]:
+    return {name: values[-1] for name, values in history.items()}
+
+
+def _rejected_lately(history: History) -> bool:
+    lately = history.get("rejected", [])[-_GIVE_UP_AFTER:]
+    return len(lately) == _GIVE_UP_AFTER and all(lately)
+
+
+def deleted(state: State) -> bool:
+    """Whether a step that did not end has taken the state's memory."""
+    return any(x.is_deleted() for x in jax.tree.leaves(eqx.filter(state, eqx.is_array)))
+
+
+def say_what_fell_short(history: History) -> None:
+    """Warn of rejected steps, of a run given up, and of solves that missed their tolerance."""
+    rejected = np.flatnonzero(history.get("rejected", []))
+    if len(rejected):
+        shown = [explain(i + 1, {k: v[i] for k, v in history.items()}) for i in rejected[:3]]
+        more = f"; and {len(rejected) - 3} more" if len(rejected) > 3 else ""
+        text = f"{len(rejected)} steps were rejected: {'; '.join(shown)}{more}."
+        if _rejected_lately(history):
+            text = (
+                f"Stopped: {_GIVE_UP_AFTER} steps in a row had no finite hypergradient. What had "
+                "been distilled before is returned. Lower the optimiser's learning rate or raise "
+                f"the method's l2_rate. {text}"
+            )
+        warnings.warn(text, RuntimeWarning, stacklevel=4)
+    missed = history.get("converged", []).count(0.0)
+    if missed:
+        residuals = [r for r in history.get("residual", []) if np.isfinite(r)]
+        worst = f", the worst relative residual {max(residuals):.1e}" if residuals else ""
+        warnings.warn(
+            f"A solve failed or stopped at its cap in {missed} of {len(history['loss'])} steps"
+            f"{worst}: the hypergradients there were not what was asked for. Raise the "
+            "solver's max_steps, as in method=methods.rcig(solver=DualCG(max_steps=500)), or "
+            "choose another solver.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C or SIGTERM within sets a flag; the second does what it always does."""
+    pressed = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed.is_set  # signals belong to the main thread
+        return
+    always = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.getsignal(number) for number in always}
+
+    def handler(number: int, _: object) -> None:
+        pressed.set()
+        # A job in the background starts with SIGINT ignored: twice still interrupts.
+        usual = before[signal.Signals(number)]
+        signal.signal(number, usual if callable(usual) else always[signal.Signals(number)])
+
+    for number in always:
+        signal.signal(number, handler)
+    try:
+        yield pressed.is_set
+    finally:
+        for number, usual in before.items():
+            signal.signal(number, usual)

@@ -1,0 +1,86 @@
+"""How much memory a step takes, by the compiler's own account, before anything is run."""
+
+import dataclasses
+import warnings
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+
+from ._backend import available_memory
+from ._coreset import Coreset
+from ._step import Recipe, State, compiled_step, init
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that a step holds on its device at once.
+
+    - `state`: ψ and its average, the optimiser, the pool with its optimisers; updated in place.
+    - `batch`: the outer batch.
+    - `temporaries`: all that the step makes on the way, at its peak.
+    """
+
+    state: int
+    batch: int
+    temporaries: int
+
+    @property
+    def total(self) -> int:
+        """The sum of the three."""
+        return self.state + self.batch + self.temporaries
+
+    def __str__(self) -> str:
+        parts = (("state", self.state), ("batch", self.batch), ("temporaries", self.temporaries))
+        listed = ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in parts)
+        return f"{self.total / 1e6:,.1f} MB ({listed})"
+
+
+def estimate_memory(recipe: Recipe, coreset: Coreset, batch_size: int) -> MemoryEstimate:
+    """What a step of this recipe will take, without taking it.
+
+    Compiles the step for arrays of the right shapes and reads the compiler's allocation; a run
+    with the same recipe then compiles nothing anew. Beside it a run holds the training images,
+    and the compiler itself, for a while, some hundred megabytes.
+
+    **Arguments:**
+
+    - `recipe`: the strategies of the run.
+    - `coreset`: the distilled set it starts from; its shapes alone matter.
+    - `batch_size`: images of the outer batch.
+    """
+    state = eqx.filter_eval_shape(lambda c: init(c, recipe, key=jr.key(0)), coreset)
+    images = jax.ShapeDtypeStruct((batch_size, *coreset.images.shape[1:]), coreset.images.dtype)
+    return memory_of((images, jax.ShapeDtypeStruct((batch_size,), jnp.int32)), state)
+
+
+def memory_of(batch: tuple, state: State) -> MemoryEstimate:
+    """The estimate for arrays, or their shapes, that the step is to be called with."""
+    analysis = compiled_step().lower(batch, state).compile().compiled.memory_analysis()
+    of_batch = sum(x.size * x.dtype.itemsize for x in batch)
+    return MemoryEstimate(
+        analysis.argument_size_in_bytes - of_batch,
+        of_batch,
+        analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+    )
+
+
+def check_memory(estimate: MemoryEstimate, batch_size: int) -> None:
+    """Warn, with what to change, if a step takes more memory than there is."""
+    available = available_memory()
+    # The state is there already.
+    if available is None or estimate.batch + estimate.temporaries <= available:
+        return
+    advice = (
+        "a smaller pool, as pool=PoolSchedule(size=10)"
+        if estimate.state > estimate.temporaries
+        else f"a backward pass through fewer images, as method=methods.rcig(subset=100), a "
+        f"batch_size below {batch_size}, fewer images_per_class or a narrower network"
+    )
+    warnings.warn(
+        f"A step is estimated to take {estimate}, and {available / 1e6:,.0f} MB are free: it may "
+        f"run out of memory. What helps most: {advice}.",
+        RuntimeWarning,
+        stacklevel=2,
+    )

@@ -1,0 +1,131 @@
+"""Whether a checkpoint is of this very run, and how the run goes on from it."""
+
+import hashlib
+import importlib.metadata
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._checkpoint import CheckpointFolder, arrays_of, differences, restore
+from ._step import State, step, tune
+from .data import Dataset, ImageFolder
+from .methods import AbstractAdaptiveMethod
+
+_COMPUTES = ("rcig-eqx", "jax", "jaxlib", "equinox", "optax", "lineax", "grain", "numpy")
+
+
+def run_card(
+    settings: Mapping[str, Any],
+    train: Any,
+    seen: Dataset,
+    state: State,
+    images: jax.ShapeDtypeStruct,
+) -> dict[str, Any]:
+    """What makes a run the run it is, in plain values.
+
+    **Arguments:**
+
+    - `settings`: what `distill` was asked for. The number of steps may change between two parts
+      of a run, all else may not.
+    - `train`: the training set, and `seen` the part of it that is in memory.
+    - `state`: the state before the first step.
+    - `images`: shape and dtype of an outer batch's.
+
+    Functions, such as losses and optimisers, have no names to compare. What they compute has: the
+    hash of the traced step. The hash of the starting state covers the key and every number passed.
+    """
+    program = str(eqx.filter_make_jaxpr(step)(_tuned(state, images), _batch(images))[0])
+    files = train.files if isinstance(train, ImageFolder) else ()
+    return {
+        "settings": {name: value for name, value in settings.items() if name != "steps"},
+        "training images": _digest(
+            [len(train), seen.images, seen.labels, *(f"{f.parent.name}/{f.name}" for f in files)]
+        ),
+        "starting state": _digest(arrays_of(state).values()),
+        "program": _digest([program]),
+        "versions": {name: importlib.metadata.version(name) for name in _COMPUTES},
+    }
+
+
+def begin(
+    folder: CheckpointFolder,
+    card: Mapping[str, Any],
+    state: State,
+    images: jax.ShapeDtypeStruct,
+    *,
+    resume: bool,
+) -> tuple[State, dict[str, list[float]]]:
+    """The state and history to go on from: the newest valid checkpoint's, or the start.
+
+    Raises `ValueError` for a folder with checkpoints that are not to be resumed, or are of
+    another run, and says what differs; `OSError` for one that cannot be written or has no room.
+    """
+    folder.prepare()
+    if folder.files() and not resume:
+        raise ValueError(
+            f"{folder.folder} holds {len(folder.files())} checkpoints of an earlier run: pass "
+            "resume=True to go on with it, or choose another checkpoint_dir."
+        )
+    folder.check_room(state)
+    found = folder.newest()
+    if found is None:
+        return state, {}
+    there, arrays = found
+    check_same_run(there, card, folder)
+    prefix = "history."
+    history = {
+        name.removeprefix(prefix): array.tolist()
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
+    return restore(arrays, _tuned(state, images)), history
+
+
+def _tuned(state: State, images: jax.ShapeDtypeStruct) -> State:
+    """The state with its adaptive method's arrays as a run has them from its first step on."""
+    if not isinstance(state.recipe.method, AbstractAdaptiveMethod):
+        return state
+    tuned = eqx.filter_eval_shape(tune, state, _batch(images)).recipe.method
+    return eqx.tree_at(lambda s: s.recipe.method, state, tuned)
+
+
+def _batch(images: jax.ShapeDtypeStruct) -> Any:
+    return images, jax.ShapeDtypeStruct(images.shape[:1], jnp.int32)
+
+
+def check_same_run(
+    there: Mapping[str, Any], here: Mapping[str, Any], folder: CheckpointFolder
+) -> None:
+    """Raise `ValueError` for a checkpoint of another run; warn if other versions wrote it."""
+    there, here = dict(there), dict(here)
+    versions = differences(there.pop("versions"), here.pop("versions"))
+    if versions:
+        # The text of a program is its compiler's; another one writes it differently.
+        del there["program"], here["program"]
+        warnings.warn(
+            f"The checkpoint is by other versions ({'; '.join(versions)}): the run goes on, but "
+            "does not end in the same bytes.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    differ = differences(there, here)
+    if differ:
+        raise ValueError(
+            f"{folder.folder} holds a run that differs from this one: {'; '.join(differ)}. Ask "
+            "for the same, or choose another checkpoint_dir. (Of the hashes, `program` covers the "
+            "losses, the optimiser, the average and the network, `starting state` the key and "
+            "every number among them.)"
+        )
+
+
+def _digest(parts: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        array = isinstance(part, np.ndarray)
+        digest.update(np.ascontiguousarray(part).data if array else f"{part} ".encode())
+    return digest.hexdigest()[:16]
