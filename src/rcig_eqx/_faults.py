@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -20,7 +21,7 @@ MAX_RAISES = 4  # at most so many times
 CAUSES = (
     "",
     "the outer batch holds pixels that are not finite",
-    "its features of the distilled images are not finite: the network diverged",
+    "the network diverged, its parameters or features are not finite",
     "the solve did not end in finite numbers",
     "the outer loss is not finite",
     "the gradient is not finite",
@@ -65,7 +66,9 @@ def diagnose(
     l2 = jnp.min(jnp.stack(rates)) * len(y_S) if rates else jnp.zeros((), h.dtype)
     condition = (spectrum[-1] + l2) / (jnp.maximum(spectrum[0], 0) + l2)
     residuals = [value for name, value in result.stats.items() if "residual" in name]
-    checks = ((images,), (h,), residuals, (result.value,), jax.tree.leaves(result.gradient))
+    # A rectifier may turn NaN into zero, so that finite features are no proof.
+    network = (eqx.filter(model, eqx.is_inexact_array), h)
+    checks = (images, network, residuals, result.value, result.gradient)
     bad = jnp.stack([*(~all_finite(values) for values in checks), jnp.asarray(True)])
     return 1 + jnp.argmax(bad).astype(jnp.int32), condition
 

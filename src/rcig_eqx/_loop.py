@@ -143,7 +143,7 @@ def deleted(state: State) -> bool:
 
 def say_what_fell_short(history: History) -> None:
     """Warn of rejected steps, of a run given up, and of solves that missed their tolerance."""
-    rejected = np.flatnonzero(history.get("rejected", []))
+    rejected = np.flatnonzero(history.get("rejected", [])).tolist()
     if len(rejected):
         shown = [explain(i + 1, {k: v[i] for k, v in history.items()}) for i in rejected[:3]]
         more = f"; and {len(rejected) - 3} more" if len(rejected) > 3 else ""

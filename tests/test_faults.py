@@ -1,0 +1,181 @@
+"""Steps that go wrong: rejected, explained, and gone on from."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import pytest
+
+from rcig_eqx import (
+    Hypergradient,
+    PoolSchedule,
+    Recipe,
+    State,
+    convnet_for,
+    coreset_optimizer,
+    distill,
+    growing_average,
+    init,
+    real_coreset,
+    step,
+)
+from rcig_eqx._faults import CAUSES, L2_FACTOR, MAX_RAISES
+from rcig_eqx.data import Dataset, load, standardize
+from rcig_eqx.methods import AbstractMethod, frepo
+
+make_model = convnet_for((14, 14, 1), 3, width=4, depth=1)
+L2_RATE = 1e-3
+
+
+class probe(AbstractMethod):
+    """Reports the λ it is given, and is broken in one place or none."""
+
+    broken: str = eqx.field(static=True, default="")
+    l2_rate: float = L2_RATE
+
+    def hypergradient(self, model, coreset, images, targets, *, key):
+        bad = {name: jnp.where(self.broken == name, jnp.nan, 1.0) for name in ("loss", "gradient")}
+        residual = jnp.where(self.broken == "solve", jnp.nan, 0.0)
+        value = jnp.asarray(self.l2_rate) * bad["loss"] * (1 + 0 * residual)
+        return Hypergradient(
+            value, jax.tree.map(lambda x: x * bad["gradient"], coreset), {"residual": residual}
+        )
+
+
+@pytest.fixture(scope="module")
+def train():
+    whole = load("fashion_mnist_small", "train")
+    chosen = np.concatenate([np.flatnonzero(whole.labels == c)[:20] for c in range(3)])
+    return Dataset(whole.images[chosen, ::2, ::2], whole.labels[chosen], whole.class_names[:3])
+
+
+@pytest.fixture(scope="module")
+def batch(train):
+    images = standardize(train.images)(train.images[::5])
+    return images, jnp.asarray(train.labels[::5], jnp.int32)
+
+
+def start(train, method, optimizer=None, size: int = 1) -> State:
+    coreset = real_coreset(train, 2, standardize(train.images), key=jr.key(0))
+    schedule = PoolSchedule(size=size, min_visit=0, max_visit=0)
+    optimizer = optimizer or coreset_optimizer()
+    recipe = Recipe(method, make_model, optimizer, schedule, growing_average())
+    return init(coreset, recipe, key=jr.key(1))
+
+
+take = eqx.filter_jit(step)
+
+
+def spoilt(state: State) -> State:
+    """The state with its pool's first convolution not a number."""
+    where = lambda s: s.pool.model.blocks[0].kernel  # noqa: E731
+    return eqx.tree_at(where, state, replace_fn=lambda x: x * jnp.nan)
+
+
+def test_a_diverged_network_is_named_and_replaced(train, batch):
+    state = spoilt(start(train, frepo()))
+    after, metrics = take(state, batch)
+    assert metrics["rejected"]
+    assert "diverged" in CAUSES[int(metrics["cause"])]
+    for now, before in zip(
+        jax.tree.leaves((after.coreset, after.opt_state)),
+        jax.tree.leaves((state.coreset, state.opt_state)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(now, before)
+    after, metrics = take(after, batch)
+    assert not metrics["rejected"]
+    assert metrics["cause"] == metrics["condition"] == 0
+    assert np.isfinite(metrics["loss"])
+
+
+def test_pixels_that_are_not_finite_are_named(train, batch):
+    images, labels = batch
+    _, metrics = take(start(train, frepo()), (images.at[0, 3, 3, 0].set(jnp.inf), labels))
+    assert "outer batch" in CAUSES[int(metrics["cause"])]
+
+
+@pytest.mark.parametrize(
+    ("broken", "cause"),
+    [("solve", "solve"), ("loss", "outer loss"), ("gradient", "gradient")],
+)
+def test_the_first_thing_to_break_is_named(broken, cause, train, batch):
+    """With the condition number of the ridge head at that network, against NumPy's."""
+    state = start(train, probe(broken))
+    _, metrics = take(state, batch)
+    assert metrics["rejected"]
+    assert cause in CAUSES[int(metrics["cause"])]
+    model = jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, state.pool.model)
+    h = np.asarray(model.features(state.coreset.images), np.float64)
+    K = h @ h.T + L2_RATE * len(h) * np.eye(len(h))
+    np.testing.assert_allclose(metrics["condition"], np.linalg.cond(K), rtol=1e-3)
+
+
+def test_an_update_that_overflows_is_rejected(train, batch):
+    state = start(train, probe(), optax.scale(jnp.inf))
+    after, metrics = take(state, batch)
+    assert "optimiser" in CAUSES[int(metrics["cause"])]
+    np.testing.assert_array_equal(after.coreset.images, state.coreset.images)
+
+
+def test_l2_is_raised_after_a_rejected_step_and_comes_back(train, batch):
+    """The rule: ten times, up to the cap; an accepted step takes one raise back."""
+    state, images, labels = start(train, probe()), *batch
+    bad = (images.at[0].set(jnp.nan), labels)
+
+    class spoilable(probe):
+        def hypergradient(self, model, coreset, images, targets, *, key):
+            result = probe.hypergradient(self, model, coreset, images, targets, key=key)
+            return dataclasses.replace(result, value=result.value + 0 * jnp.sum(images))
+
+    state = start(train, spoilable())
+    seen, good = [], []
+    for spoil in [False] + (MAX_RAISES + 1) * [True] + (MAX_RAISES + 1) * [False]:
+        state, metrics = take(state, bad if spoil else batch)
+        seen.append(int(state.raises))
+        if not spoil:
+            good.append(float(metrics["loss"]) / L2_RATE)
+    cap = MAX_RAISES
+    assert seen == [0, *range(1, cap + 1), cap, *range(cap - 1, -1, -1), 0]
+    np.testing.assert_allclose(good, [1, *(L2_FACTOR**i for i in range(cap, -1, -1))], rtol=1e-5)
+
+
+def test_l2_as_it_is_where_nothing_was_rejected(train, batch):
+    """Not a bit of a hypergradient changes for the rule."""
+    state = start(train, frepo())
+    model = jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, state.pool.model)
+    targets = jax.nn.one_hot(batch[1], 3)
+    plain = eqx.filter_jit(frepo().hypergradient)(
+        model, state.coreset, batch[0], targets, key=jr.key(0)
+    )
+    _, metrics = take(state, batch)
+    np.testing.assert_allclose(metrics["loss"], plain.value, rtol=1e-6)
+
+
+def test_a_run_says_what_it_rejected_and_goes_on(train):
+    class sometimes(AbstractMethod):
+        """Not a number for an outer batch whose first image is of class 0."""
+
+        def hypergradient(self, model, coreset, images, targets, *, key):
+            bad = jnp.where(targets[0, 0] > 0, jnp.nan, 1e-3)
+            return Hypergradient(bad, jax.tree.map(lambda x: x * bad, coreset), {})
+
+    with pytest.warns(RuntimeWarning, match=r"rejected: step \d+, network 0: the outer"):
+        result = distill(
+            train,
+            images_per_class=1,
+            key=jr.key(0),
+            method=sometimes(),
+            model=make_model,
+            pool=PoolSchedule(size=1, max_visit=1),
+            steps=12,
+            batch_size=4,
+            progress=False,
+        )
+    assert not result.interrupted
+    assert 0 < result.history["rejected"].sum() < 12
+    assert np.isfinite(result.coreset.images).all()
