@@ -45,7 +45,7 @@ def out(folder, tmp_path_factory):
 
 
 def test_distill_writes_a_set_a_picture_and_a_report(out, folder):
-    files = {"distilled.safetensors", "distilled.png", "evaluation.json"}
+    files = {"distilled.safetensors", "distilled.png", "evaluation.json", "checkpoints"}
     assert {path.name for path in out.iterdir()} == files
     result = load_result(out / "distilled.safetensors")
     assert result.coreset.images.shape == (4, 8, 8, 1)
@@ -76,11 +76,11 @@ def test_evaluate_repeats_what_distill_measured(out, capsys, tmp_path):
 def test_an_earlier_result_is_kept(out, folder, capsys):
     before = (out / "distilled.safetensors").read_bytes()
     assert run("distill", folder, *SMALL, "--out", out) == 2
-    assert "pass --overwrite or another --out" in capsys.readouterr().err
+    assert "pass --overwrite, another --out" in capsys.readouterr().err
     assert (out / "distilled.safetensors").read_bytes() == before
 
 
-def test_ctrl_c_keeps_the_result_so_far(folder, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_keeps_the_result_so_far_and_resume_goes_on(folder, tmp_path, monkeypatch, capsys):
     def interrupted(*arguments, **options):
         press = lambda report: os.kill(os.getpid(), signal.SIGINT)  # noqa: E731
         return distill(*arguments, **options, callbacks=[press])
@@ -93,6 +93,21 @@ def test_ctrl_c_keeps_the_result_so_far(folder, tmp_path, monkeypatch, capsys):
     out = tmp_path / "runs" / "shades-1ipc"
     assert load_result(out / "distilled.safetensors").interrupted
     assert not (out / "evaluation.json").exists()
+    # And goes on from there, or starts anew, but neither by accident.
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    arguments = ("distill", folder, "--steps", 50, *SMALL, *FEW)
+    assert run(*arguments) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert run(*arguments, "--resume", "--steps", 4) == 0
+    done = load_result(out / "distilled.safetensors")
+    assert done.recipe["steps_done"] == 4
+    assert run("distill", folder, "--steps", 4, *SMALL, *FEW, "--out", tmp_path / "whole") == 0
+    whole = load_result(tmp_path / "whole" / "distilled.safetensors")
+    assert np.array_equal(done.coreset.images, whole.coreset.images)
+    shutil.rmtree(out / "checkpoints")
+    assert run(*arguments, "--resume") == 2
+    assert "no checkpoint of its run" in capsys.readouterr().err
 
 
 def test_ctrl_c_during_the_evaluation_keeps_the_result(folder, out, tmp_path, monkeypatch, capsys):
@@ -123,15 +138,13 @@ def test_one_split_is_distilled_and_can_be_evaluated_on(folder, tmp_path, capsys
     assert "random real" in capsys.readouterr().out
 
 
-def test_ctrl_c_before_the_first_step_says_that_nothing_is_kept(
-    folder, tmp_path, monkeypatch, capsys
-):
+def test_ctrl_c_twice_says_what_is_kept(folder, tmp_path, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(_cli, "distill", interrupted)
     assert run("distill", folder, "--quiet", "--out", tmp_path / "o") == 130
-    assert "nothing to keep" in capsys.readouterr().err
+    assert "Stopped at once" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
 
 

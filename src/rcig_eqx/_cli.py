@@ -5,6 +5,7 @@ import importlib.metadata
 import inspect
 import json
 import re
+import shutil
 import sys
 import tempfile
 import warnings
@@ -118,6 +119,12 @@ def _distill(
         Option(help="Folder for the result.", show_default="runs/<dataset>-<n>ipc"),
     ] = None,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace an earlier result.")] = False,
+    resume: Annotated[
+        bool, Option("--resume", help="Go on with a run that was interrupted, however it was.")
+    ] = False,
+    checkpoint_every: Annotated[
+        float, Option(help="Seconds between checkpoints, in <out>/checkpoints.")
+    ] = _DISTILL["checkpoint_every"].default,
     evaluate_: Annotated[
         bool, Option("--evaluate/--no-evaluate", help="Measure the test accuracy afterwards.")
     ] = True,
@@ -131,17 +138,33 @@ def _distill(
     """Distil a data set, and compare the result with as many random real images."""
     out = out or Path("runs") / f"{Path(dataset).stem}-{images_per_class}ipc"
     file = out / "distilled.safetensors"
-    if file.exists() and not overwrite:
-        raise FileExistsError(f"{file} is there already: pass --overwrite or another --out.")
+    checkpoints = out / "checkpoints"
+    if not (overwrite or resume):
+        if file.exists():
+            raise FileExistsError(
+                f"{file} is there already: pass --overwrite, another --out, or --resume to go on."
+            )
+        if any(checkpoints.glob("*.safetensors")):
+            raise FileExistsError(
+                f"{checkpoints} holds an interrupted run: pass --resume to go on with it, "
+                "--overwrite to start anew, or another --out."
+            )
     optimizer = coreset_optimizer(learning_rate)
     train = load(dataset, "train", directory=directory)
     test = load_test(dataset, directory) if evaluate_ else None
+    if resume and file.exists() and not any(checkpoints.glob("*.safetensors")):
+        raise FileNotFoundError(
+            f"{file} is there, but no checkpoint of its run: pass --overwrite to start anew."
+        )
     check_writable(out)
+    if overwrite and not resume and checkpoints.exists():
+        shutil.rmtree(checkpoints)
 
     say = (lambda text: None) if quiet else echo
     say(
         f"Distilling {dataset} ({len(train):,} images, {train.num_classes} classes) "
-        f"to {images_per_class} a class in {steps:,} steps. Ctrl-C stops and keeps the result."
+        f"to {images_per_class} a class in {steps:,} steps. Ctrl-C stops and keeps the result; "
+        "--resume goes on."
     )
     try:
         result = distill(
@@ -155,10 +178,14 @@ def _distill(
             batch_size=batch_size,
             initialization=initialization,
             flip=flip,
+            checkpoint_dir=checkpoints,
+            checkpoint_every=checkpoint_every,
+            keep_checkpoints=2,
+            resume=resume,
             progress=not quiet,
         )
     except KeyboardInterrupt:
-        echo("Stopped before a step was done: there is nothing to keep.", err=True)
+        echo("Stopped at once: what the last checkpoint holds, --resume goes on with.", err=True)
         raise Exit(130) from None
     recipe = result.recipe | {"dataset": dataset, "seed": seed, "learning_rate": learning_rate}
     result = dataclasses.replace(result, recipe=recipe)
@@ -172,7 +199,8 @@ def _distill(
         echo(f"No picture. {error}", err=True)
     if result.interrupted:
         echo(
-            f"Stopped after step {recipe['steps_done']:,} of {steps:,}. The result so far is kept:"
+            f"Stopped after step {recipe['steps_done']:,} of {steps:,}. The result so far is kept, "
+            "and --resume goes on from here:"
         )
         echo_paths(written)
         raise Exit(130)
@@ -343,6 +371,7 @@ def main(arguments: list[str] | None = None) -> None:
             warnings.showwarning = lambda message, *_, **__: echo(f"Warning: {message}", err=True)
             app(arguments, prog_name="rcig-eqx")
     except (ValueError, OSError, ImportError) as error:
-        message = re.sub(r"^\[Errno \d+\] ", "", str(error))
+        notes = getattr(error, "__notes__", [])
+        message = re.sub(r"^\[Errno \d+\] ", "", " ".join([str(error), *notes]))
         echo(f"Error: {' '.join(message.split())}", err=True)
         sys.exit(2)

@@ -116,7 +116,8 @@ class Loop:
         """What comes before the first step: learning rates found, the step compiled."""
         if int(state.step) == 0 and isinstance(state.recipe.method, AbstractAdaptiveMethod):
             state = compiled_tune()(batch, state)
-        check_memory(memory_of(batch, state), len(batch[0]))
+        compiled = compiled_step().lower(batch, state).compile().compiled
+        check_memory(memory_of(compiled, batch), len(batch[0]))
         return state
 
 

@@ -2,15 +2,17 @@
 
 import dataclasses
 import warnings
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+from jaxtyping import PyTree
 
-from ._backend import available_memory
+from ._backend import available_memory, compiler_options
 from ._coreset import Coreset
-from ._step import Recipe, State, compiled_step, init
+from ._step import Recipe, init, step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +42,9 @@ class MemoryEstimate:
 def estimate_memory(recipe: Recipe, coreset: Coreset, batch_size: int) -> MemoryEstimate:
     """What a step of this recipe will take, without taking it.
 
-    Compiles the step for arrays of the right shapes and reads the compiler's allocation; a run
-    with the same recipe then compiles nothing anew. Beside it a run holds the training images,
-    and the compiler itself, for a while, some hundred megabytes.
+    Compiles the step for arrays of the right shapes, of which none is made, and reads the
+    compiler's allocation. Beside it a run holds the training images, and the compiler itself, for
+    a while, some hundred megabytes.
 
     **Arguments:**
 
@@ -52,12 +54,19 @@ def estimate_memory(recipe: Recipe, coreset: Coreset, batch_size: int) -> Memory
     """
     state = eqx.filter_eval_shape(lambda c: init(c, recipe, key=jr.key(0)), coreset)
     images = jax.ShapeDtypeStruct((batch_size, *coreset.images.shape[1:]), coreset.images.dtype)
-    return memory_of((images, jax.ShapeDtypeStruct((batch_size,), jnp.int32)), state)
+    batch = (images, jax.ShapeDtypeStruct((batch_size,), jnp.int32))
+    shapes, rest = eqx.partition(state, lambda x: isinstance(x, jax.ShapeDtypeStruct))
+
+    def arrays_alone(shapes: PyTree, batch: tuple) -> PyTree:
+        return eqx.filter(step(eqx.combine(shapes, rest), batch), eqx.is_array)
+
+    jitted = jax.jit(arrays_alone, donate_argnums=0, compiler_options=compiler_options())
+    return memory_of(jitted.lower(shapes, batch).compile(), batch)
 
 
-def memory_of(batch: tuple, state: State) -> MemoryEstimate:
-    """The estimate for arrays, or their shapes, that the step is to be called with."""
-    analysis = compiled_step().lower(batch, state).compile().compiled.memory_analysis()
+def memory_of(compiled: jax.stages.Compiled, batch: tuple) -> MemoryEstimate:
+    """The estimate of a compiled step, and the batch it is compiled for."""
+    analysis: Any = compiled.memory_analysis()
     of_batch = sum(x.size * x.dtype.itemsize for x in batch)
     return MemoryEstimate(
         analysis.argument_size_in_bytes - of_batch,
