@@ -1,7 +1,11 @@
 """Nothing lost: checkpoints, what they refuse, and runs that go on from them."""
 
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,7 +27,7 @@ from rcig_eqx import (
     save_state,
 )
 from rcig_eqx._checkpoint import arrays_of
-from rcig_eqx.data import DataError, Dataset, load, standardize
+from rcig_eqx.data import DataError, Dataset, ImageFolder, load, standardize
 from rcig_eqx.methods import frepo, rcig, rcig_paper, staged
 from rcig_eqx.solvers import Adam
 
@@ -299,3 +303,62 @@ def test_old_keys_are_kept_too(state, tmp_path):
     restored = load_state(tmp_path / "state", old)
     np.testing.assert_array_equal(np.asarray(restored.key), np.asarray(old.key))
     assert restored.step.dtype == jnp.int32
+
+
+# Sets on disk, and processes.
+
+
+@pytest.fixture
+def pictures(train, tmp_path):
+    """The training images as files."""
+    Image = pytest.importorskip("PIL.Image")
+    for i, (image, label) in enumerate(zip(train.images, train.labels, strict=True)):
+        folder = tmp_path / "pictures" / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[:, :, 0]).save(folder / f"{i:02}.png")
+    return ImageFolder(tmp_path / "pictures")
+
+
+def test_data_files_that_vanish_leave_a_checkpoint(pictures, tmp_path):
+    whole = distill(pictures, steps=12)
+
+    def remove(progress):
+        if progress.step == 3:
+            for file in pictures.files:
+                file.rename(file.with_suffix(".gone"))
+
+    folder = tmp_path / "checkpoints"
+    changed: Any = {"checkpoint_dir": folder, "checkpoint_every": 1e9}
+    with pytest.raises(DataError, match=r"batch of step \d+ could not be read.*No such") as caught:
+        distill(pictures, steps=12, callbacks=[remove], **changed)
+    assert "resume=True" in caught.value.__notes__[0]
+    for file in pictures.files:
+        file.with_suffix(".gone").rename(file)
+    assert same_run(distill(pictures, steps=12, resume=True, **changed), whole)
+
+
+def test_workers_change_nothing_and_a_dead_one_is_said(pictures, tmp_path):
+    whole = distill(pictures, steps=12)
+
+    def kill(progress):
+        if progress.step == 3:
+            for process in multiprocessing.active_children():
+                assert process.pid
+                os.kill(process.pid, signal.SIGKILL)
+
+    changed: Any = {"checkpoint_dir": tmp_path / "checkpoints", "steps": 12}
+    with pytest.raises(DataError, match=r"could not be read: .*terminated unexpectedly"):
+        distill(pictures, workers=2, callbacks=[kill], **changed)
+    assert same_run(distill(pictures, workers=1, resume=True, **changed), whole)
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_ends_in_the_same_bytes(kills):
+    script = Path(__file__).parent.parent / "benchmarks" / "kills.py"
+    command = [sys.executable, str(script), "--kills", str(kills), "--steps", str(60 * kills)]
+    done = subprocess.run(
+        [*command, "--width", "4"], capture_output=True, text=True, check=False, timeout=1200
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"survived {kills} of {kills} kills" in done.stdout
+    assert "the same bytes: True" in done.stdout

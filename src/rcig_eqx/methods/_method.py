@@ -85,7 +85,7 @@ def clip_implicit(direct: PyTree, implicit: PyTree) -> PyTree:
     return jax.tree.map(clip, direct, implicit)
 
 
-def check_l2_rate(l2_rate: float) -> None:
-    """Raise `ValueError` unless the ridge problem has one solution."""
-    if not l2_rate > 0:
+def check_l2_rate(l2_rate: float | Scalar) -> None:
+    """Raise `ValueError` unless the ridge problem has one solution. Traced rates are let pass."""
+    if not isinstance(l2_rate, jax.core.Tracer) and not l2_rate > 0:
         raise ValueError(f"l2_rate is {l2_rate}: it must be positive, such as 5e-4.")
