@@ -42,6 +42,7 @@ class Coreset(eqx.Module):
 
     @property
     def num_classes(self) -> int:
+        """The length of a label."""
         return self.labels.shape[-1]
 
 
@@ -61,8 +62,10 @@ def fold_temperature(coreset: Coreset) -> Coreset:
     )
 
 
-def centred_labels(labels: Integer[Array | np.ndarray, " n"], num_classes: int) -> Array:
-    """one-hot − 1/C, `[n classes]` (paper, section 4)."""
+def centred_labels(
+    labels: Integer[Array | np.ndarray, " n"], num_classes: int
+) -> Float[Array, "n classes"]:
+    """one-hot − 1/C (paper, section 4)."""
     return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32) - 1 / num_classes
 
 

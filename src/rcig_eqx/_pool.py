@@ -45,6 +45,7 @@ class PoolSchedule(eqx.Module):
             )
 
     def optimizer(self) -> optax.GradientTransformation:
+        """Adam at the pool's learning rate."""
         return optax.adam(self.learning_rate)
 
 

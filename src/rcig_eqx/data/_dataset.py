@@ -59,6 +59,7 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
+        """The number of class names."""
         return len(self.class_names)
 
     @property

@@ -23,10 +23,12 @@ class AbstractPreprocess(eqx.Module):
 
     @abstractmethod
     def __call__(self, images: Images) -> Float[Array, "n h w c"]:
+        """What a network sees, of images as they are stored."""
         raise NotImplementedError
 
     @abstractmethod
     def inverse(self, x: Float[Array | np.ndarray, "n h w c"]) -> Float[Array, "n h w c"]:
+        """Pixels in units of [0, 1], not clipped, of what a network sees."""
         raise NotImplementedError
 
 

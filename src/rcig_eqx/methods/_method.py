@@ -14,6 +14,7 @@ from .._losses import label_margin
 from ..models import AbstractNetwork
 
 OuterLoss = Callable[[Float[Array, "b classes"], Float[Array, "b classes"], Scalar], Scalar]
+"""`outer_loss(predictions [b classes], targets [b classes], log_temperature)`, a number."""
 
 
 class AbstractMethod(eqx.Module):

@@ -50,13 +50,14 @@ class Tally(eqx.Module):
 
 
 class implicit(AbstractAdaptiveMethod):
-    """A method of the primal route: [`implicit_hypergradient`][] with rates that follow the run.
+    """A method of the primal route: `implicit_hypergradient` with rates that follow the run.
 
     `rcig_paper`, `rig`, `cig` and `vig` are its ready forms. The arguments are those of
-    `implicit_hypergradient`; besides, `subset` as in [`rcig`][rcig_eqx.methods.rcig]; `margin`:
-    subtract the label margin from the outer loss; and `rule`: how learning rates change during a
-    run. Rates that are `None` are searched for before it (appendix C): the largest at which the
-    losses fall at every step, by doubling and backing off by a sixth at a time, then × 0.7.
+    [`implicit_hypergradient`][rcig_eqx.methods.implicit_hypergradient]; besides, `subset` as in
+    [`rcig`][rcig_eqx.methods.rcig]; `margin`: subtract the label margin from the outer loss; and
+    `rule`: how learning rates change during a run. Rates that are `None` are searched for before
+    it (appendix C): the largest at which the losses fall at every step, by doubling and backing
+    off by a sixth at a time, then × 0.7.
     """
 
     linearized: bool = eqx.field(static=True)

@@ -50,7 +50,8 @@ def exact_hypergradient(
     - `images`, `targets`: the outer batch, preprocessed, and one-hot labels.
     - `l2_rate`: λ divided by the number of distilled points (paper, appendix C: 5e-4 at depth 3).
     - `outer_loss`: `outer_loss(predictions, targets, log_temperature)`.
-    - `solver`: for the dual system; by size if `None`, as [`choose_dual_solver`][].
+    - `solver`: for the dual system; by size if `None`, as
+      [`choose_dual_solver`][rcig_eqx.methods.choose_dual_solver].
     - `chosen`: indices of the distilled images, mirrored ones counted, that the last backward
       pass goes through. If random, the gradient in the images is an unbiased estimate of the
       exact one; that in the labels and log τ stays exact. All images if `None`.

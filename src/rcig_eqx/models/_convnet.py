@@ -38,6 +38,7 @@ class ConvBlock(eqx.Module):
         self.softplus = softplus
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 o"]:
+        """Half the height and width, `out_channels` channels."""
         x = conv2d(x, self.kernel, padding=self.padding) + self.bias[None, None, None]
         beta = self.softplus
         x = jax.nn.relu(x) if beta is None else softplus(beta * x) / beta
@@ -137,6 +138,7 @@ class convnet_for(eqx.Module):
     softplus: float | Literal["paper"] | None = eqx.field(static=True, default="paper")
 
     def __call__(self, key: PRNGKeyArray) -> ConvNet:
+        """A fresh network."""
         height, width_px, channels = self.image_shape
         depth = self.depth
         if depth is None:

@@ -31,6 +31,7 @@ class Head(eqx.Module):
         self.bias = jnp.zeros(num_classes, dtype)
 
     def __call__(self, features: Float[Array, "n features"]) -> Float[Array, "n classes"]:
+        """The outputs f = hᵀ θ_F + bias, one row an image."""
         return features @ self.kernel + self.bias[None]
 
 
