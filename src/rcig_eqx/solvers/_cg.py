@@ -24,7 +24,9 @@ class ConjugateGradient(AbstractDefiniteSolver):
     Options, as for `lineax.CG`: `preconditioner`, a positive definite operator close to A⁻¹, and
     `y0`, where to start. The statistics are `num_steps`, `max_steps` and `residual`, the
     relative residual of the recurrence. Stopping at the cap is reported as
-    `RESULTS.max_steps_reached`, a residual that is not finite as `RESULTS.breakdown`.
+    `RESULTS.max_steps_reached`. A direction along which the operator does not curve upwards, which
+    a positive definite one has none of, ends the iteration where it is, and is reported as
+    `RESULTS.breakdown`, as is a residual that is not finite.
     """
 
     rtol: float = eqx.field(static=True, default=1e-3)
@@ -54,27 +56,30 @@ class ConjugateGradient(AbstractDefiniteSolver):
         z = precondition(r)
 
         def unfinished(carry):
-            *_, squared_residual, step = carry
-            return (squared_residual > target) & (step < self.max_steps)
+            *_, squared_residual, step, definite = carry
+            return (squared_residual > target) & (step < self.max_steps) & definite
 
         def body(carry):
-            y, r, p, rz, _, step = carry
+            y, r, p, rz, _, step, _ = carry
             Ap = operator.mv(p)
-            length = rz / dot(p, Ap)
+            curvature = dot(p, Ap)
+            definite = ~(curvature <= 0)
+            length = jnp.where(definite, rz / curvature, 0)
             y = axpy(length, p, y)
             r = axpy(-length, Ap, r)
             z = precondition(r)
             rz, previous = dot(r, z), rz
-            return y, r, axpy(rz / previous, p, z), rz, dot(r, r), step + 1
+            return y, r, axpy(rz / previous, p, z), rz, dot(r, r), step + 1, definite
 
-        start = (y0, r, z, dot(r, z), dot(r, r), jnp.zeros((), jnp.int32))
-        y, _, _, _, squared_residual, steps = jax.lax.while_loop(unfinished, body, start)
+        start = (y0, r, z, dot(r, z), dot(r, r), jnp.zeros((), jnp.int32), jnp.asarray(True))
+        y, _, _, _, squared_residual, steps, definite = jax.lax.while_loop(unfinished, body, start)
         size = dot(vector, vector)
         residual = jnp.sqrt(squared_residual / jnp.where(size > 0, size, 1))
         result = lx.RESULTS.where(
             squared_residual > target, lx.RESULTS.max_steps_reached, lx.RESULTS.successful
         )
-        result = lx.RESULTS.where(jnp.isfinite(squared_residual), result, lx.RESULTS.breakdown)
+        sound = definite & jnp.isfinite(squared_residual)
+        result = lx.RESULTS.where(sound, result, lx.RESULTS.breakdown)
         stats = {"num_steps": steps, "max_steps": self.max_steps, "residual": residual}
         return y, result, stats
 

@@ -254,3 +254,28 @@ class DualCG(AbstractDualSolver):
         classes = operator.in_structure().shape[-1]
         options = {"preconditioner": head_preconditioner(linearization.features, l2, classes)}
         return DualSystem(operator, solver, solver.init(operator, options), options)
+
+
+def dual_system(
+    solver: AbstractDualSolver, product: Callable[[Array], Array], like: Float[Array, " m"]
+) -> DualSystem:
+    """A dual system given by its product with flat vectors like `like`, ready to be solved.
+
+    `DualCholesky` forms its matrix column after column.
+    """
+    if isinstance(solver, DualCholesky):
+        K = jax.lax.map(product, jnp.eye(like.size, dtype=like.dtype))
+        operator = lx.MatrixLinearOperator(
+            K.astype(solve_dtype(solver.dtype, K)), lx.positive_semidefinite_tag
+        )
+        inner = lx.Cholesky()
+    elif isinstance(solver, DualCG):
+        structure = jax.ShapeDtypeStruct(like.shape, like.dtype)
+        operator = lx.FunctionLinearOperator(product, structure, lx.positive_semidefinite_tag)
+        inner = ConjugateGradient(solver.rtol, solver.max_steps)
+    else:
+        raise ValueError(
+            f"solver is {type(solver).__name__}: pass DualCholesky() or DualCG(), which alone "
+            "know systems other than a network's."
+        )
+    return DualSystem(operator, inner, inner.init(operator, {}), {})
