@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree, Scalar
+from jaxtyping import Array, Float, Scalar
 
+from ._types import PyTree
 from .solvers import (
     AbstractDualSolver,
     Adam,
@@ -25,14 +26,14 @@ from .solvers._definite import norm, relative
 
 # A scalar function of (inner_params, outer_params, *args); an outer one may return (loss, aux).
 Loss = Callable[..., Any]
-Solver = lx.AbstractLinearSolver | AbstractDualSolver
+Solver = lx.AbstractLinearSolver[Any] | AbstractDualSolver
 Preconditioner = lx.AbstractLinearOperator | Callable[[PyTree], PyTree]
 
 _DENSE = (lx.AutoLinearSolver, lx.Cholesky, lx.LU, lx.QR, lx.SVD, lx.Diagonal)
 _UNPRECONDITIONED = (*_DENSE, Adam, Neumann, Nystrom, AbstractDualSolver)
 
 
-class RESULTS(lx.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
+class RESULTS(eqx.Enumeration):
     """How an adjoint solve ended. Print one, or index with it, for its words."""
 
     successful = ""
@@ -315,7 +316,7 @@ def check_solver(
     preconditioner: Preconditioner | None,
 ) -> None:
     """Raise `ValueError` for a solver that does not fit the problem."""
-    if not isinstance(solver, Solver):
+    if not isinstance(solver, lx.AbstractLinearSolver | AbstractDualSolver):
         raise ValueError(
             f"solver is {solver!r}: pass a value of rcig_eqx.solvers or lineax, such as "
             "rcig_eqx.solvers.ConjugateGradient()."

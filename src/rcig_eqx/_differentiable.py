@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree, Scalar
+from jaxtyping import Scalar
 
 from ._bilevel import (
     InnerMinimum,
@@ -19,6 +19,7 @@ from ._bilevel import (
     solver_options,
     split,
 )
+from ._types import PyTree
 
 
 def implicitly_differentiable(

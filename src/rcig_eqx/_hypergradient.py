@@ -5,7 +5,7 @@ from typing import Any, Literal, overload
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree, Scalar
+from jaxtyping import Array, Scalar
 
 from ._bilevel import (
     RESULTS,
@@ -21,6 +21,7 @@ from ._bilevel import (
     solver_options,
     split,
 )
+from ._types import PyTree
 
 
 class Hypergradient(eqx.Module):

@@ -7,8 +7,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, PyTree
 
+from .._types import PyTree
 from ._definite import AbstractDefiniteSolver, axpy, check_definite, dot
 
 
@@ -32,19 +32,21 @@ class ConjugateGradient(AbstractDefiniteSolver):
     rtol: float = eqx.field(static=True, default=1e-3)
     max_steps: int = eqx.field(static=True, default=100)
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if not 0 < self.rtol < 1:
             raise ValueError(f"rtol must lie between 0 and 1; got {self.rtol}.")
         if self.max_steps < 1:
             raise ValueError(f"max_steps must be at least 1; got {self.max_steps}.")
 
-    def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]):
+    def init(
+        self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
+    ) -> lx.AbstractLinearOperator:
         del options
         return check_definite(operator)
 
     def compute(
-        self, state: lx.AbstractLinearOperator, vector: PyTree[Array], options: dict[str, Any]
-    ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
+        self, state: lx.AbstractLinearOperator, vector: PyTree, options: dict[str, Any]
+    ) -> tuple[PyTree, lx.RESULTS, dict[str, Any]]:
         operator = state
         precondition = _product(options.get("preconditioner"))
         target = self.rtol**2 * dot(vector, vector)
