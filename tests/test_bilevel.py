@@ -513,6 +513,7 @@ OUTCOMES = {
     "indefinite_neumann": (saddle, Neumann(2000), 0.0, True),
     "long_steps_neumann": (bowl, Neumann(30, step_size=0.1), 0.0, True),
     "fast_adam": (bowl, Adam(50.0, 5), 0.0, True),
+    "low_rank_nystrom": (bowl, Nystrom(1, 1e-3), 0.0, True),
     "truncated_adam": (bowl, Adam(1e-3, 5), 0.0, False),
     "truncated_cg": (bowl, ConjugateGradient(1e-8, 1), 0.0, False),
     "truncated_neumann": (bowl, Neumann(3), 0.0, False),

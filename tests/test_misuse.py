@@ -4,7 +4,7 @@ jaxtyping and beartype check the signatures; `pyproject.toml` switches them on f
 """
 
 # ruff: noqa: E501  a case is a line
-# pyright: reportArgumentType=false
+# pyright: reportArgumentType=false, reportCallIssue=false
 
 import equinox as eqx
 import jax

@@ -40,7 +40,8 @@ class RESULTS(eqx.Enumeration):
     diverged = (
         "The solve for the adjoint diverged. Away from a minimum of the inner loss its Hessian can "
         "be indefinite: minimise further, add damping, or pass GaussNewton(outputs, loss) as the "
-        "inner loss. With Adam lower learning_rate, with Neumann step_size."
+        "inner loss. Lower learning_rate of Adam, step_size of Neumann, rtol of DualCG; raise rank "
+        "of Nystrom."
     )
 
 
@@ -238,6 +239,10 @@ def _stats(
         products = products + 1
     truncated = (result == lx.RESULTS.successful) | (result == lx.RESULTS.max_steps_reached)
     gone = ~truncated | ~jnp.isfinite(norm(v)) | given.get("diverged", False)
+    if isinstance(
+        solver, Nystrom | AbstractDualSolver
+    ):  # their own account may be of something else
+        gone = gone | (stats["residual"] > 1)  # v = 0 has 1
     return stats | {
         "iterations": jnp.asarray(steps, jnp.int32),
         "products": jnp.asarray(products, jnp.int32),
