@@ -17,7 +17,6 @@ from rcig_eqx import (
     Coreset,
     exact_hypergradient,
     head_hypergradient,
-    hypergradient,
     partition,
     platt_loss,
     presets,
@@ -226,37 +225,6 @@ def test_neumann_is_its_series(inner):
         total, term = total + eta * term, term - eta * (H @ term)
     got = lx.linear_solve(operator, vector, Neumann(7, step_size=eta)).value
     assert relative(got, total) < 1e-12
-
-
-def test_generic_hypergradient_of_ridge_regression():
-    """Against differentiation through the closed form, regularisation and data alike."""
-    keys = jr.split(jr.key(1), 4)
-    A, B, b = (jr.normal(k, s) for k, s in zip(keys, [(9, 4), (6, 4), (6,)], strict=False))
-    psi = {"log_l2": jnp.asarray([-1.0, 0.5, 0.0, 0.3]), "y": jr.normal(keys[3], (9,))}
-
-    def inner_loss(w, psi):
-        penalty = jnp.sum(jnp.exp(psi["log_l2"]) * w["w"] ** 2)
-        return 0.5 * jnp.sum((A @ w["w"] - psi["y"]) ** 2) + 0.5 * penalty
-
-    def outer_loss(w, psi):
-        return 0.5 * jnp.sum((B @ w["w"] - b) ** 2) + 0.1 * jnp.sum(psi["y"] ** 2), w["w"][0]
-
-    def closed(psi):
-        return {"w": jnp.linalg.solve(A.T @ A + jnp.diag(jnp.exp(psi["log_l2"])), A.T @ psi["y"])}
-
-    @jax.jit
-    def implicit(psi):
-        return hypergradient(
-            outer_loss, inner_loss, closed(psi), psi, solver=ConjugateGradient(1e-13), has_aux=True
-        )
-
-    result, aux = implicit(psi)  # pyright: ignore[reportGeneralTypeIssues]
-    value, expected = jax.value_and_grad(lambda psi: outer_loss(closed(psi), psi)[0])(psi)
-    assert relative(result.gradient, expected) < 1e-8
-    assert float(result.value) == pytest.approx(float(value), rel=1e-12)
-    assert float(aux) == pytest.approx(float(closed(psi)["w"][0]))
-    assert result.stats["converged"]
-    assert float(result.stats["residual"]) < 1e-12
 
 
 # name: arguments with which the linearised problem is solved to convergence

@@ -7,6 +7,11 @@ from . import (
     presets as presets,
     solvers as solvers,
 )
+from ._bilevel import (
+    RESULTS as RESULTS,
+    GaussNewton as GaussNewton,
+    LeastSquares as LeastSquares,
+)
 from ._checkpoint import load_state as load_state, save_state as save_state
 from ._coreset import (
     Coreset as Coreset,
@@ -17,6 +22,7 @@ from ._coreset import (
     noise_coreset as noise_coreset,
     real_coreset as real_coreset,
 )
+from ._differentiable import implicitly_differentiable as implicitly_differentiable
 from ._distill import distill as distill
 from ._evaluate import (
     Evaluation as Evaluation,

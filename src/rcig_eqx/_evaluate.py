@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Float64, Int, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Float64, Int, PRNGKeyArray, Shaped
 from rich.progress import track
 
 from ._backend import networks_at_once
@@ -18,6 +18,7 @@ from ._coreset import Coreset
 from ._distill import check_counts, check_key, check_model
 from ._pool import MakeModel
 from ._result import DistillResult
+from ._types import PyTree
 from .data import Dataset, ImageFolder, apply_in_chunks
 from .models import AbstractNetwork, convnet_for
 

@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from ._subsample import in_chunks
-from .models import AbstractNetwork
+from ._types import PyTree
+from .models import AbstractNetwork, check_whole
 
 
 class Linearization(eqx.Module):
@@ -47,6 +48,7 @@ def linearize(model: AbstractNetwork, images: Float[Array, "n h w c"]) -> Linear
     **Returns:** a `Linearization` with the features `[n features]` and the products with J
     (one tangent pass) and with Jᵀ (one transpose pass).
     """
+    check_whole(model)
     parameters, static = eqx.partition(model, eqx.is_inexact_array)
 
     def outputs(parameters: PyTree) -> tuple[Array, Array]:

@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree, Scalar
+from jaxtyping import Array, Float, Scalar
+
+from ._types import PyTree
 
 
 def inner_loss(

@@ -25,7 +25,7 @@ def to_pixels(coreset: Coreset) -> Float[np.ndarray, "n h w c"]:
 
 
 def save_grid(
-    coreset: Coreset, class_names: tuple[str, ...], path: str | os.PathLike, *, title: str = ""
+    coreset: Coreset, class_names: tuple[str, ...], path: str | os.PathLike[str], *, title: str = ""
 ) -> Path:
     """Write a PNG (or PDF, by the suffix) of the distilled images, one strip of each class.
 

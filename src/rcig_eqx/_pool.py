@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ._subsample import in_chunks
+from ._types import PyTree
 from .models import AbstractNetwork
 
 MakeModel = Callable[[PRNGKeyArray], AbstractNetwork]
@@ -34,7 +35,7 @@ class PoolSchedule(eqx.Module):
     max_visit: int = 3
     learning_rate: float = 3e-4
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if self.size < 1 or self.max_steps < 1:
             raise ValueError("A pool needs size and max_steps of at least 1.")
         if not self.learning_rate > 0:

@@ -40,7 +40,7 @@ class DistillResult:
         """Whether the run was stopped before its last step."""
         return self.recipe["steps_done"] < self.recipe["steps"]
 
-    def save(self, path: str | os.PathLike) -> Path:
+    def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one safetensors file: arrays, and the rest as JSON in its header.
 
         The file appears under its name only once it is complete. Raises `OSError` if it cannot
@@ -71,7 +71,7 @@ _CORESETS = ("coreset", "last", "baseline")
 _FIELDS = ("images", "labels", "log_temperature")
 
 
-def load_result(path: str | os.PathLike) -> DistillResult:
+def load_result(path: str | os.PathLike[str]) -> DistillResult:
     """Read a file written by `DistillResult.save`. Nothing in it is executed.
 
     Raises `FileNotFoundError`, or `DataError` for a file that is damaged, truncated, or no

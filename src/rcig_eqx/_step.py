@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
-from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
 
 from ._backend import compiler_options
 from ._coreset import Coreset
 from ._faults import all_finite, diagnose, next_raises, raise_l2
 from ._pool import MakeModel, Member, PoolSchedule, get_member, new_pool, set_member, visit
+from ._types import PyTree
 from .methods import AbstractAdaptiveMethod, AbstractMethod
 
 

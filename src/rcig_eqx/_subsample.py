@@ -11,9 +11,10 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ._backend import IMAGES_AT_ONCE, IMAGES_HELD
+from ._types import PyTree
 
 T = TypeVar("T")
 

@@ -35,7 +35,7 @@ class Dataset:
     class_names: tuple[str, ...]
     name: str = "custom"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         validate(self.images, self.labels, self.class_names)
 
     @classmethod

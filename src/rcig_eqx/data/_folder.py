@@ -27,7 +27,7 @@ class ImageFolder:
     file for a layout, an image or a size that does not fit. Needs pillow.
     """
 
-    def __init__(self, path: str | os.PathLike, *, channels: Literal[1, 3] | None = None):
+    def __init__(self, path: str | os.PathLike[str], *, channels: Literal[1, 3] | None = None):
         root = Path(path)
         if not root.is_dir():
             raise DataError(f"{root} is not a folder: give one that holds a folder for each class.")
@@ -40,15 +40,15 @@ class ImageFolder:
         for folder, inside in zip(classes, files, strict=True):
             if not inside:
                 raise DataError(f"{folder} holds no images: add some or remove the folder.")
-        self.name = root.name
-        self.class_names = tuple(d.name for d in classes)
-        self.files = [f for inside in files for f in inside]
+        self.name: str = root.name
+        self.class_names: tuple[str, ...] = tuple(d.name for d in classes)
+        self.files: list[Path] = [f for inside in files for f in inside]
         counts = [len(inside) for inside in files]
         self.labels: Int32[np.ndarray, " n"] = np.repeat(
             np.arange(len(files), dtype=np.int32), counts
         )
         self._channels = channels
-        self.image_shape = _decode(self.files[0], channels).shape
+        self.image_shape: tuple[int, ...] = _decode(self.files[0], channels).shape
 
     def __len__(self) -> int:
         return len(self.files)

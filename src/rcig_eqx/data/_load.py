@@ -21,10 +21,10 @@ _EMBEDDED = "fashion_mnist_small"
 
 
 def load(
-    name: str | os.PathLike,
+    name: str | os.PathLike[str],
     split: str = "train",
     *,
-    directory: str | os.PathLike | None = None,
+    directory: str | os.PathLike[str] | None = None,
     download: bool = True,
     mirror: str | None = None,
 ) -> Dataset:
@@ -74,7 +74,7 @@ def load(
 def _load_named(
     name: str,
     split: str,
-    directory: str | os.PathLike | None,
+    directory: str | os.PathLike[str] | None,
     download: bool,
     mirror: str | None,
 ) -> Dataset:
@@ -99,7 +99,7 @@ def _load_named(
     return dataset
 
 
-def _folders(name: str, source: Source, directory: str | os.PathLike | None) -> Iterator[Path]:
+def _folders(name: str, source: Source, directory: str | os.PathLike[str] | None) -> Iterator[Path]:
     """Every existing folder, before the cache, that may hold the set, in order of preference."""
     given = [Path(p).expanduser() for p in (directory, os.environ.get(ENVIRONMENT)) if p]
     for root in [*given, SYSTEM_FOLDER]:

@@ -67,7 +67,7 @@ class frepo(AbstractMethod):
     subset: int | None = eqx.field(static=True, default=None)
     margin: bool = False
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_l2_rate(self.l2_rate)
         check_subset(self.subset)
 

@@ -9,6 +9,7 @@ from ._convnet import (
 from ._network import (
     AbstractNetwork as AbstractNetwork,
     Head as Head,
+    check_whole as check_whole,
     count_parameters as count_parameters,
     partition as partition,
 )

@@ -51,6 +51,7 @@ class AbstractNetwork(eqx.Module):
 
     def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
         """The outputs f(x), one row an image."""
+        check_whole(self)
         return self.head(self.features(images))
 
 
@@ -65,6 +66,14 @@ def partition(model: AbstractNetwork) -> tuple[AbstractNetwork, AbstractNetwork]
     is_head = eqx.tree_at(lambda m: m.head.kernel, is_head, True)
     head, body = eqx.partition(model, is_head)
     return body, head
+
+
+def check_whole(model: AbstractNetwork) -> None:
+    """Raise `ValueError` for one half of a partitioned network."""
+    if model.head.kernel is None or model.head.bias is None:  # whatever the annotations promise
+        raise ValueError(
+            "model is one half of a partitioned network: pass equinox.combine(body, head)."
+        )
 
 
 def count_parameters(model: eqx.Module) -> int:

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import optax
-from jaxtyping import Array, Bool, Float, PyTree, Scalar
+from jaxtyping import Array, Bool, Float, Scalar
 
+from .._types import PyTree
 from ._definite import AbstractDefiniteSolver, check_definite, dot, norm
 
 
@@ -67,7 +68,7 @@ class Adam(AbstractDefiniteSolver):
     learning_rate: float | Float[Array, ""] | None = None
     steps: int = eqx.field(static=True, default=20)
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if self.steps < 0:
             raise ValueError(f"steps is {self.steps}: it must not be negative.")
         if isinstance(self.learning_rate, float | int) and not self.learning_rate > 0:
@@ -89,8 +90,8 @@ class Adam(AbstractDefiniteSolver):
         return check_definite(operator)
 
     def compute(
-        self, state: lx.AbstractLinearOperator, vector: PyTree[Array], options: dict[str, Any]
-    ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
+        self, state: lx.AbstractLinearOperator, vector: PyTree, options: dict[str, Any]
+    ) -> tuple[PyTree, lx.RESULTS, dict[str, Any]]:
         start = options.get("y0")
         start = jax.tree.map(jnp.zeros_like, vector) if start is None else start
         if self.steps == 0:

@@ -7,8 +7,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, PyTree
 
+from .._types import PyTree
 from ._definite import AbstractDefiniteSolver, axpy, check_definite, dot
 
 
@@ -24,25 +24,29 @@ class ConjugateGradient(AbstractDefiniteSolver):
     Options, as for `lineax.CG`: `preconditioner`, a positive definite operator close to A⁻¹, and
     `y0`, where to start. The statistics are `num_steps`, `max_steps` and `residual`, the
     relative residual of the recurrence. Stopping at the cap is reported as
-    `RESULTS.max_steps_reached`, a residual that is not finite as `RESULTS.breakdown`.
+    `RESULTS.max_steps_reached`. A direction along which the operator does not curve upwards, which
+    a positive definite one has none of, ends the iteration where it is, and is reported as
+    `RESULTS.breakdown`, as is a residual that is not finite.
     """
 
     rtol: float = eqx.field(static=True, default=1e-3)
     max_steps: int = eqx.field(static=True, default=100)
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if not 0 < self.rtol < 1:
             raise ValueError(f"rtol must lie between 0 and 1; got {self.rtol}.")
         if self.max_steps < 1:
             raise ValueError(f"max_steps must be at least 1; got {self.max_steps}.")
 
-    def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]):
+    def init(
+        self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
+    ) -> lx.AbstractLinearOperator:
         del options
         return check_definite(operator)
 
     def compute(
-        self, state: lx.AbstractLinearOperator, vector: PyTree[Array], options: dict[str, Any]
-    ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
+        self, state: lx.AbstractLinearOperator, vector: PyTree, options: dict[str, Any]
+    ) -> tuple[PyTree, lx.RESULTS, dict[str, Any]]:
         operator = state
         precondition = _product(options.get("preconditioner"))
         target = self.rtol**2 * dot(vector, vector)
@@ -54,27 +58,30 @@ class ConjugateGradient(AbstractDefiniteSolver):
         z = precondition(r)
 
         def unfinished(carry):
-            *_, squared_residual, step = carry
-            return (squared_residual > target) & (step < self.max_steps)
+            *_, squared_residual, step, definite = carry
+            return (squared_residual > target) & (step < self.max_steps) & definite
 
         def body(carry):
-            y, r, p, rz, _, step = carry
+            y, r, p, rz, _, step, _ = carry
             Ap = operator.mv(p)
-            length = rz / dot(p, Ap)
+            curvature = dot(p, Ap)
+            definite = ~(curvature <= 0)
+            length = jnp.where(definite, rz / curvature, 0)
             y = axpy(length, p, y)
             r = axpy(-length, Ap, r)
             z = precondition(r)
             rz, previous = dot(r, z), rz
-            return y, r, axpy(rz / previous, p, z), rz, dot(r, r), step + 1
+            return y, r, axpy(rz / previous, p, z), rz, dot(r, r), step + 1, definite
 
-        start = (y0, r, z, dot(r, z), dot(r, r), jnp.zeros((), jnp.int32))
-        y, _, _, _, squared_residual, steps = jax.lax.while_loop(unfinished, body, start)
+        start = (y0, r, z, dot(r, z), dot(r, r), jnp.zeros((), jnp.int32), jnp.asarray(True))
+        y, _, _, _, squared_residual, steps, definite = jax.lax.while_loop(unfinished, body, start)
         size = dot(vector, vector)
         residual = jnp.sqrt(squared_residual / jnp.where(size > 0, size, 1))
         result = lx.RESULTS.where(
             squared_residual > target, lx.RESULTS.max_steps_reached, lx.RESULTS.successful
         )
-        result = lx.RESULTS.where(jnp.isfinite(squared_residual), result, lx.RESULTS.breakdown)
+        sound = definite & jnp.isfinite(squared_residual)
+        result = lx.RESULTS.where(sound, result, lx.RESULTS.breakdown)
         stats = {"num_steps": steps, "max_steps": self.max_steps, "residual": residual}
         return y, result, stats
 

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import PyTree, Scalar
+from jaxtyping import Scalar
 
+from .._types import PyTree
 from ._definite import axpy
 
 

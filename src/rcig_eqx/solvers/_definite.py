@@ -5,10 +5,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import PyTree, Scalar
+from jaxtyping import Scalar
+
+from .._types import PyTree
 
 
-class AbstractDefiniteSolver(lx.AbstractLinearSolver):
+class AbstractDefiniteSolver(lx.AbstractLinearSolver[Any]):
     """A lineax solver for positive definite operators on pytrees of real arrays.
 
     Such an operator is its own transpose and has full rank.

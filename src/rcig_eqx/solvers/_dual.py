@@ -9,6 +9,7 @@ parameters.
 import abc
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -16,11 +17,12 @@ import jax.numpy as jnp
 import jax.scipy as jsp
 import lineax as lx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
+from jaxtyping import Array, Bool, Float, Int, Scalar
 
 from .._backend import JACOBIAN_NUMBERS, JACOBIAN_ROWS
 from .._linearize import Linearization
 from .._ridge import solve_dtype
+from .._types import PyTree
 from ..models import AbstractNetwork, partition
 from ._cg import ConjugateGradient
 from ._definite import relative
@@ -50,7 +52,7 @@ class DualSystem(eqx.Module):
     operator: lx.AbstractLinearOperator
     solver: lx.AbstractLinearSolver
     state: PyTree
-    options: dict
+    options: dict[str, Any]
 
     def solve(
         self, b: Float[Array, "n classes"], y0: Float[Array, "n classes"] | None = None
@@ -219,10 +221,16 @@ class DualCholesky(AbstractDualSolver):
 
     dtype: DTypeLike | None = eqx.field(static=True, default=None)
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         solve_dtype(self.dtype, jnp.zeros(()))
 
-    def prepare(self, model, images, linearization, l2):
+    def prepare(
+        self,
+        model: AbstractNetwork,
+        images: Float[Array, "n h w c"],
+        linearization: Linearization,
+        l2: float | Scalar,
+    ) -> DualSystem:
         K = dual_gram(model, images)
         K = K.astype(solve_dtype(self.dtype, K))
         K = K + jnp.asarray(l2, K.dtype) * jnp.eye(K.shape[0], dtype=K.dtype)
@@ -244,13 +252,44 @@ class DualCG(AbstractDualSolver):
     rtol: float = eqx.field(static=True, default=1e-3)
     max_steps: int = eqx.field(static=True, default=100)
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         ConjugateGradient(self.rtol, self.max_steps)
 
-    def prepare(self, model, images, linearization, l2):
+    def prepare(
+        self,
+        model: AbstractNetwork,
+        images: Float[Array, "n h w c"],
+        linearization: Linearization,
+        l2: float | Scalar,
+    ) -> DualSystem:
         del model, images
         operator = dual_operator(linearization, l2)
         solver = ConjugateGradient(self.rtol, self.max_steps)
         classes = operator.in_structure().shape[-1]
         options = {"preconditioner": head_preconditioner(linearization.features, l2, classes)}
         return DualSystem(operator, solver, solver.init(operator, options), options)
+
+
+def dual_system(
+    solver: AbstractDualSolver, product: Callable[[Array], Array], like: Float[Array, " m"]
+) -> DualSystem:
+    """A dual system given by its product with flat vectors like `like`, ready to be solved.
+
+    `DualCholesky` forms its matrix column after column.
+    """
+    if isinstance(solver, DualCholesky):
+        K = jax.lax.map(product, jnp.eye(like.size, dtype=like.dtype))
+        operator = lx.MatrixLinearOperator(
+            K.astype(solve_dtype(solver.dtype, K)), lx.positive_semidefinite_tag
+        )
+        inner = lx.Cholesky()
+    elif isinstance(solver, DualCG):
+        structure = jax.ShapeDtypeStruct(like.shape, like.dtype)
+        operator = lx.FunctionLinearOperator(product, structure, lx.positive_semidefinite_tag)
+        inner = ConjugateGradient(solver.rtol, solver.max_steps)
+    else:
+        raise ValueError(
+            f"solver is {type(solver).__name__}: pass DualCholesky() or DualCG(), which alone "
+            "know systems other than a network's."
+        )
+    return DualSystem(operator, inner, inner.init(operator, {}), {})

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import lineax as lx
-from jaxtyping import Array, PyTree, Scalar
+from jaxtyping import Scalar
 
+from .._types import PyTree
 from ._definite import AbstractDefiniteSolver, axpy, check_definite, norm, relative
 
 
@@ -37,7 +38,7 @@ class Neumann(AbstractDefiniteSolver):
     step_size: float | None = None
     power_steps: int = eqx.field(static=True, default=10)
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if self.max_steps < 1 or self.power_steps < 1:
             raise ValueError("max_steps and power_steps must be at least 1.")
         if not 0 <= self.rtol < 1:
@@ -52,8 +53,8 @@ class Neumann(AbstractDefiniteSolver):
         return check_definite(operator), largest_eigenvalue(operator, steps=self.power_steps)
 
     def compute(
-        self, state: PyTree, vector: PyTree[Array], options: dict[str, Any]
-    ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
+        self, state: PyTree, vector: PyTree, options: dict[str, Any]
+    ) -> tuple[PyTree, lx.RESULTS, dict[str, Any]]:
         operator, largest = state
         step_size = 1 / largest if self.step_size is None else jnp.asarray(self.step_size)
         target = self.rtol * norm(vector)

@@ -9,8 +9,9 @@ import jax.random as jr
 import jax.scipy as jsp
 import lineax as lx
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar
+from jaxtyping import Array, Float, PRNGKeyArray, Scalar
 
+from .._types import PyTree
 from ._definite import AbstractDefiniteSolver, check_definite, relative
 
 
@@ -61,7 +62,7 @@ class Nystrom(AbstractDefiniteSolver):
     regularization: float | Scalar
     seed: int = eqx.field(static=True, default=0)
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"rank is {self.rank}: it must be at least 1.")
         if isinstance(self.regularization, float | int) and not self.regularization > 0:
@@ -79,8 +80,8 @@ class Nystrom(AbstractDefiniteSolver):
         return operator, factors
 
     def compute(
-        self, state: PyTree, vector: PyTree[Array], options: dict[str, Any]
-    ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
+        self, state: PyTree, vector: PyTree, options: dict[str, Any]
+    ) -> tuple[PyTree, lx.RESULTS, dict[str, Any]]:
         del options
         operator, (U, eigenvalues) = state
         g, unravel = ravel_pytree(vector)

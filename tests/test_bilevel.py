@@ -1,0 +1,633 @@
+"""Hypergradients of any bilevel problem, against closed forms, unrolling and finite differences."""
+
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import lineax as lx
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from rcig_eqx import (
+    RESULTS,
+    GaussNewton,
+    LeastSquares,
+    hypergradient,
+    implicitly_differentiable,
+)
+from rcig_eqx.solvers import (
+    Adam,
+    ConjugateGradient,
+    DualCG,
+    DualCholesky,
+    Neumann,
+    Nystrom,
+    hessian_operator,
+)
+
+CG = ConjugateGradient(1e-13, 500)
+compiled = eqx.filter_jit(hypergradient)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _strict():
+    with (
+        jax.enable_x64(True),
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+    ):
+        yield
+
+
+def relative(a, b) -> float:
+    a, b = (np.asarray(ravel_pytree(tree)[0]) for tree in (a, b))
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+class Ridge:
+    """½‖A w − y‖² + ½ Σ exp(log_l2) w², its minimum in closed form; ψ is log_l2 and y."""
+
+    def __init__(self, dtype=None):
+        rng = np.random.default_rng(0)
+        draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), dtype)  # noqa: E731
+        self.A, self.B, self.b = draw(9, 4), draw(6, 4), draw(6)
+        self.psi = {"log_l2": jnp.asarray([-1.0, 0.5, 0.0, 0.3], dtype), "y": draw(9)}
+        self.loss = LeastSquares(
+            lambda w, psi: self.A @ w["w"] - psi["y"], lambda psi: {"w": jnp.exp(psi["log_l2"])}
+        )
+
+    def inner(self, w, psi):
+        penalty = jnp.sum(jnp.exp(psi["log_l2"]) * w["w"] ** 2)
+        return 0.5 * jnp.sum((self.A @ w["w"] - psi["y"]) ** 2) + 0.5 * penalty
+
+    def outer(self, w, psi):
+        return 0.5 * jnp.sum((self.B @ w["w"] - self.b) ** 2) + 0.1 * jnp.sum(psi["y"] ** 2)
+
+    def hessian(self, psi):
+        return self.A.T @ self.A + jnp.diag(jnp.exp(psi["log_l2"]))
+
+    def closed(self, psi):
+        return {"w": jnp.linalg.solve(self.hessian(psi), self.A.T @ psi["y"])}
+
+    def reduced(self, psi):
+        """The outer loss as a function of ψ alone."""
+        return self.outer(self.closed(psi), psi)
+
+
+@pytest.fixture(scope="module")
+def ridge():
+    return Ridge()
+
+
+# name: solver, relative error of the hypergradient, Hessian-vector products or None
+SOLVERS = {
+    "cg": (CG, 1e-8, 4),
+    "neumann": (Neumann(20_000, rtol=1e-12), 1e-8, None),
+    "adam": (Adam(3e-2, 6000), 1e-4, 6000),
+    "nystrom": (Nystrom(4, 0.3), 1e-8, 5),
+    "lineax_cg": (lx.CG(1e-13, 1e-13), 1e-8, None),
+    "lineax_gmres": (lx.GMRES(1e-13, 1e-13), 1e-8, None),
+    "cholesky": (lx.Cholesky(), 1e-8, 5),
+    "lu": (lx.LU(), 1e-8, 5),
+    "dual_cholesky": (DualCholesky(), 1e-8, 11),
+    "dual_cg": (DualCG(1e-13, 100), 1e-8, None),
+}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_ridge_hyperparameters_with_every_solver(ridge, name, monkeypatch):
+    """Against the closed form; products counted as they run; through `jax.grad` as well."""
+    solver, tolerance, products = SOLVERS[name]
+    counted = []
+
+    def counting(*args, **kwargs):
+        operator = hessian_operator(*args, **kwargs)
+
+        def product(v):
+            jax.debug.callback(lambda: counted.append(1))
+            return operator.mv(v)
+
+        return lx.FunctionLinearOperator(product, operator.in_structure(), operator.tags)
+
+    loss = ridge.loss if name.startswith("dual") else ridge.inner
+    outer = ridge.outer
+    run = jax.jit(lambda psi: hypergradient(outer, loss, ridge.closed(psi), psi, solver=solver))
+    with monkeypatch.context() as patch:
+        patch.setattr("rcig_eqx._bilevel.hessian_operator", counting)
+        got = run(ridge.psi)
+        jax.effects_barrier()
+    value, expected = jax.value_and_grad(ridge.reduced)(ridge.psi)
+    assert relative(got.gradient, expected) < tolerance
+    assert relative(got.gradient, jax.tree.map(jnp.add, got.direct, got.implicit)) < 1e-14
+    assert jax.tree.structure(got.gradient) == jax.tree.structure(ridge.psi)
+    assert float(got.value) == pytest.approx(float(value), rel=1e-12)
+    assert got.result == RESULTS.successful
+    assert got.stats["converged"]
+    assert not got.stats["diverged"]
+    H, g = ridge.hessian(ridge.psi), jax.grad(ridge.outer)(ridge.closed(ridge.psi), ridge.psi)
+    assert relative(got.adjoint, {"w": jnp.linalg.solve(H, g["w"])}) < 10 * tolerance
+    true = relative(H @ got.adjoint["w"], g["w"])
+    assert float(got.stats["residual"]) == pytest.approx(true, rel=0.5, abs=1e-9)
+    assert int(got.stats["products"]) == (products or int(got.stats["products"]))
+    if name in ("cg", "neumann", "adam", "nystrom"):
+        assert int(got.stats["products"]) == len(counted)
+    assert {x.dtype.name for x in jax.tree.leaves(got.gradient)} == {"float64"}
+
+    solve = implicitly_differentiable(lambda start, psi: ridge.closed(psi), loss, solver=solver)
+    through = jax.jit(jax.grad(lambda psi: ridge.outer(solve(None, psi), psi)))(ridge.psi)
+    assert relative(through, expected) < tolerance
+
+
+def test_damping_is_added_to_the_curvature(ridge):
+    w = ridge.closed(ridge.psi)
+    H = ridge.hessian(ridge.psi) + 0.7 * jnp.eye(4)
+    g = jax.grad(ridge.outer)(w, ridge.psi)["w"]
+    for loss, solver in ((ridge.inner, CG), (ridge.loss, DualCholesky()), (ridge.loss, CG)):
+        got = compiled(ridge.outer, loss, w, ridge.psi, solver=solver, damping=0.7)
+        assert relative(got.adjoint["w"], jnp.linalg.solve(H, g)) < 1e-10
+
+
+def test_in_single_precision_with_x64_off():
+    with jax.enable_x64(False):
+        ridge = Ridge(jnp.float32)
+        solver = ConjugateGradient(1e-6)
+        got = jax.jit(
+            lambda psi: hypergradient(
+                ridge.outer, ridge.inner, ridge.closed(psi), psi, solver=solver, damping=0.0
+            )
+        )(ridge.psi)
+        solve = implicitly_differentiable(
+            lambda start, psi: ridge.closed(psi), ridge.loss, solver=DualCholesky()
+        )
+        through = jax.grad(lambda psi: ridge.outer(solve(None, psi), psi))(ridge.psi)
+        expected = jax.grad(ridge.reduced)(ridge.psi)
+        for gradient in (got.gradient, through):
+            assert relative(gradient, expected) < 1e-4
+            assert {x.dtype.name for x in jax.tree.leaves(gradient)} == {"float32"}
+        assert got.stats["converged"]
+
+
+def test_weighted_least_squares():
+    """Example weights, as in data cleaning; the residuals' scale is ψ, so the dual applies too."""
+    rng = np.random.default_rng(1)
+    A, y, B, b = (jnp.asarray(rng.standard_normal(s)) for s in ((12, 5), (12,), (8, 5), (8,)))
+    logits = jnp.asarray(rng.standard_normal(12))
+
+    def closed(logits):
+        W = jax.nn.sigmoid(logits)
+        return jnp.linalg.solve(A.T @ (W[:, None] * A) + 0.1 * jnp.eye(5), A.T @ (W * y))
+
+    outer = lambda w, logits: 0.5 * jnp.sum((B @ w - b) ** 2)  # noqa: E731
+    loss = LeastSquares(
+        lambda w, logits: jnp.sqrt(jax.nn.sigmoid(logits)) * (A @ w - y), lambda logits: 0.1
+    )
+    plain = lambda w, logits: (  # noqa: E731
+        0.5 * jnp.sum(jax.nn.sigmoid(logits) * (A @ w - y) ** 2) + 0.05 * jnp.sum(w**2)
+    )
+    expected = jax.grad(lambda logits: outer(closed(logits), logits))(logits)
+    for inner, solver in ((plain, CG), (loss, CG), (loss, DualCholesky()), (loss, DualCG(1e-13))):
+        got = compiled(outer, inner, closed(logits), logits, solver=solver)
+        assert relative(got.gradient, expected) < 1e-8
+        assert not got.direct.any()
+
+
+@pytest.fixture(scope="module")
+def logistic():
+    """Logistic regression in float64: data, the minimum by Newton, ψ = per-feature log L2."""
+    rng = np.random.default_rng(2)
+    X, V = rng.standard_normal((20, 3)), rng.standard_normal((10, 3))
+    t, s = (rng.random(20) < 0.5).astype(float), (rng.random(10) < 0.5).astype(float)
+    psi, w = np.array([-1.0, 0.2, -0.4]), np.zeros(3)
+    sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
+    H = np.eye(3)
+    for _ in range(50):
+        p = sigmoid(X @ w)
+        H = X.T @ (X * (p * (1 - p))[:, None]) + np.diag(np.exp(psi))
+        w = w - np.linalg.solve(H, X.T @ (p - t) + np.exp(psi) * w)
+    g = V.T @ (sigmoid(V @ w) - s)
+    dense = -np.exp(psi) * w * np.linalg.solve(H, g)  # −(∂²L/∂ψ∂θ) H⁻¹ g, written out
+    return X, t, V, s, jnp.asarray(psi), jnp.asarray(w), dense
+
+
+def cross_entropy(X, t, w):
+    z = jnp.asarray(X) @ w
+    return jnp.sum(jax.nn.softplus(z) - jnp.asarray(t) * z)
+
+
+def test_logistic_regression_against_a_dense_implicit_derivative(logistic):
+    X, t, V, s, psi, w, dense = logistic
+
+    def penalised(f, w, psi):
+        loss = jnp.sum(jax.nn.softplus(f) - jnp.asarray(t) * f)
+        return loss + 0.5 * jnp.sum(jnp.exp(psi) * w**2)
+
+    inner = lambda w, psi: penalised(jnp.asarray(X) @ w, w, psi)  # noqa: E731
+    outer = lambda w, psi: cross_entropy(V, s, w)  # noqa: E731
+    outputs = lambda w, psi: (jnp.asarray(X) @ w, w)  # noqa: E731
+    composite = GaussNewton(outputs, lambda f, psi: penalised(f[0], f[1], psi))
+    for loss in (inner, composite):  # outputs linear in w: Gauss–Newton is the Hessian
+        for solver in (CG, lx.Cholesky(), Nystrom(3, 0.3), Neumann(5000, rtol=1e-12)):
+            got = compiled(outer, loss, w, psi, solver=solver)
+            assert relative(got.gradient, dense) < 1e-8
+
+
+def test_unrolled_differentiation_comes_nearer_as_its_steps_grow(logistic):
+    X, t, V, s, psi, w, dense = logistic
+    inner = lambda w, psi: cross_entropy(X, t, w) + 0.5 * jnp.sum(jnp.exp(psi) * w**2)  # noqa: E731
+
+    def descend(start, psi, steps):
+        def step(w, _):
+            return w - 0.1 * jax.grad(inner)(w, psi), None
+
+        return jax.lax.scan(step, start, length=steps)[0]
+
+    errors = []
+    for steps in (5, 20, 80, 320):
+        unrolled = jax.jit(jax.grad(lambda psi: cross_entropy(V, s, descend(0 * w, psi, steps))))  # noqa: B023
+        errors.append(relative(unrolled(psi), dense))
+    assert errors[0] > 3 * errors[1] > 9 * errors[2] > 27 * errors[3]
+    assert errors[3] < 1e-8
+    # Implicit differentiation of the same descent needs the minimum, and no memory of the way.
+    solve = implicitly_differentiable(functools.partial(descend, steps=320), inner, solver=CG)
+    through = jax.grad(lambda psi: cross_entropy(V, s, solve(0 * w, psi)))(psi)
+    assert relative(through, dense) < 1e-8
+    at_start = jax.grad(lambda start: cross_entropy(V, s, solve(start, psi)))(w)
+    assert not at_start.any()  # a minimum does not know where the search began
+
+
+def newton(loss, theta):
+    """Gradient descent into a basin, then Newton steps by dense algebra."""
+    flat, unravel = ravel_pytree(theta)
+    f = lambda x: loss(unravel(x))  # noqa: E731
+    x = jax.lax.fori_loop(0, 3000, lambda _, x: x - 0.05 * jax.grad(f)(x), flat)
+    step = lambda _, x: x - jnp.linalg.solve(jax.hessian(f)(x), jax.grad(f)(x))  # noqa: E731
+    return unravel(jax.lax.fori_loop(0, 6, step, x))
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A three-layer network as a whole module, its inner loss, and its minimum."""
+    key, x_key, y_key, v_key = jr.split(jr.key(0), 4)
+    model = eqx.nn.MLP(2, 1, 3, 2, activation=jnp.tanh, dtype=jnp.float64, key=key)
+    X, V = jr.normal(x_key, (8, 2)), jr.normal(v_key, (5, 2))
+    y = jnp.sin(2 * X[:, 0]) + jr.normal(y_key, (8,))
+    psi = {"log_l2": jnp.asarray([-0.5, -1.0, 0.0]), "y": y}
+
+    def inner(model, psi):
+        layers = [eqx.filter(layer, eqx.is_inexact_array) for layer in model.layers]
+        squares = jnp.stack([jnp.sum(ravel_pytree(layer)[0] ** 2) for layer in layers])
+        errors = jax.vmap(model)(X)[:, 0] - psi["y"]
+        return 0.5 * jnp.sum(errors**2) + 0.5 * jnp.exp(psi["log_l2"]) @ squares
+
+    def outer(model, psi):
+        return 0.5 * jnp.mean((jax.vmap(model)(V)[:, 0] - jnp.sin(2 * V[:, 0])) ** 2)
+
+    def minimise(model, psi):
+        theta, static = eqx.partition(model, eqx.is_inexact_array)
+        return eqx.combine(newton(lambda t: inner(eqx.combine(t, static), psi), theta), static)
+
+    return inner, outer, eqx.filter_jit(minimise), eqx.filter_jit(minimise)(model, psi), psi
+
+
+def test_a_three_layer_network_against_finite_differences(network):
+    """The minimum found anew on both sides of ψ, along random directions."""
+    inner, outer, minimise, model, psi = network
+    slope = eqx.filter_jit(eqx.filter_grad(inner))(model, psi)
+    assert float(jnp.linalg.norm(ravel_pytree(slope)[0])) < 1e-12
+    got = eqx.filter_jit(hypergradient)(outer, inner, model, psi, solver=CG)
+    assert got.stats["converged"]
+    assert jax.tree.structure(got.adjoint) == jax.tree.structure(
+        eqx.filter(model, eqx.is_inexact_array)
+    )
+    flat, unravel = ravel_pytree(psi)
+    for key in jr.split(jr.key(5), 3):
+        d, h = jr.normal(key, flat.shape), 1e-4
+        ends = [outer(minimise(model, unravel(flat + s * h * d)), None) for s in (1, -1, 2, -2)]
+        numeric = (8 * (ends[0] - ends[1]) - (ends[2] - ends[3])) / (12 * h)
+        assert float(ravel_pytree(got.gradient)[0] @ d) == pytest.approx(float(numeric), rel=1e-6)
+
+
+def test_frozen_leaves_and_filter_specs(network):
+    """Only the last layer was minimised over, only its penalty and the labels are learned."""
+    inner, outer, _, model, psi = network
+    last = jax.tree.map(lambda _: False, model)
+    last = eqx.tree_at(lambda m: m.layers[-1], last, True)
+    theta, rest = eqx.partition(model, last)
+    got = compiled(
+        outer, inner, model, psi, solver=CG,
+        inner_filter_spec=last, filter_spec={"log_l2": True, "y": False},
+    )  # fmt: skip
+    by_hand = compiled(
+        lambda theta, log_l2: outer(eqx.combine(theta, rest), psi),
+        lambda theta, log_l2: inner(eqx.combine(theta, rest), psi | {"log_l2": log_l2}),
+        theta,
+        psi["log_l2"],
+        solver=CG,
+    )
+    assert got.gradient["y"] is None
+    assert relative(got.gradient["log_l2"], by_hand.gradient) < 1e-12
+    assert jax.tree.structure(got.adjoint) == jax.tree.structure(theta)
+    solve = implicitly_differentiable(
+        lambda start, psi: start, inner, solver=CG, inner_filter_spec=last
+    )
+    through = jax.grad(lambda psi: outer(solve(model, psi), psi))(psi)
+    assert relative(through["log_l2"], by_hand.gradient) < 1e-12
+
+
+def test_under_vmap(ridge):
+    many = jax.tree.map(lambda x: jnp.stack([x, 0.5 * x, 2 * x]), ridge.psi)
+    solve = implicitly_differentiable(lambda start, psi: ridge.closed(psi), ridge.inner, solver=CG)
+
+    def both(psi):
+        got = compiled(ridge.outer, ridge.inner, ridge.closed(psi), psi, solver=CG)
+        return got, jax.grad(lambda psi: ridge.outer(solve(None, psi), psi))(psi)
+
+    got, through = jax.jit(jax.vmap(both))(many)
+    expected = jax.vmap(jax.grad(ridge.reduced))(many)
+    assert relative(got.gradient, expected) < 1e-8
+    assert relative(through, expected) < 1e-8
+    assert (got.result == RESULTS.successful).all()
+    assert got.stats["products"].shape == (3,)
+
+
+@pytest.mark.parametrize("name", ["cg", "cholesky", "dual_cholesky"])
+def test_gradients_of_gradients(ridge, name):
+    """The Hessian in ψ of the outer loss, reverse over reverse and forward over reverse."""
+    solver = SOLVERS[name][0]
+    loss = ridge.loss if name.startswith("dual") else ridge.inner
+    solve = implicitly_differentiable(lambda start, psi: ridge.closed(psi), loss, solver=solver)
+    reduced = lambda log_l2: ridge.reduced(ridge.psi | {"log_l2": log_l2})  # noqa: E731
+
+    def implicit(log_l2):
+        psi = ridge.psi | {"log_l2": log_l2}
+        return ridge.outer(solve(None, psi), psi)
+
+    log_l2 = ridge.psi["log_l2"]
+    expected = jax.hessian(reduced)(log_l2)
+    for second in (jax.jacrev(jax.grad(implicit)), jax.jacfwd(jax.grad(implicit))):
+        assert relative(jax.jit(second)(log_l2), expected) < 1e-8
+    tangent = jnp.arange(4.0)
+    forward = jax.jvp(implicit, (log_l2,), (tangent,))[1]
+    assert float(forward) == pytest.approx(float(jax.grad(reduced)(log_l2) @ tangent), rel=1e-8)
+
+
+def test_hypergradients_are_differentiable_at_a_fixed_solution(ridge):
+    """The adjoint solve differentiates as a solve; θ held fixed, by finite differences."""
+    w = ridge.closed(ridge.psi)
+
+    def norm(log_l2):
+        psi = ridge.psi | {"log_l2": log_l2}
+        got = compiled(ridge.outer, ridge.inner, w, psi, solver=CG)
+        return sum(jnp.sum(x**2) for x in jax.tree.leaves(got.gradient))
+
+    log_l2, d, h = ridge.psi["log_l2"], jnp.asarray([1.0, -2.0, 0.5, 1.0]), 1e-5
+    numeric = (norm(log_l2 + h * d) - norm(log_l2 - h * d)) / (2 * h)
+    assert float(jax.grad(norm)(log_l2) @ d) == pytest.approx(float(numeric), rel=1e-6)
+
+
+def test_warm_start_and_preconditioner(ridge):
+    w, psi = ridge.closed(ridge.psi), ridge.psi
+    run = functools.partial(compiled, ridge.outer, ridge.inner, w, psi)
+    cold = run(solver=CG)
+    warm = run(solver=ConjugateGradient(1e-6), warm_start=cold.adjoint)
+    assert (int(cold.stats["iterations"]), int(warm.stats["iterations"])) == (4, 0)
+    assert int(warm.stats["products"]) == 1
+    assert relative(warm.gradient, cold.gradient) < 1e-10
+    inverse = jnp.linalg.inv(ridge.hessian(psi))
+    for solver in (CG, lx.CG(1e-13, 1e-13)):
+        exact = run(solver=solver, preconditioner=lambda v: {"w": inverse @ v["w"]})
+        assert int(exact.stats["iterations"]) <= 3
+        assert relative(exact.gradient, cold.gradient) < 1e-10
+    leak = jax.grad(
+        lambda v: run(solver=ConjugateGradient(0.5, 1), warm_start=v).gradient["y"].sum()
+    )
+    assert not leak({"w": 0.1 * w["w"]})["w"].any()
+
+
+def test_a_key_and_a_batch_are_the_same_in_gradient_and_hessian():
+    """A loss with dropout: the hypergradient is that of the one mask the key draws."""
+    X, y = jr.normal(jr.key(1), (10, 4)), jr.normal(jr.key(2), (10,))
+
+    def inner(w, psi, key, batch):
+        X, y = batch
+        mask = jr.bernoulli(key, 0.5, X.shape)
+        errors = jnp.where(mask, X, 0) @ w - y
+        return 0.5 * jnp.sum(errors**2) + 0.5 * jnp.sum(jnp.exp(psi) * w**2)
+
+    def outer(w, psi, key, batch):
+        return 0.5 * jnp.sum((batch[0] @ w - 1) ** 2)
+
+    psi, key = jnp.asarray([0.1, -0.3, 0.2, 0.0]), jr.key(3)
+
+    def closed(psi, key):
+        M = jnp.where(jr.bernoulli(key, 0.5, X.shape), X, 0)
+        return jnp.linalg.solve(M.T @ M + jnp.diag(jnp.exp(psi)), M.T @ y)
+
+    run = jax.jit(functools.partial(hypergradient, outer, inner, solver=CG))
+    solve = implicitly_differentiable(
+        lambda start, psi, key, batch: closed(psi, key), inner, solver=CG
+    )
+    gradients = []
+    for key in jr.split(jr.key(3)):
+        expected = jax.grad(lambda psi: outer(closed(psi, key), psi, key, (X, y)))(psi)  # noqa: B023
+        got = run(closed(psi, key), psi, key, (X, y))
+        assert relative(got.gradient, expected) < 1e-8
+        through = jax.grad(lambda psi: outer(solve(None, psi, key, (X, y)), psi, key, (X, y)))(psi)  # noqa: B023
+        assert relative(through, expected) < 1e-8
+        gradients.append(got.gradient)
+    assert relative(*gradients) > 1e-2
+
+
+class Normalised(eqx.Module):
+    """One layer, batch normalisation, one layer."""
+
+    first: eqx.nn.Linear
+    norm: eqx.nn.BatchNorm
+    last: eqx.nn.Linear
+
+    def __init__(self, *, key):
+        keys = jr.split(key)
+        self.first = eqx.nn.Linear(3, 4, dtype=jnp.float64, key=keys[0])
+        self.norm = eqx.nn.BatchNorm(4, "batch", mode="batch", dtype=jnp.float64)
+        self.last = eqx.nn.Linear(4, 1, dtype=jnp.float64, key=keys[1])
+
+    def __call__(self, x, state):
+        x, state = self.norm(self.first(x), state)
+        return self.last(jnp.tanh(x)), state
+
+
+def test_stateful_layers_have_their_state_in_args():
+    """Held fixed in every evaluation, the new one in aux."""
+    X, y, V = (jr.normal(jr.key(i), s) for i, s in ((1, (6, 3)), (2, (6,)), (3, (5, 3))))
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # Equinox's own
+        model, state = eqx.nn.make_with_state(Normalised)(key=jr.key(0))
+
+        def apply(model, X, state):
+            axes = {"axis_name": "batch", "in_axes": (0, None), "out_axes": (0, None)}
+            out, state = jax.vmap(model, **axes)(X, state)
+            return out[:, 0], state
+
+        def inner(model, log_l2, state):
+            theta = ravel_pytree(eqx.filter(model, eqx.is_inexact_array))[0]
+            errors = apply(model, X, state)[0] - y
+            return 0.5 * jnp.sum(errors**2) + 0.5 * jnp.exp(log_l2) * theta @ theta
+
+        def outer(model, log_l2, state):
+            out, state = apply(model, V, state)
+            return jnp.mean(out**2), state
+
+        run = functools.partial(hypergradient, outer, inner, solver=lx.LU(), has_aux=True)
+        got, after = eqx.filter_jit(run)(model, jnp.asarray(0.3), state)
+        theta, unravel = ravel_pytree(eqx.filter(model, eqx.is_inexact_array))
+        static = eqx.filter(model, eqx.is_inexact_array, inverse=True)
+        fresh = lambda: jax.tree.map(lambda x: x, state)  # noqa: E731
+        at = lambda t: eqx.combine(unravel(t), static)  # noqa: E731
+        H = jax.hessian(lambda t: inner(at(t), jnp.asarray(0.3), fresh()))(theta)
+        g = jax.grad(lambda t: outer(at(t), None, fresh())[0])(theta)
+        expected = -jnp.exp(0.3) * theta @ jnp.linalg.solve(H, g)
+        assert float(got.gradient) == pytest.approx(float(expected), rel=1e-8)
+        expected = jax.tree.leaves(outer(model, None, fresh())[1])
+        for a, b in zip(jax.tree.leaves(after), expected, strict=True):
+            np.testing.assert_allclose(a, b)
+        assert not eqx.tree_equal(after, state)
+        assert isinstance(after, eqx.nn.State)
+        with pytest.raises(ValueError, match=r"inner_params\[1\] is an equinox.nn.State.*in args"):
+            hypergradient(outer, inner, (model, state), jnp.asarray(0.3), solver=CG)
+
+
+def saddle(w, psi):
+    return 0.5 * (w[0] ** 2 - w[1] ** 2) + psi * w.sum()
+
+
+def bowl(w, psi):
+    return 0.5 * (w[0] ** 2 + 50 * w[1] ** 2) + psi * w.sum()
+
+
+# name: inner loss, solver, damping, whether it diverges
+OUTCOMES = {
+    "indefinite_cg": (saddle, CG, 0.0, True),
+    "damped_cg": (saddle, CG, 3.0, False),
+    "indefinite_neumann": (saddle, Neumann(2000), 0.0, True),
+    "long_steps_neumann": (bowl, Neumann(30, step_size=0.1), 0.0, True),
+    "fast_adam": (bowl, Adam(50.0, 5), 0.0, True),
+    "low_rank_nystrom": (bowl, Nystrom(1, 1e-3), 0.0, True),
+    "truncated_adam": (bowl, Adam(1e-3, 5), 0.0, False),
+    "truncated_cg": (bowl, ConjugateGradient(1e-8, 1), 0.0, False),
+    "truncated_neumann": (bowl, Neumann(3), 0.0, False),
+    "singular_cholesky": (saddle, lx.Cholesky(), 0.0, True),
+}
+
+
+@pytest.mark.parametrize("name", OUTCOMES)
+def test_a_truncated_solve_is_a_success_and_a_diverged_one_says_so(name):
+    inner, solver, damping, diverged = OUTCOMES[name]
+    outer = lambda w, psi: w[0] + 2 * w[1]  # noqa: E731
+    w, psi = jnp.asarray([0.2, 0.1]), jnp.asarray(0.4)
+    run = functools.partial(compiled, outer, inner, w, psi, solver=solver, damping=damping)
+    got = run()
+    assert (got.result == RESULTS.diverged) == diverged
+    assert bool(got.stats["diverged"]) == diverged
+    assert ("add damping" in RESULTS[got.result]) == diverged
+    if name == "truncated_cg":
+        assert not got.stats["converged"]
+    solve = implicitly_differentiable(
+        lambda start, psi: start, inner, solver=solver, damping=damping
+    )
+    through = jax.grad(lambda psi: outer(solve(w, psi), psi))(psi)
+    assert bool(jnp.isnan(through)) == diverged
+    if diverged:
+        with pytest.raises(RuntimeError, match="add damping"):
+            jax.block_until_ready(run(throw=True).gradient)
+    else:
+        assert relative(through, got.gradient) < 1e-10
+        run(throw=True)
+
+
+def test_leaves_of_different_precision():
+    w = {"a": jnp.ones(3, jnp.float32), "b": jnp.ones(2)}
+    inner = lambda w, psi: jnp.sum((w["a"] - psi) ** 2) + jnp.sum((w["b"] + 2 * psi) ** 2)  # noqa: E731
+    outer = lambda w, psi: jnp.sum(w["a"]) + jnp.sum(w["b"])  # noqa: E731
+    with jax.numpy_dtype_promotion("standard"):  # lineax needs it for such operators
+        got = compiled(outer, inner, w, jnp.asarray(0.5), solver=ConjugateGradient(1e-6))
+    assert float(got.gradient) == pytest.approx(3 - 4, rel=1e-6)
+    assert got.adjoint["a"].dtype == jnp.float32
+
+
+def given(**changed):
+    """A call of `hypergradient` with one thing changed."""
+    quadratic = lambda w, psi: jnp.sum((w - psi) ** 2)  # noqa: E731
+    arguments = {
+        "outer_loss": quadratic,
+        "inner_loss": quadratic,
+        "inner_params": jnp.ones(3),
+        "outer_params": jnp.ones(3),
+        "solver": CG,
+    }
+    return hypergradient(**(arguments | changed))
+
+
+# name: what is changed, what the message says
+MISTAKES = {
+    "inner_loss_rows": (
+        {"inner_loss": lambda w, p: (w - p) ** 2},
+        r"inner_loss returns float64\[3\].*mean",
+    ),
+    "outer_loss_rows": (
+        {"outer_loss": lambda w, p: w},
+        r"outer_loss returns float64\[3\], not one",
+    ),
+    "outer_loss_complex": (
+        {"outer_loss": lambda w, p: w.sum().astype(complex)},
+        "outer_loss returns complex",
+    ),
+    "outer_loss_python": ({"outer_loss": lambda w, p: None}, "outer_loss returns NoneType"),
+    "aux_unasked": ({"outer_loss": lambda w, p: (w.sum(), w)}, "pass has_aux=True"),
+    "aux_missing": ({"has_aux": True}, r"must return \(loss, aux\)"),
+    "inner_empty": ({"inner_params": ()}, "inner_params has no floating-point array"),
+    "outer_empty": ({"outer_params": {"a": 1.0}}, "outer_params has no floating-point array"),
+    "inner_integers": (
+        {"inner_params": {"a": jnp.arange(3)}, "inner_filter_spec": True},
+        r"inner_params\['a'\] is int",
+    ),
+    "outer_complex": ({"outer_params": jnp.ones(3) * 1j}, "outer_params is complex.*split"),
+    "spec_of_other_structure": (
+        {"filter_spec": {"a": True}},
+        "filter_spec of outer_params does not fit",
+    ),
+    "warm_start_of_other_shape": ({"warm_start": jnp.ones(2)}, "warm_start is not shaped like"),
+    "warm_start_of_other_structure": (
+        {"warm_start": (jnp.ones(3),)},
+        "warm_start is not shaped like",
+    ),
+    "solver_a_string": ({"solver": "cg"}, r"solver is 'cg': pass a value of rcig_eqx\.solvers"),
+    "solver_a_class": ({"solver": ConjugateGradient}, "pass a value of"),
+    "solver_untuned": ({"solver": Adam()}, r"give it one, as in Adam\(1e-3\)"),
+    "solver_dual": ({"solver": DualCholesky()}, r"pass LeastSquares\(residuals, l2\)"),
+    "damping_negative": ({"damping": -1.0}, "damping is -1.0"),
+    "preconditioned_neumann": (
+        {"solver": Neumann(), "preconditioner": lambda v: v},
+        "takes no preconditioner",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_told_before_any_work(name):
+    changed, says = MISTAKES[name]
+    kind = ValueError if not name.startswith("solver_a") else Exception  # types: the hook's
+    with pytest.raises(kind, match=says if kind is ValueError else "solver"):
+        given(**changed)
+
+
+def test_mistakes_of_the_differentiable_minimiser():
+    with pytest.raises(ValueError, match="takes no preconditioner"):
+        implicitly_differentiable(saddle, saddle, solver=lx.LU(), preconditioner=lambda v: v)
+    solve = implicitly_differentiable(lambda start, psi: 3, bowl, solver=CG)
+    with pytest.raises(ValueError, match="result of minimise has no floating-point array"):
+        solve(jnp.ones(2), jnp.asarray(0.1))
+    rows = implicitly_differentiable(lambda start, psi: start, lambda w, psi: w, solver=CG)
+    with pytest.raises(ValueError, match="inner_loss returns"):
+        rows(jnp.ones(2), jnp.asarray(0.1))

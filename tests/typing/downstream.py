@@ -1,0 +1,135 @@
+# pyright: strict, reportUnknownMemberType=false, reportMissingTypeStubs=false
+"""What a user's code looks like to a strict type checker. `pyright` reads it; nothing runs it.
+
+JAX's own functions are partly unknown to it and lineax has no stubs, which is not asked about.
+"""
+
+from collections.abc import Callable
+from typing import Any, assert_type
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import lineax as lx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+import rcig_eqx as rcig
+from rcig_eqx.solvers import Adam, ConjugateGradient, DualCholesky, Neumann, Nystrom
+
+
+def distil(images: Float[Array, "n h w c"], labels: Int[Array, " n"], key: PRNGKeyArray) -> float:
+    result = rcig.distill((images, labels), images_per_class=1, key=key, steps=10)
+    assert_type(result, rcig.DistillResult)
+    assert_type(result.coreset, rcig.Coreset)
+    result.save("set.safetensors")
+    again = rcig.load_result("set.safetensors")
+    report = rcig.evaluate(again, (images, labels), key=key, num_networks=2)
+    assert_type(report, rcig.Evaluation)
+    return report.mean
+
+
+def loop(state: rcig.State, batch: tuple[Array, Array]) -> tuple[rcig.State, float]:
+    state, metrics = eqx.filter_jit(rcig.step)(state, batch)
+    return state, float(metrics["loss"])
+
+
+def start(coreset: rcig.Coreset, make_model: Callable[[PRNGKeyArray], rcig.ConvNet]) -> rcig.State:
+    recipe = rcig.Recipe(
+        rcig.methods.rcig(l2_rate=1e-3),
+        make_model,
+        rcig.coreset_optimizer(0.01),
+        rcig.PoolSchedule(size=4),
+        rcig.growing_average(),
+    )
+    return rcig.init(coreset, recipe, key=jr.key(0))
+
+
+def own_loss(predictions: Array, targets: Array, log_temperature: Array) -> Array:
+    return rcig.mse_loss(predictions, targets, log_temperature) + jnp.mean(predictions**2)
+
+
+def exact(model: rcig.ConvNet, coreset: rcig.Coreset, images: Array, targets: Array) -> Array:
+    result = rcig.exact_hypergradient(
+        model, coreset, images, targets, outer_loss=own_loss, solver=DualCholesky()
+    )
+    assert_type(result, rcig.Hypergradient)
+    at = rcig.linearize(model, coreset.images)
+    alpha = rcig.kernel_ridge(at.features @ at.features.T, coreset.labels, 0.1)
+    head = rcig.ridge_head(at.features, coreset.labels, 0.1)
+    return result.value + alpha.sum() + head.sum()
+
+
+def inner(w: Array, log_l2: Array, batch: Array) -> Array:
+    return 0.5 * jnp.sum((batch @ w - 1) ** 2) + 0.5 * jnp.sum(jnp.exp(log_l2) * w**2)
+
+
+def outer(w: Array, log_l2: Array, batch: Array) -> tuple[Array, dict[str, Array]]:
+    error = batch @ w - 1
+    return jnp.mean(error**2), {"error": error}
+
+
+def outputs(w: Array, log_l2: Array, batch: Array) -> tuple[Array, Array]:
+    return batch @ w, w
+
+
+def convex(f: tuple[Array, Array], log_l2: Array, batch: Array) -> Array:
+    return jnp.sum(f[0] ** 2) + jnp.sum(jnp.exp(log_l2) * f[1] ** 2)
+
+
+def precondition(v: Array) -> Array:
+    return 0.1 * v
+
+
+def bilevel(w: Array, log_l2: Array, batch: Array) -> Array:
+    solvers: list[lx.AbstractLinearSolver[Any]] = [
+        ConjugateGradient(1e-4),
+        Neumann(50),
+        Adam(1e-3),
+        Nystrom(10, 0.1),
+        lx.Cholesky(),
+    ]
+    result, aux = rcig.hypergradient(
+        outer, inner, w, log_l2, batch, solver=solvers[0], has_aux=True, damping=1e-3
+    )
+    assert_type(result, rcig.Hypergradient)
+    plain = rcig.hypergradient(
+        inner,
+        rcig.GaussNewton(outputs, convex),
+        w,
+        log_l2,
+        batch,
+        solver=solvers[1],
+        warm_start=result.adjoint,
+        preconditioner=precondition,
+    )
+    assert_type(plain, rcig.Hypergradient)
+    assert_type(plain.stats, dict[str, Array])
+    if plain.result == rcig.RESULTS.diverged:
+        print(rcig.RESULTS.diverged)
+    del aux
+    gradient: Array = plain.gradient
+    return gradient
+
+
+def residuals(w: Array, log_l2: Array, batch: Array) -> Array:
+    return batch @ w - 1
+
+
+def l2(log_l2: Array, batch: Array) -> Array:
+    return jnp.exp(log_l2)
+
+
+def minimise(start: Array, log_l2: Array, batch: Array) -> Array:
+    return start - 0.1 * batch.T @ residuals(start, log_l2, batch)
+
+
+def tuned(start: Array, log_l2: Array, batch: Array) -> Array:
+    squares = rcig.LeastSquares(residuals, l2)
+    solve = rcig.implicitly_differentiable(minimise, squares, solver=DualCholesky())
+
+    def reduced(log_l2: Array) -> Array:
+        w: Array = solve(start, log_l2, batch)
+        return jnp.sum(w)
+
+    return cast(Array, jax.grad(reduced)(log_l2))
