@@ -74,6 +74,7 @@ class DistillResult:
         return path
 
 
+_MAX_HEADER = 2**20  # bytes
 _CORESETS = ("coreset", "last", "baseline")
 _FIELDS = ("images", "labels", "log_temperature")
 
@@ -88,6 +89,7 @@ def load_result(path: str | os.PathLike) -> DistillResult:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist.")
     try:
+        check_header(path)
         with safetensors.safe_open(path, "numpy") as file:
             card = json.loads((file.metadata() or {})["rcig_eqx"])
             if card["format"] != FORMAT:
@@ -110,6 +112,20 @@ def checksum(card: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def file_checksum(path: Path) -> str:
+    """SHA-256 of a file, which is never held whole."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_header(path: Path) -> None:
+    """Raise `ValueError` for a safetensors file whose header claims to be longer than ours are."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > _MAX_HEADER:
+        raise ValueError(f"its header claims {length} bytes, where at most {_MAX_HEADER} are read")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
