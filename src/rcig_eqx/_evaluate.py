@@ -239,14 +239,14 @@ def training_recipe(
         "loss": "mean over images and classes of (output - label)^2",
         "optimizer": {"name": "adam", "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
         "learning_rate": {
-            "peak": learning_rate,
-            "warmup_steps": min(500, steps // 2),
-            "final": 0.01 * learning_rate,
+            "peak": float(learning_rate),
+            "warmup_steps": min(500, int(steps) // 2),
+            "final": 0.01 * float(learning_rate),
             "schedule": "step t = 0, 1, ...: peak * t / warmup_steps, then final + (peak - final) "
             "* (1 + cos(pi * (t - warmup_steps) / (steps - warmup_steps))) / 2",
         },
-        "steps": steps,
-        "batch_size": batch_size,
+        "steps": int(steps),
+        "batch_size": int(batch_size),
         "batches": "all images every step, or batch_size random ones of them if there are more",
     }
 

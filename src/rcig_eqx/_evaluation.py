@@ -81,30 +81,33 @@ class Evaluation:
         """What `to_json` gave, read again. Raises `ValueError` for anything else."""
 
         def numbers(part: dict[str, Any], baseline: "Evaluation | None") -> "Evaluation":
-            accuracies = np.array(part["accuracies"], np.float64)
-            columns = part["per_class"]
-            empty = np.full(len(accuracies), math.nan)
-            per_class = np.array([empty if x is None else x for x in columns.values()], np.float64)
-            if accuracies.ndim != 1 or per_class.shape != (len(columns), len(accuracies)):
+            columns = part["per_class"].values()
+            known = [part["accuracies"], *(column for column in columns if column is not None)]
+            if not part["accuracies"] or any(len(each) != len(known[0]) for each in known):
                 raise ValueError("accuracies are not one a network, and one a network and class")
-            for values in (accuracies, per_class[~np.isnan(per_class)]):
-                if not ((values >= 0) & (values <= 1)).all():
-                    raise ValueError("accuracies are no fractions of one")
-            if not len(accuracies) or type(report["steps"]) is not int or report["steps"] < 1:
-                raise ValueError("there are no accuracies, or no steps")
-            if not all(isinstance(report[name], dict) for name in ("training", "tested_on")):
-                raise ValueError("training and tested_on are no objects")
-            return cls(
-                accuracies,
-                per_class.T,
-                tuple(columns),
+            if not all(type(x) is float and 0 <= x <= 1 for each in known for x in each):
+                raise ValueError("accuracies are no fractions of one")
+            empty = [math.nan] * len(known[0])
+            per_class = [empty if column is None else column for column in columns]
+            evaluation = cls(
+                np.array(part["accuracies"], np.float64),
+                np.array(per_class, np.float64).T,
+                tuple(part["per_class"]),
                 report["steps"],
                 baseline,
                 report["training"],
                 report["tested_on"],
             )
+            for name in ("mean", "std"):
+                if not math.isclose(part[name], getattr(evaluation, name), abs_tol=1e-9):
+                    raise ValueError(f"the {name} is not that of the accuracies")
+            return evaluation
 
         try:
+            if type(report["steps"]) is not int or report["steps"] < 1:
+                raise ValueError("there are no steps")
+            if not all(isinstance(report[name], dict) for name in ("training", "tested_on")):
+                raise ValueError("training and tested_on are no objects")
             baseline = report["baseline"]
             return numbers(report, numbers(baseline, None) if baseline else None)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
