@@ -67,7 +67,7 @@ def export(
         raise ValueError(
             "evaluation is not of this result: pass what evaluate(result, …) returned."
         )
-    _check_place(folder, overwrite)
+    check_place(folder, overwrite)
     staging = old = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -95,13 +95,16 @@ def export(
     return folder
 
 
-def _check_place(folder: Path, overwrite: bool) -> None:
+def check_place(folder: Path, overwrite: bool) -> None:
+    """Raise `FileExistsError` unless an export may be written there."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / CARD).is_file():
         raise FileExistsError(f"{folder} is there and no export: choose another place.")
     if not overwrite:
-        raise FileExistsError(f"{folder} is there already: pass overwrite=True to replace it.")
+        raise FileExistsError(
+            f"{folder} is there already: pass overwrite=True, or --overwrite, to replace it."
+        )
 
 
 def _write(result: DistillResult, folder: Path, evaluation: Evaluation | None) -> None:
