@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("typer")
 
-from rcig_eqx import _cli, distill, load_result
+from rcig_eqx import _cli, distill, load_export, load_result
 
 SMALL = ["--width", "2", "--depth", "1", "--batch-size", "6", "--method", "frepo"]
 FEW = ["--networks", "2", "--evaluation-steps", "3"]
@@ -148,6 +148,43 @@ def test_ctrl_c_twice_says_what_is_kept(folder, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "o").exists()
 
 
+def test_export_takes_the_evaluation_beside_the_file(out, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(_cli, "evaluate", lambda *_, **__: pytest.fail("measured again"))
+    place = tmp_path / "new" / "e"
+    assert run("export", out / "distilled.safetensors", place) == 0
+    assert capsys.readouterr().out == f"Wrote {place}\n"
+    report = json.loads((out / "evaluation.json").read_text())
+    stated = load_export(place).card["evaluation"]
+    assert stated["accuracies"] == report["accuracies"]
+    assert stated["baseline"] == report["baseline"]
+    assert stated["training"]["network"]["width"] == 2
+    assert stated["tested_on"]["images"] == 20
+    assert run("export", out / "distilled.safetensors", place) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert run("export", out / "distilled.safetensors", place, "--overwrite") == 0
+
+
+def test_export_evaluates_what_has_not_been(out, tmp_path):
+    shutil.copy(out / "distilled.safetensors", tmp_path)
+    assert run("export", tmp_path / "distilled.safetensors", *FEW, "--quiet") == 0
+    stated = load_export(tmp_path / "export").card["evaluation"]
+    report = json.loads((out / "evaluation.json").read_text())
+    assert stated == {name: report[name] for name in stated}  # the same seed
+
+
+def test_export_refuses_the_evaluation_of_another_result(out, tmp_path, capsys):
+    report = json.loads((out / "evaluation.json").read_text())
+    report["recipe"]["seed"] = 7
+    other, damaged = tmp_path / "other.json", tmp_path / "damaged.json"
+    other.write_text(json.dumps(report))
+    damaged.write_text("[" * 100_000)
+    for file, says in ((other, "of another result"), (damaged, "is no evaluation")):
+        options = [tmp_path / "e", "--evaluation", file]
+        assert run("export", out / "distilled.safetensors", *options) == 2
+        assert says in capsys.readouterr().err
+        assert not (tmp_path / "e").exists()
+
+
 ERRORS = {
     "unknown data": ("distill fasion_mnist", "Did you mean 'fashion_mnist'"),
     "no such file": ("distill {folder}/none.npz", "check the path"),
@@ -160,6 +197,8 @@ ERRORS = {
     "method": ("distill --method best", "'rcig', 'rcig_paper'"),
     "no result": ("evaluate {folder}/none", "does not exist"),
     "damaged result": ("evaluate {folder}/train.npz", "damaged or no distilled set"),
+    "nothing to export": ("export {folder}/none", "does not exist"),
+    "export over data": ("export {result} {folder}", "no export: choose another"),
     "other data": ("evaluate {result} --data fashion_mnist_small", "the data set that was dist"),
     "no split": ("evaluate {result} --split tset", "no split 'tset'"),
     "damaged test split": ("distill {damaged}", "cannot be read as an .npz"),
@@ -187,7 +226,7 @@ def test_errors_are_one_line_and_exit_code_2(case, folder, out, tmp_path, capsys
 def test_version_and_help(capsys):
     assert run("--version") == 0
     assert capsys.readouterr().out.startswith("rcig-eqx 0.")
-    for command in ("distill", "evaluate"):
+    for command in ("distill", "evaluate", "export"):
         assert run(command, "--help") == 0
         assert "--networks" in capsys.readouterr().out
 

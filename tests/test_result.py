@@ -1,3 +1,4 @@
+import collections
 import dataclasses
 import errno
 import json
@@ -11,6 +12,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save as serialize
 
+from _corrupt import damaged, mutated
 from rcig_eqx import Coreset, DistillResult, load_result
 from rcig_eqx._files import checksum
 from rcig_eqx.data import AbstractPreprocess, DataError, Identity, standardize, zca
@@ -262,3 +264,54 @@ def test_no_single_corrupt_byte_gets_through(tmp_path):
         assert all(np.array_equal(x, y) for x, y in zip(before, after, strict=True))
         assert loaded.class_names == result.class_names
     assert refused > 180
+
+
+def fuzz(tmp_path, cases: int, *, seed: int) -> collections.Counter:
+    """Damaged files, and in turn files whose card was changed and signed again."""
+    result, rng, outcomes = make(), np.random.default_rng(seed), collections.Counter()
+    path = result.save(tmp_path / "set")
+    content, (card, arrays) = path.read_bytes(), parts(path)
+    for i in range(cases):
+        kind = ("damaged", "forged")[i % 2]
+        if kind == "damaged":
+            path.write_bytes(damaged(content, rng))
+        else:
+            write(path, mutated(card, rng), arrays)
+        try:
+            loaded = load_result(path)
+        except DataError:
+            outcomes[f"{kind}, refused"] += 1
+            continue
+        same = all(
+            np.array_equal(x, y)
+            for field in ("coreset", "last", "baseline")
+            for x, y in zip(
+                jax.tree.leaves(getattr(result, field)),
+                jax.tree.leaves(getattr(loaded, field)),
+                strict=True,
+            )
+        )
+        outcomes[f"{kind}, identical" if same else f"{kind}, changed"] += 1
+    return outcomes
+
+
+def test_damaged_and_forged_files_are_refused_or_change_no_array(tmp_path):
+    outcomes = fuzz(tmp_path, 300, seed=0)
+    assert outcomes["damaged, refused"] > 140, outcomes
+    assert outcomes["forged, refused"] > 50, outcomes
+    assert not any("changed" in outcome for outcome in outcomes), outcomes
+
+
+@pytest.mark.slow
+def test_thousands_of_damaged_and_forged_files(tmp_path, capsys):
+    outcomes = fuzz(tmp_path, 8000, seed=1)
+    with capsys.disabled():
+        print(f"\n{dict(outcomes)}")
+    assert not any("changed" in outcome for outcome in outcomes), outcomes
+
+
+def test_a_huge_header_is_not_read(tmp_path):
+    path = make().save(tmp_path / "set")
+    path.write_bytes((2**40).to_bytes(8, "little") + path.read_bytes()[8:])
+    with pytest.raises(DataError, match="header claims 1099511627776 bytes"):
+        load_result(path)

@@ -25,14 +25,17 @@ from ._coreset import (
 from ._differentiable import implicitly_differentiable as implicitly_differentiable
 from ._distill import distill as distill
 from ._evaluate import (
-    Evaluation as Evaluation,
     correct as correct,
     evaluate as evaluate,
     evaluation_schedule as evaluation_schedule,
     train_network as train_network,
+    training_recipe as training_recipe,
 )
+from ._evaluation import Evaluation as Evaluation
+from ._export import export as export
 from ._hypergradient import Hypergradient as Hypergradient, hypergradient as hypergradient
 from ._linearize import Linearization as Linearization, linearize as linearize
+from ._load_export import Export as Export, load_export as load_export
 from ._losses import (
     inner_loss as inner_loss,
     label_margin as label_margin,

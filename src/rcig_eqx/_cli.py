@@ -1,4 +1,4 @@
-"""The command line: a thin shell over `distill`, `evaluate`, `save_grid` and `load_result`."""
+"""The command line: a thin shell over `distill`, `evaluate`, `export` and what they write."""
 
 import dataclasses
 import importlib.metadata
@@ -10,15 +10,16 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import jax.random as jr
-import numpy as np
 
 from . import methods
 from ._coreset import Initialization
 from ._distill import distill
-from ._evaluate import Evaluation, evaluate, fresh_network
+from ._evaluate import evaluate, fresh_network
+from ._evaluation import Evaluation
+from ._export import check_place, export
 from ._files import write_atomically
 from ._plot import save_grid
 from ._result import DistillResult, load_result
@@ -269,14 +270,9 @@ def _evaluate(
 ) -> None:
     """Train fresh networks on a distilled set and test them on real images."""
     result = load_result(file)
-    distilled = str(result.recipe.get("dataset"))
-    data = data or distilled
-    test = load(data, split, directory=directory) if split else load_test(data, directory)
-    split = split or "test"
-    if test is None and data == distilled:
-        raise ValueError(f"{data} has no test split: name other images with --data.")
+    data, split, test = test_images(result, data, split, directory)
     if test is None:
-        split, test = "train", load(data, "train", directory=directory)
+        raise ValueError(f"{data} has no test split: name other images with --data.")
     if json_:
         check_writable(json_.parent)
     if not quiet:
@@ -293,6 +289,66 @@ def _evaluate(
     echo(f"\n{report}\n")
     if json_:
         echo_paths([write_report(json_, result, report, data, split, test, seed)])
+
+
+@app.command("export")
+def _export(
+    file: Annotated[Path, Argument(help="A distilled set: distilled.safetensors.")],
+    folder: Annotated[
+        Path | None, Argument(help="Folder to make.", show_default="export, beside the file")
+    ] = None,
+    evaluation: Annotated[
+        Path | None,
+        Option(
+            help="Accuracies already measured, as `distill` and `evaluate --json` write them.",
+            show_default="evaluation.json beside the file; measured anew if there is none",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace an earlier export.")] = False,
+    networks: Networks = _EVALUATE["num_networks"].default,
+    steps: Annotated[
+        int | None,
+        Option(
+            "--evaluation-steps", min=1, help="Of each network.", show_default="by the set's size"
+        ),
+    ] = None,
+    seed: Seed = 0,
+    directory: Directory = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write a distilled set as a folder that trains networks without this library."""
+    result = load_result(file)
+    folder = folder or file.parent / "export"
+    check_place(folder, overwrite)
+    check_writable(folder.parent)
+    beside = file.parent / "evaluation.json"
+    known = evaluation or (beside if beside.exists() else None)
+    data, _, test = (None, None, None) if known else test_images(result, None, None, directory)
+    report = None
+    if known:
+        report = read_report(known, result)
+    elif test is not None:
+        if not quiet:
+            echo(f"Evaluating on {len(test):,} images of {data} with {networks} fresh networks.")
+        key = evaluation_key(seed)
+        report = evaluate(
+            result, test, key=key, num_networks=networks, steps=steps, progress=not quiet
+        )
+    elif not quiet:
+        echo(f"{data} has no test split: the card states no accuracy.")
+    echo_paths([export(result, folder, evaluation=report, overwrite=overwrite)])
+
+
+def test_images(
+    result: DistillResult, data: str | None, split: str | None, directory: Path | None
+) -> tuple[str, str, Dataset | None]:
+    """Name, split and images to test on; images `None` if what was distilled has no test split."""
+    distilled = str(result.recipe.get("dataset"))
+    data = data or distilled
+    test = load(data, split, directory=directory) if split else load_test(data, directory)
+    if test is None and data != distilled:
+        return data, "train", load(data, "train", directory=directory)
+    return data, split or "test", test
 
 
 def load_test(dataset: str, directory: Path | None) -> Dataset | None:
@@ -332,31 +388,28 @@ def write_report(
     seed: int,
 ) -> Path:
     """Everything an evaluation measured, as JSON."""
-
-    def numbers(report: Evaluation) -> dict[str, Any]:
-        known = [
-            (name, column[~np.isnan(column)])
-            for name, column in zip(report.class_names, report.per_class.T, strict=True)
-        ]
-        return {
-            "mean": report.mean,
-            "std": report.std,
-            "accuracies": report.accuracies.tolist(),
-            "per_class": {name: x.mean() if len(x) else None for name, x in known},
-        }
-
     content = {
         "data": data,
         "split": split,
         "test_images": len(test),
         "seed": seed,
-        "steps": report.steps,
-        **numbers(report),
-        "baseline": numbers(report.baseline) if report.baseline else None,
+        **report.to_json(),
         "recipe": result.recipe,
     }
     write_atomically(path, json.dumps(content, indent=2).encode())
     return path
+
+
+def read_report(path: Path, result: DistillResult) -> Evaluation:
+    """What `write_report` wrote about this result, or `ValueError`."""
+    try:
+        content = json.loads(path.read_bytes())
+        report = Evaluation.from_json(content)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DataError(f"{path} is no evaluation: measure it anew with evaluate.") from error
+    if content.get("recipe") != result.recipe:
+        raise ValueError(f"{path} is of another result: name this one's with --evaluation.")
+    return report
 
 
 def echo_paths(paths: list[Path]) -> None:

@@ -10,61 +10,20 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Float64, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 from rich.progress import track
 
 from ._backend import networks_at_once
 from ._coreset import Coreset
 from ._distill import check_counts, check_key, check_model
+from ._evaluation import Evaluation
 from ._pool import MakeModel
 from ._result import DistillResult
 from ._types import PyTree
 from .data import Dataset, ImageFolder, apply_in_chunks
-from .models import AbstractNetwork, convnet_for
+from .models import AbstractNetwork, ConvNet, convnet_for
 
 _TEST_BATCH = 500
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """Test accuracies of several networks trained on one distilled set, as fractions of one.
-
-    - `accuracies`: `[networks]`.
-    - `per_class`: `[networks classes]`; NaN for a class without test images.
-    - `class_names`: one a class.
-    - `steps`: training steps of each network.
-    - `baseline`: the same for as many random real images, where they are known.
-    """
-
-    accuracies: Float64[np.ndarray, " networks"]
-    per_class: Float64[np.ndarray, "networks classes"]
-    class_names: tuple[str, ...]
-    steps: int
-    baseline: "Evaluation | None" = None
-
-    @property
-    def mean(self) -> float:
-        """Mean accuracy over the networks."""
-        return float(self.accuracies.mean())
-
-    @property
-    def std(self) -> float:
-        """Sample standard deviation over the networks; 0 for one network."""
-        return float(self.accuracies.std(ddof=1)) if len(self.accuracies) > 1 else 0.0
-
-    def __str__(self) -> str:
-        text = f"{self.mean:.2%} ± {self.std:.2%}"
-        lines = [f"distilled set   {text}   ({len(self.accuracies)} networks, {self.steps} steps)"]
-        if self.baseline:
-            base = self.baseline
-            lines.append(f"random real     {base.mean:.2%} ± {base.std:.2%}   (same budget)")
-        width = max(map(len, self.class_names))
-        for c, name in enumerate(self.class_names):
-            row = f"  {name:<{width}}  {self.per_class[:, c].mean():7.2%}"
-            if self.baseline:
-                row += f"   random {self.baseline.per_class[:, c].mean():7.2%}"
-            lines.append(row)
-        return "\n".join(lines)
 
 
 def evaluate(
@@ -132,8 +91,18 @@ def evaluate(
             )
         )
     reports = [_report(np.concatenate(h), test.labels, names, steps) for h in hits]
-    baseline = reports[1] if len(reports) > 1 else None
-    return dataclasses.replace(reports[0], baseline=baseline)
+    return dataclasses.replace(
+        reports[0],
+        baseline=reports[1] if len(reports) > 1 else None,
+        training=training_recipe(
+            model, steps=steps, learning_rate=learning_rate, batch_size=batch_size
+        ),
+        tested_on={
+            "dataset": test.name,
+            "images": len(test),
+            "key": np.asarray(jr.key_data(key)).tolist(),
+        },
+    )
 
 
 def fresh_network(
@@ -241,6 +210,46 @@ def evaluation_schedule(steps: int, peak: float = 1e-4) -> optax.Schedule:
     """
     warmup = min(500, steps // 2)
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps, 0.01 * peak)
+
+
+def training_recipe(
+    model: MakeModel, *, steps: int, learning_rate: float = 1e-4, batch_size: int = 256
+) -> dict[str, Any]:
+    """What [`train_network`][rcig_eqx.train_network] does to a fresh network, in plain values.
+
+    For a `ConvNet` it is enough to build and train it without this library; of any other network
+    it has the name alone.
+    """
+    network = eqx.filter_eval_shape(model, jr.key(0))
+    layout: dict[str, Any] = {"name": type(network).__name__}
+    if isinstance(network, ConvNet):
+        beta = network.blocks[0].softplus
+        layout |= {
+            "width": network.blocks[0].kernel.shape[-1],
+            "depth": len(network.blocks),
+            "padding": [block.padding for block in network.blocks],
+            "activation": "relu" if beta is None else f"softplus({beta} x) / {beta}",
+            "blocks": "convolution 3x3 of width * 2^i filters with bias, stride 1, zero-padded by "
+            "padding[i]; activation; mean over 2x2, stride 2, an odd last row or column dropped",
+            "head": "features flattened in the order h, w, c; one linear layer with bias",
+            "initialization": "kernels: normal of standard deviation s, cut off at 2 s, where s is "
+            "1 / sqrt(inputs of a unit) / 0.87962566; biases: 0",
+        }
+    return {
+        "network": layout,
+        "loss": "mean over images and classes of (output - label)^2",
+        "optimizer": {"name": "adam", "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
+        "learning_rate": {
+            "peak": float(learning_rate),
+            "warmup_steps": min(500, int(steps) // 2),
+            "final": 0.01 * float(learning_rate),
+            "schedule": "step t = 0, 1, ...: peak * t / warmup_steps, then final + (peak - final) "
+            "* (1 + cos(pi * (t - warmup_steps) / (steps - warmup_steps))) / 2",
+        },
+        "steps": int(steps),
+        "batch_size": int(batch_size),
+        "batches": "all images every step, or batch_size random ones of them if there are more",
+    }
 
 
 def train_network(

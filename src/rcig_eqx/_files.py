@@ -14,6 +14,8 @@ from safetensors.numpy import save as serialize
 
 from .data import DataError
 
+_MAX_HEADER = 2**20  # bytes
+
 
 def write_checked(
     path: str | os.PathLike, header: Mapping[str, Any], arrays: Mapping[str, Any]
@@ -42,6 +44,7 @@ def read_checked(
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist.")
     with damage_named(path, kind):
+        check_header(path)
         with safetensors.safe_open(path, "numpy") as file:
             header = json.loads((file.metadata() or {})["rcig_eqx"])
             if header["format"] != expected:
@@ -73,6 +76,20 @@ def checksum(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
+
+
+def file_checksum(path: Path) -> str:
+    """SHA-256 of a file, which is never held whole."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_header(path: Path) -> None:
+    """Raise `ValueError` for a safetensors file whose header claims to be longer than ours are."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > _MAX_HEADER:
+        raise ValueError(f"its header claims {length} bytes, where at most {_MAX_HEADER} are read")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

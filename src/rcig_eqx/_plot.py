@@ -31,10 +31,7 @@ def save_grid(
 
     Of more than ten images a class the first ten are shown. Needs matplotlib, the extra `plot`.
     """
-    try:
-        import matplotlib.figure
-    except ImportError as error:
-        raise ImportError("Pictures need matplotlib: pip install 'rcig-eqx[plot]'.") from error
+    matplotlib = _matplotlib()
     path = Path(path)
     pixels = to_pixels(coreset)
     classes = len(class_names)
@@ -80,6 +77,36 @@ def save_grid(
     )
     write_atomically(path, picture.getvalue())
     return path
+
+
+def save_class(pixels: Float[np.ndarray, "n h w c"], path: str | os.PathLike) -> Path:
+    """Write a PNG of all images of one class, in rows of ten, each pixel as a square.
+
+    Needs matplotlib, the extra `plot`.
+    """
+    matplotlib = _matplotlib()
+    path = Path(path)
+    n, h, w, _ = pixels.shape
+    columns = min(n, _MAX_SHOWN)
+    rows = -(-n // columns)
+    white = ((0, rows * columns - n), (0, max(1, h // 14)), (0, 0), (0, 0))  # and between rows
+    strips = _strips(np.pad(pixels, white, constant_values=1), rows)
+    sheet = strips.reshape(-1, *strips.shape[2:])[: -max(1, h // 14)]
+    side = max(1, 128 // max(h, w))
+    sheet = sheet.repeat(side, axis=0).repeat(side, axis=1)
+    picture = io.BytesIO()
+    matplotlib.image.imsave(picture, sheet, format="png", cmap="gray", vmin=0, vmax=1)
+    write_atomically(path, picture.getvalue())
+    return path
+
+
+def _matplotlib():
+    try:
+        import matplotlib.figure
+        import matplotlib.image
+    except ImportError as error:
+        raise ImportError("Pictures need matplotlib: pip install 'rcig-eqx[plot]'.") from error
+    return matplotlib
 
 
 def _strips(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar
 
 from .._coreset import Coreset
@@ -89,5 +90,5 @@ def clip_implicit(direct: PyTree, implicit: PyTree) -> PyTree:
 
 def check_l2_rate(l2_rate: float | Scalar) -> None:
     """Raise `ValueError` unless the ridge problem has one solution. Traced rates are let pass."""
-    if not isinstance(l2_rate, jax.core.Tracer) and not l2_rate > 0:
+    if not isinstance(l2_rate, Tracer) and not l2_rate > 0:
         raise ValueError(f"l2_rate is {l2_rate}: it must be positive, such as 5e-4.")
