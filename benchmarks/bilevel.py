@@ -171,9 +171,13 @@ def cost(sizes):
         functions, theta, psi = contenders(parameters)
         size = sum(W.size for W in theta)
         repeats = 5 if size < 1e6 else 2
-        timings = compile_and_time(
-            {name: (f, (theta, psi)) for name, f in functions.items()}, repeats=repeats
-        )
+        cases = {name: (f, (theta, psi)) for name, f in functions.items()}
+        try:
+            timings = compile_and_time(cases, repeats=repeats)
+        except jax.errors.JaxRuntimeError as error:  # optimistix's solve cannot be told not to
+            print(f"\nwithout optimistix, which raised: {str(error)[:3000]}")
+            cases = {name: case for name, case in cases.items() if "optimistix" not in name}
+            timings = compile_and_time(cases, repeats=repeats)
         print(f"\n{size:,} parameters, {repeats} rounds")
         print(f"{'':<34}{'s':>9}{'quartiles':>16}{'MB':>9}{'vectors':>9}{'products':>9}{'diff':>9}")
         ours = np.asarray(timings["rcig_eqx, CG"].result[0])

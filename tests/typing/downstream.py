@@ -5,7 +5,7 @@ JAX's own functions are partly unknown to it and lineax has no stubs, which is n
 """
 
 from collections.abc import Callable
-from typing import Any, assert_type
+from typing import Any, assert_type, cast
 
 import equinox as eqx
 import jax
