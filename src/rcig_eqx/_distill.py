@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray
 
 from ._backend import compiler_options
@@ -28,6 +29,18 @@ from ._coreset import (
     growing_average,
     noise_coreset,
     real_coreset,
+)
+from ._devices import (
+    Agreement,
+    check_agreement,
+    check_batch_divides,
+    leads,
+    local,
+    make_mesh,
+    on_mesh,
+    own_rows,
+    place,
+    shard_rows,
 )
 from ._pool import MakeModel, PoolSchedule
 from ._progress import Callback, Progress, ProgressBar
@@ -69,6 +82,7 @@ def distill(
     pool: PoolSchedule | None = None,
     average: Callable[[Array], Array] | None = None,
     fold: bool = True,
+    devices: Sequence[jax.Device] | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
 ) -> DistillResult:
@@ -96,11 +110,22 @@ def distill(
     - `average`: weights of the averaged ψ; `growing_average()` if `None`.
     - `fold`: whether the labels returned are multiplied by the learned temperature, as
       [`fold_temperature`][rcig_eqx.fold_temperature]: networks train to a higher accuracy on them.
+    - `devices`: those to share the outer batch, and the networks of a step where
+      `pool=PoolSchedule(networks_per_step=...)` asks for several; JAX's default one if `None`.
+      `jax.devices()` are all of this process, and after `jax.distributed.initialize()` all of
+      every process: see below.
     - `callbacks`: functions of a `Progress`, called after every step; `True` ends the run.
     - `progress`: whether to show a progress bar.
 
     **Returns:** a `DistillResult`. Ctrl-C ends the run after the present step and returns what
     there is; press it twice to abandon it.
+
+    **Several processes** each make this call, with the same arguments and `devices=jax.devices()`.
+    Each reads its own rows of every batch, and all return the same result; process 0 alone shows
+    progress and warns. Callbacks run on all of them. Ctrl-C in one, or a callback's `True`, ends
+    the run of all after one more step. A process that dies, or is abandoned by a second Ctrl-C,
+    leaves the others waiting in their next step until JAX finds the connection closed, at once or
+    when its heartbeat times out; then they end with its error.
 
     Raises `ValueError` before any work starts for input that cannot be distilled.
     """
@@ -121,6 +146,10 @@ def distill(
         seen = train
     else:
         seen = sample(train, 10_000, at_least=images_per_class, seed=seed)
+    mesh = None
+    if devices is not None:
+        mesh = make_mesh(devices, networks_per_step=(pool or PoolSchedule()).networks_per_step)
+        check_batch_divides(mesh, batch_size)
     preprocess = preprocess or default_preprocess(seen.images)
     to_state(preprocess)  # can it be saved?
     if flip is None:
@@ -137,11 +166,13 @@ def distill(
     )
     check_model(recipe.make_model, baseline)
     check_outer_loss(recipe.method, baseline, batch_size)
+    rows = own_rows(mesh, batch_size) if mesh else None
     if isinstance(train, Dataset) and not isinstance(train.images, np.memmap):
         images = apply_in_chunks(preprocess, train.images)
-        batches = stream((images, train.labels), batch_size, seed=seed)
+        batches = stream((images, train.labels), batch_size, seed=seed, rows=rows)
     else:
-        raw = stream(train, batch_size, seed=seed)
+        raw = stream(train, batch_size, seed=seed, rows=rows)
+        raw = ((shard_rows(x, mesh, batch_size), y) for x, y in raw) if mesh else raw
         batches = _preprocessed(raw, preprocess, seen.num_classes)
 
     settings = {
@@ -159,6 +190,8 @@ def distill(
         "versions": versions(),
     }
 
+    check_agreement(mesh, settings)
+
     def result(state: State, history: dict[str, list[float]]) -> DistillResult:
         final = fold_temperature if fold else lambda c: c
         coreset, last, first = (
@@ -168,15 +201,16 @@ def distill(
                 preprocess,
                 is_leaf=lambda x: x is None,
             )
-            for c in (state.average, state.coreset, baseline)
+            for c in (*local((state.average, state.coreset), mesh), baseline)
         )
         done = {"steps_done": int(state.step), "method": describe(state.recipe.method)}
         arrays = {name: np.asarray(values, np.float32) for name, values in history.items()}
         return DistillResult(coreset, last, first, seen.class_names, settings | done, arrays)
 
     state = init(start, recipe, key=init_key)
-    with ProgressBar(enabled=progress) as bar:
-        state, history = _loop(state, batches, steps, callbacks, bar, result)
+    state = place(state, mesh) if mesh else state
+    with ProgressBar(enabled=progress and leads(mesh)) as bar:
+        state, history = _loop(state, batches, steps, callbacks, bar, result, mesh, batch_size)
     return result(state, history)
 
 
@@ -205,11 +239,14 @@ def _loop(
     callbacks: Sequence[Callback],
     bar: ProgressBar,
     result: Callable[[State, dict[str, list[float]]], DistillResult],
+    mesh: Mesh | None,
+    batch_size: int,
 ) -> tuple[State, dict[str, list[float]]]:
     """Run the steps. Metrics are read one step late, so that the device never waits for us."""
     history: dict[str, list[float]] = {}
     began = time.perf_counter()
     number = rejected = missed = 0
+    agreed = Agreement(mesh)
 
     def record(number: int, metrics: dict[str, Array]) -> None:
         nonlocal rejected, missed
@@ -236,18 +273,20 @@ def _loop(
     with _interruptible() as interrupted:
         for number in range(1, steps + 1):
             images, labels = next(batches)
-            batch = (jnp.asarray(images), jnp.asarray(labels, jnp.int32))
-            if number == 1 and isinstance(state.recipe.method, AbstractAdaptiveMethod):
-                state = _compiled_tune()(batch, state)
-            state, metrics = _compiled_step()(batch, state)
+            labels = np.asarray(labels, np.int32)
+            batch = tuple(shard_rows(x, mesh, batch_size) for x in (images, labels))
+            with on_mesh(mesh):
+                if number == 1 and isinstance(state.recipe.method, AbstractAdaptiveMethod):
+                    state = _compiled_tune()(batch, state)
+                state, metrics = _compiled_step()(batch, state)
             flush()
             pending = (number, metrics)
             report = Progress(number, steps, metrics, state, so_far)
             stop = [callback(report) for callback in callbacks]
-            if any(stop) or interrupted() or rejected >= _GIVE_UP_AFTER:
+            if agreed(any(stop) or interrupted()) or rejected >= _GIVE_UP_AFTER:
                 break
         flush()
-    if missed:
+    if missed and leads(mesh):
         warnings.warn(
             f"A solve failed or stopped at its cap in {missed} of {number} steps"
             f"{_worst(history)}: the hypergradients there were not what was asked for. Raise the "
@@ -256,7 +295,7 @@ def _loop(
             RuntimeWarning,
             stacklevel=3,
         )
-    if rejected >= _GIVE_UP_AFTER:
+    if rejected >= _GIVE_UP_AFTER and leads(mesh):
         warnings.warn(
             f"Stopped after step {number}: {rejected} steps in a row had no finite hypergradient. "
             "What had been distilled before is returned. Lower the optimiser's learning rate or "

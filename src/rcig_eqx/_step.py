@@ -8,10 +8,23 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
-from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray, PyTree
 
 from ._coreset import Coreset
-from ._pool import MakeModel, Member, PoolSchedule, get_member, new_pool, set_member, visit
+from ._devices import replicate
+from ._hypergradient import Hypergradient
+from ._pool import (
+    MakeModel,
+    Member,
+    PoolSchedule,
+    average_networks,
+    draw,
+    each_network,
+    get_member,
+    new_pool,
+    set_member,
+    visit,
+)
 from .methods import AbstractAdaptiveMethod, AbstractMethod
 
 
@@ -95,22 +108,24 @@ def init(coreset: Coreset, recipe: Recipe, *, key: PRNGKeyArray) -> State:
 def tune(state: State, batch: tuple[Float[Array, "b h w c"], Integer[Array, " b"]]) -> State:
     """The state with its adaptive method's learning rates found (paper, appendix C).
 
-    On the network and batch that the next `step` would take; other methods are left alone. Pure
-    and jittable (`equinox.filter_jit`). `distill` does this before its first step.
+    On the (first) network and the batch that the next `step` would take; other methods are left
+    alone. Pure and jittable (`equinox.filter_jit`). `distill` does this before its first step.
     """
     method = state.recipe.method
     if not isinstance(method, AbstractAdaptiveMethod):
         return state
     _, member, _, images, targets = _draw(state, batch)
+    if state.recipe.schedule.networks_per_step > 1:
+        member = get_member(member, jnp.zeros((), jnp.int32))
     tuned = method.tune(member.model, state.coreset, images, targets)
-    return eqx.tree_at(lambda s: s.recipe.method, state, tuned)
+    return replicate(eqx.tree_at(lambda s: s.recipe.method, state, tuned))
 
 
 def _draw(state: State, batch: tuple[Array, Array]):
-    """What a step works on: a network of the pool with its index, two keys, the outer batch."""
+    """What a step works on: network(s) of the pool with their index, two keys, the outer batch."""
     images, labels = batch
     index_key, *keys = jr.split(jr.fold_in(state.key, state.step), 3)
-    index = jr.randint(index_key, (), 0, state.recipe.schedule.size)
+    index = draw(state.recipe.schedule, key=index_key)
     targets = jax.nn.one_hot(labels, state.coreset.num_classes, dtype=images.dtype)
     return index, get_member(state.pool, index), keys, images, targets
 
@@ -122,7 +137,9 @@ def step(
 
     Draws a network from the pool, moves ψ along the method's hypergradient on the outer batch,
     averages it, then trains that network on the new ψ. A hypergradient that is not finite is
-    rejected: ψ stays, and the network that gave it is replaced.
+    rejected: ψ stays, and the network that gave it is replaced. Of several networks a step
+    (`PoolSchedule.networks_per_step`) the hypergradients are averaged, and one that is not finite
+    is left out.
 
     **Arguments:** the state, and a batch of preprocessed images and integer labels.
 
@@ -131,12 +148,19 @@ def step(
     """
     recipe = state.recipe
     index, member, (key, visit_key), images, targets = _draw(state, batch)
-    result = recipe.method.hypergradient(member.model, state.coreset, images, targets, key=key)
+
+    def at(member: Member, key: PRNGKeyArray) -> tuple[Hypergradient, Bool[Array, ""]]:
+        result = recipe.method.hypergradient(member.model, state.coreset, images, targets, key=key)
+        matters = jax.tree.leaves((result.value, result.gradient))
+        return result, jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in matters]))
+
+    result, sound = each_network(at, member, recipe.schedule, key=key)
+    if recipe.schedule.networks_per_step > 1:
+        result = average_networks(result, sound)
+    finite = jnp.any(sound)
     if isinstance(recipe.method, AbstractAdaptiveMethod):
         adapted = recipe.method.adapt(result.stats)
         recipe = eqx.tree_at(lambda r: r.method, recipe, adapted)
-    matters = jax.tree.leaves((result.value, result.gradient))
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in matters]))
     updates, opt_state = recipe.optimizer.update(
         result.gradient,
         state.opt_state,
@@ -150,15 +174,20 @@ def step(
     average = jax.tree.map(lambda a, x: a + weight * (x - a), state.average, coreset)
 
     # A network that gave no finite hypergradient is due for replacement.
-    age = jnp.where(finite, member.age, recipe.schedule.max_steps)
+    age = jnp.where(sound, member.age, recipe.schedule.max_steps)
     member = Member(member.model, member.opt_state, age)
     X_S, y_S = coreset.support()
-    member = visit(member, X_S, y_S, recipe.make_model, recipe.schedule, key=visit_key)
+
+    def train(member: Member, key: PRNGKeyArray) -> Member:
+        return visit(member, X_S, y_S, recipe.make_model, recipe.schedule, key=key)
+
+    member = each_network(train, member, recipe.schedule, key=visit_key)
     metrics = {
         "loss": result.value,
         "rejected": ~finite,
         "gradient_norm": jnp.linalg.norm(result.gradient.images.ravel()),
         **result.stats,
     }
-    pool = set_member(state.pool, index, member)
-    return State(coreset, average, opt_state, pool, state.key, state.step + 1, recipe), metrics
+    pool = set_member(state.pool, index, replicate(member))
+    state = State(coreset, average, opt_state, pool, state.key, state.step + 1, recipe)
+    return replicate((state, metrics))
