@@ -1,11 +1,12 @@
 """What `test_devices.py` runs in processes of their own: devices are counted when JAX starts.
 
-python devices_worker.py steps DEVICES BITS CASE…     prints JSON: one device against several
+python devices_worker.py steps DEVICES CASE…          prints JSON: one device against several
 python devices_worker.py distill INDEX COUNT PORT OUT  one process of several; saves its result
 """
 
 import json
 import sys
+from typing import Any
 
 import equinox as eqx
 import grain
@@ -20,6 +21,7 @@ from rcig_eqx import (
     PoolSchedule,
     Recipe,
     State,
+    _subsample,
     convnet_for,
     coreset_optimizer,
     distill,
@@ -32,17 +34,21 @@ from rcig_eqx import (
     step,
 )
 from rcig_eqx._devices import collective_bytes, on_mesh
-from rcig_eqx.methods import frepo, rcig, rcig_paper, staged
+from rcig_eqx.methods import AbstractMethod, frepo, rcig, rcig_paper, staged
 from rcig_eqx.solvers import Adam, DualCholesky
 
 CLASSES, SIZE, BATCH = 3, 8, 16
-METHODS = {
-    "frepo": frepo(outer_loss=platt_loss),
-    "rcig": rcig(),
-    "cholesky": rcig(solver=DualCholesky()),
-    "paper": rcig_paper(inner=Adam(steps=3, learning_rate=0.01), solver=Adam(3, 0.01)),
-    "staged": staged(frepo(), rcig(), 1),
-}
+
+
+def make_method(name: str) -> AbstractMethod:
+    if name == "staged":
+        return staged(frepo(), rcig(), 1)
+    return {
+        "frepo": frepo(outer_loss=platt_loss),
+        "rcig": rcig(),
+        "cholesky": rcig(solver=DualCholesky()),
+        "paper": rcig_paper(inner=Adam(3, 0.01), solver=Adam(3, 0.01)),
+    }[name]
 
 
 def problem(method: str, networks: int) -> State:
@@ -50,7 +56,7 @@ def problem(method: str, networks: int) -> State:
     dtype = jnp.zeros(()).dtype
 
     def make_model(key):
-        given = {"in_channels": 1, "image_size": SIZE, "num_classes": CLASSES}
+        given: dict[str, Any] = {"in_channels": 1, "image_size": SIZE, "num_classes": CLASSES}
         return ConvNet(**given, width=4, depth=1, softplus=3.0, dtype=dtype, key=key)
 
     keys = jr.split(jr.key(0), 2)
@@ -60,7 +66,9 @@ def problem(method: str, networks: int) -> State:
         jnp.asarray(0.3, dtype),
     )
     schedule = PoolSchedule(size=8, networks_per_step=networks)
-    recipe = Recipe(METHODS[method], make_model, coreset_optimizer(), schedule, growing_average())
+    recipe = Recipe(
+        make_method(method), make_model, coreset_optimizer(), schedule, growing_average()
+    )
     return init(coreset, recipe, key=jr.key(1))
 
 
@@ -78,7 +86,8 @@ def advance(devices: int | None, method: str, networks: int, steps: int, batch_s
             labels = rng.integers(0, CLASSES, batch_size).astype(np.int32)
             batch = tuple(shard_rows(x, mesh, batch_size) for x in (images, labels))
             if run is None:
-                run = eqx.filter_jit(step).lower(state, batch).compile()
+                compiled: Any = eqx.filter_jit(step)
+                run = compiled.lower(state, batch).compile()
                 program = run.compiled.as_text()
             if steps:
                 state, out = run(state, batch)
@@ -98,14 +107,17 @@ def difference(a: State, b: State) -> float:
 
 
 def compare(devices: int, cases: list[str], steps: int = 3) -> dict:
-    """Cases are such as `rcig/2`: method and networks a step; `rcig/2/bytes` counts alone."""
+    """Cases: `rcig/2` is method and networks a step; `rcig/2/64` counts at that batch size alone;
+    `chunks` is a batch beyond `IMAGES_HELD`."""
     report = {}
     for case in cases:
-        method, networks, *rest = case.split("/")
-        sizes = (BATCH, 4 * BATCH)
-        if rest:
-            counted = [advance(devices, method, int(networks), 0, b)[2] for b in sizes]
-            report[case] = {"bytes": counted}
+        if case == "chunks":
+            report[case] = chunks(devices)
+            continue
+        method, networks, *batch_size = case.split("/")
+        if batch_size:
+            _, _, crossing = advance(devices, method, int(networks), 0, int(batch_size[0]))
+            report[case] = {"crossing": crossing}
             continue
         one, ones, _ = advance(None, method, int(networks), steps)
         many, manys, crossing = advance(devices, method, int(networks), steps)
@@ -123,9 +135,31 @@ def compare(devices: int, cases: list[str], steps: int = 3) -> dict:
     return report
 
 
+def chunks(devices: int) -> dict:
+    """A sum over a batch in chunks, and its gradient: on one device and on several."""
+    _subsample.IMAGES_HELD = 16
+    mesh = make_mesh(jax.devices()[:devices])
+    images = np.random.default_rng(0).normal(size=(48, SIZE, SIZE, 1))
+    kernel = jnp.linspace(-1.0, 1.0, SIZE * SIZE).reshape(SIZE, SIZE, 1)
+
+    def loss(kernel, images):
+        rows = _subsample.in_chunks(
+            lambda x: jnp.sum(jnp.tanh(kernel[None] * x), (1, 2, 3)), images
+        )
+        return jnp.sum(rows**2 * jnp.arange(48.0))
+
+    one = jax.jit(jax.grad(loss))(kernel, jnp.asarray(images))
+    with on_mesh(mesh):
+        args = place(kernel, mesh), shard_rows(images, mesh, 48)
+        run = jax.jit(jax.grad(loss)).lower(*args).compile()
+        many = run(*args)
+    difference = float(np.abs(np.asarray(one) - np.asarray(many)).max())
+    return {"difference": difference, "crossing": collective_bytes(run.as_text() or "")}
+
+
 # What each process of several distils: a set "on disk", so that each decodes its own rows alone.
-IMAGES = np.random.default_rng(1).integers(0, 256, (48, SIZE, SIZE, 1), np.uint8)
-LABELS = np.arange(48) % CLASSES
+IMAGES = np.random.default_rng(1).integers(0, 256, (480, SIZE, SIZE, 1), np.uint8)
+LABELS = np.arange(480) % CLASSES
 decoded: set[int] = set()
 
 
@@ -134,10 +168,9 @@ def decode(index: int) -> tuple[np.ndarray, int]:
     return IMAGES[index], LABELS[index]
 
 
-RUN = {
+RUN: dict[str, Any] = {
     "images_per_class": 2,
-    "key": jr.key(3),
-    "method": METHODS["frepo"],
+    "method": frepo(outer_loss=platt_loss),
     "model": convnet_for((SIZE, SIZE, 1), CLASSES, width=4, depth=1),
     "pool": PoolSchedule(size=4),
     "batch_size": BATCH,
@@ -149,27 +182,28 @@ def several(index: int, count: int, port: str, out: str) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
     train = grain.MapDataset.range(len(IMAGES)).map(decode)
+    run: dict[str, Any] = RUN | {"key": jr.key(3)}
 
     def stop(report) -> bool:
         if report.step == 1:
             decoded.clear()
         return index == 1 and report.step == 3
 
-    result = distill(train, **RUN, steps=20, devices=jax.devices(), callbacks=(stop,))
-    arrays = {name: np.asarray(getattr(result.last, name)) for name in ("images", "labels")}
+    result = distill(train, **run, steps=20, devices=jax.devices(), callbacks=(stop,))
+    arrays: dict[str, Any] = {"decoded": sorted(decoded), "loss": result.history["loss"]}
+    arrays |= {"images": result.last.images, "labels": result.last.labels}
+    run["images_per_class"] = 1 + index  # the processes disagree
     try:
-        distill(train, **(RUN | {"images_per_class": 1 + index}), steps=2, devices=jax.devices())
-        refused = ""
+        distill(train, **run, steps=2, devices=jax.devices())
     except ValueError as error:
-        refused = str(error)
-    np.savez(out, **arrays, loss=result.history["loss"], decoded=len(decoded), refused=refused)
+        arrays["refused"] = str(error)
+    np.savez(out, **arrays)
 
 
 if __name__ == "__main__":
     mode, *rest = sys.argv[1:]
     if mode == "steps":
-        jax.config.update("jax_enable_x64", rest[1] == "64")
         jax.config.update("jax_numpy_rank_promotion", "raise")
-        print(json.dumps(compare(int(rest[0]), rest[2:])))
+        print(json.dumps(compare(int(rest[0]), rest[1:])))
     else:
         several(int(rest[0]), int(rest[1]), rest[2], rest[3])

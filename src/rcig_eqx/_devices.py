@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Shaped
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Integer, Shaped
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ def make_mesh(devices: Sequence[jax.Device], *, networks_per_step: int = 1) -> M
     return Mesh(grid, (NETWORK, BATCH), axis_types=(AxisType.Auto,) * 2)
 
 
-def check_batch_divides(mesh: Mesh, batch_size: int) -> None:
+def check_batch_divides(mesh: Mesh | AbstractMesh, batch_size: int) -> None:
     """Raise `ValueError` unless every device gets the same number of rows of a batch."""
     parts = mesh.shape[BATCH]
     if batch_size % parts:
@@ -134,13 +134,17 @@ def own_rows(mesh: Mesh | None, batch_size: int) -> slice:
     """Which rows of every batch this process's devices work on: all without a mesh."""
     if mesh is None:
         return slice(0, batch_size)
-    here = [
-        column
-        for column in range(mesh.shape[BATCH])
-        if any(d.process_index == jax.process_index() for d in mesh.devices[:, column])
-    ]
-    each = batch_size // mesh.shape[BATCH]
-    return slice(min(here) * each, (max(here) + 1) * each)
+    processes = np.vectorize(lambda d: d.process_index)(mesh.devices)
+    return rows_of(jax.process_index(), processes, batch_size)
+
+
+def rows_of(
+    process: int, processes: Integer[np.ndarray, "networks parts"], batch_size: int
+) -> slice:
+    """The rows that a process needs of a batch, given whose device each place of a mesh is."""
+    here = np.flatnonzero((processes == process).any(axis=0))
+    each = batch_size // processes.shape[1]
+    return slice(int(here.min()) * each, int(here.max() + 1) * each)
 
 
 def shard_rows(

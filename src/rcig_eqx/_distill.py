@@ -142,14 +142,14 @@ def distill(
     images_per_class, steps, batch_size = map(int, (images_per_class, steps, batch_size))
     if batch_size > len(train):
         raise ValueError(f"batch_size is {batch_size}: choose it in 1..{len(train)}, the images.")
-    if isinstance(train, Dataset):
-        seen = train
-    else:
-        seen = sample(train, 10_000, at_least=images_per_class, seed=seed)
     mesh = None
     if devices is not None:
         mesh = make_mesh(devices, networks_per_step=(pool or PoolSchedule()).networks_per_step)
         check_batch_divides(mesh, batch_size)
+    if isinstance(train, Dataset):
+        seen = train
+    else:
+        seen = sample(train, 10_000, at_least=images_per_class, seed=seed)
     preprocess = preprocess or default_preprocess(seen.images)
     to_state(preprocess)  # can it be saved?
     if flip is None:
@@ -190,7 +190,8 @@ def distill(
         "versions": versions(),
     }
 
-    check_agreement(mesh, settings)
+    asked = {"images": len(train), "method": describe(recipe.method)}
+    check_agreement(mesh, settings | asked)
 
     def result(state: State, history: dict[str, list[float]]) -> DistillResult:
         final = fold_temperature if fold else lambda c: c
