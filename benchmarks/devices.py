@@ -41,19 +41,20 @@ from rcig_eqx.methods import rcig
 from rcig_eqx.models import count_parameters
 
 STEPS, BATCH, POOL = 3, 64, 8
+QUICK = "--xla_backend_optimization_level=0"  # nothing is timed: half the time to compile
 
 
-def problem(networks, width):
+def problem(networks, width, depth):
     """The first state of a run at one image per class, in the widest floats switched on."""
     dtype = jnp.zeros(()).dtype
     train = data.load("fashion_mnist_small", "train")
     preprocess = data.default_preprocess(train.images)
     coreset = real_coreset(train, 1, preprocess, key=jr.key(0))
     wide = lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x  # noqa: E731
-    given = {"in_channels": 1, "image_size": 28, "num_classes": 10, "width": width}
+    given = {"in_channels": 1, "image_size": 28, "num_classes": 10}
 
     def make_model(key):
-        return ConvNet(**given, softplus=60.0, dtype=dtype, key=key)
+        return ConvNet(**given, width=width, depth=depth, softplus=60.0, dtype=dtype, key=key)
 
     schedule = PoolSchedule(size=POOL, networks_per_step=networks)
     recipe = Recipe(rcig(), make_model, coreset_optimizer(), schedule, growing_average())
@@ -62,13 +63,13 @@ def problem(networks, width):
     return state, images, train.labels.astype(np.int32)
 
 
-def compiled(networks, width, batch_size, mesh, *, reverse=False):
+def compiled(networks, args, batch_size, mesh):
     """A compiled step, the state to begin with, and a function from a number to its batch."""
-    state, images, labels = problem(networks, width)
+    state, images, labels = problem(networks, args.width, args.depth)
     state = place(state, mesh) if mesh else state
     rows = own_rows(mesh, batch_size)
 
-    def batch(number):
+    def batch(number, reverse=False):
         rng = np.random.default_rng(number)
         chosen = rng.choice(len(images), batch_size, replace=False)
         chosen = (chosen[::-1] if reverse else chosen)[rows]
@@ -78,11 +79,11 @@ def compiled(networks, width, batch_size, mesh, *, reverse=False):
         return eqx.filter_jit(step).lower(state, batch(0)).compile(), state, batch
 
 
-def save(run, state, batch, mesh, path):
+def save(run, state, batch, mesh, path, *, reverse=False):
     """ψ, its average and the pool after a few steps."""
     with on_mesh(mesh):
         for number in range(STEPS):
-            state, _ = run(state, batch(number))
+            state, _ = run(state, batch(number, reverse))
     parts = {"set": (state.coreset, state.average), "pool": state.pool.model}
     arrays = {
         f"{name}{i}": np.asarray(x)
@@ -102,7 +103,7 @@ def work(args):
         mesh = make_mesh(jax.devices(), networks_per_step=networks) if several else None
         if args.bytes:
             for batch_size in args.batches:
-                run, state, _ = compiled(networks, args.width, batch_size, mesh)
+                run, state, _ = compiled(networks, args, batch_size, mesh)
                 once, each_pass = collective_bytes(run.compiled.as_text())
                 count = count_parameters(jax.tree.map(lambda x: x[0], state.pool.model))
                 print(
@@ -110,19 +111,20 @@ def work(args):
                     flush=True,
                 )
             continue
-        for reverse in (False, True)[: 1 if several else 2]:
-            path = f"{args.out}{networks}{'r' if reverse else ''}.npz"
-            save(*compiled(networks, args.width, BATCH, mesh, reverse=reverse), mesh, path)
+        ready = compiled(networks, args, BATCH, mesh)
+        save(*ready, mesh, f"{args.out}{networks}.npz")
+        if not several:
+            save(*ready, mesh, f"{args.out}{networks}r.npz", reverse=True)
 
 
 def start(args, devices, bits, out, *more):
     """The same script as a process of its own."""
     env = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK}",
         "JAX_ENABLE_X64": str(bits == 64),
     }
     command = [sys.executable, __file__, "--devices", devices, "--out", out, "--width", args.width]
-    command += ["--batches", *args.batches, *more]
+    command += ["--depth", args.depth, "--batches", *args.batches, *more]
     return subprocess.Popen(list(map(str, command)), env=env)
 
 
@@ -142,6 +144,7 @@ def difference(one, many, kind):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--width", type=int, default=8)
+    parser.add_argument("--depth", type=int, default=3)
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 64, 256])
     parser.add_argument("--devices", type=int, help="what a process of its own is given")
     for name in ("--port", "--index"):
@@ -152,7 +155,8 @@ def main():
     if args.devices:
         work(args)
         return
-    print_header(f"Several devices against one: width {args.width}, batch {BATCH}, {STEPS} steps")
+    network = f"width {args.width}, depth {args.depth}"
+    print_header(f"Several devices against one: {network}, batch {BATCH}, {STEPS} steps")
     with tempfile.TemporaryDirectory() as folder:
         print("| networks a step | batch | parameters | bytes a step | a pass of a loop |")
         print("|---|---|---|---|---|", flush=True)

@@ -47,7 +47,7 @@ def make_method(name: str) -> AbstractMethod:
         "frepo": frepo(outer_loss=platt_loss),
         "rcig": rcig(),
         "cholesky": rcig(solver=DualCholesky()),
-        "paper": rcig_paper(inner=Adam(3, 0.01), solver=Adam(3, 0.01)),
+        "paper": rcig_paper(inner=Adam(0.01, 3), solver=Adam(0.01, 3)),
     }[name]
 
 

@@ -26,7 +26,11 @@ T = TypeVar("T")
 NETWORK, BATCH = "network", "batch"
 
 
-def make_mesh(devices: Sequence[jax.Device], *, networks_per_step: int = 1) -> Mesh:
+def make_mesh(
+    devices: Sequence[jax.Device],  # pyright: ignore[reportInvalidTypeForm]
+    *,
+    networks_per_step: int = 1,
+) -> Mesh:
     """A mesh with the axes ("network", "batch") of devices, which may be of several processes.
 
     The networks of a step are divided as far as their number and that of the devices have a
@@ -87,11 +91,17 @@ def replicate(tree: T) -> T:
 
 def batch_parts() -> int:
     """How many devices the present mesh divides the outer batch over: 1 if there is none."""
-    return dict(jax.sharding.get_abstract_mesh().shape).get(BATCH, 1)
+    return _present().get(BATCH, 1)
+
+
+def _present() -> dict[str, int]:
+    """The axes of the present mesh, if it is one of ours."""
+    shape = dict(jax.sharding.get_abstract_mesh().shape)
+    return shape if {NETWORK, BATCH} <= shape.keys() else {}
 
 
 def _constrain(tree: T, spec: PartitionSpec) -> T:
-    if not {NETWORK, BATCH} <= set(jax.sharding.get_abstract_mesh().axis_names):
+    if not _present():
         return tree
     lay = lambda x: jax.lax.with_sharding_constraint(x, spec) if eqx.is_array(x) else x  # noqa: E731
     return jax.tree.map(lay, tree)
@@ -163,7 +173,8 @@ def shard_rows(
     host = np.asarray(rows)
     host = host.astype(jax.dtypes.canonicalize_dtype(host.dtype), copy=False)
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
         start, stop, _ = index[0].indices(batch_size)
         return host[start - first : stop - first]
 

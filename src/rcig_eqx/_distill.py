@@ -82,7 +82,7 @@ def distill(
     pool: PoolSchedule | None = None,
     average: Callable[[Array], Array] | None = None,
     fold: bool = True,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
 ) -> DistillResult:
