@@ -42,6 +42,9 @@ CASES: dict[str, tuple[str, str]] = {
     "average_a_number": ("ValueError", r"average is 0\.9: .*ema\(0\.99\)"),
     "callbacks_not_callable": ("ValueError", "pass a sequence of functions"),
     "callbacks_one_function": ("ValueError", "pass a sequence of functions"),
+    "devices_one": ("ValueError", r"pass a sequence of them, as jax\.devices\(\)"),
+    "devices_none_at_all": ("ValueError", "devices is empty: pass at least one"),
+    "devices_twice": ("ValueError", "holds one twice.*Pass each once"),
     "model_an_instance": ("ValueError", r"a function from a key to a network.*convnet_for\("),
     "model_makes_no_network": ("ValueError", "made a Linear; it must be .*AbstractNetwork"),
     "model_other_classes": ("ValueError", "build it with num_classes=2"),
@@ -52,6 +55,8 @@ CASES: dict[str, tuple[str, str]] = {
     "normalization_unknown": ("ValueError", "normalization='batch'.*pass"),
     "softplus_negative": ("ValueError", "softplus must be positive, or None"),
     "pool_min_above_max": ("ValueError", "min_visit <= max_visit must hold"),
+    "pool_networks_0": ("ValueError", r"networks_per_step is 0: choose it in 1\.\.30"),
+    "pool_networks_many": ("ValueError", r"choose it in 1\.\.3, the size of the pool"),
     "pool_empty": ("ValueError", "size and max_steps of at least 1"),
     "images_to_255": ("ValueError", r"floats from 0 to 200, .*divide by 255"),
     "images_standardized": ("ValueError", "leave standardising to preprocess="),
@@ -104,6 +109,7 @@ def collect() -> dict[str, list[str]]:
     import tempfile
 
     import equinox as eqx
+    import jax
     import jax.random as jr
     import numpy as np
 
@@ -169,6 +175,9 @@ def collect() -> dict[str, list[str]]:
         "average_a_number": lambda: distill(average=0.9),
         "callbacks_not_callable": lambda: distill(callbacks=[1]),
         "callbacks_one_function": lambda: distill(callbacks=print),
+        "devices_one": lambda: distill(devices=jax.devices()[0]),
+        "devices_none_at_all": lambda: distill(devices=[]),
+        "devices_twice": lambda: distill(devices=jax.devices()[:1] * 2),
         "model_an_instance": lambda: distill(model=network(key)),
         "model_makes_no_network": lambda: distill(model=lambda k: eqx.nn.Linear(2, 2, key=k)),
         "model_other_classes": lambda: distill(model=r.convnet_for((8, 8, 1), 3, 2, 1)),
@@ -179,6 +188,8 @@ def collect() -> dict[str, list[str]]:
         "normalization_unknown": lambda: net(normalization="batch"),
         "softplus_negative": lambda: net(softplus=-1.0),
         "pool_min_above_max": lambda: r.PoolSchedule(min_visit=3, max_visit=2),
+        "pool_networks_0": lambda: r.PoolSchedule(networks_per_step=0),
+        "pool_networks_many": lambda: r.PoolSchedule(size=3, networks_per_step=4),
         "pool_empty": lambda: r.PoolSchedule(size=0),
         "images_to_255": lambda: distill((images.astype(np.float32), labels)),
         "images_standardized": lambda: distill((images / 100 - 1, labels)),

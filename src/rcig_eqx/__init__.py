@@ -22,6 +22,7 @@ from ._coreset import (
     noise_coreset as noise_coreset,
     real_coreset as real_coreset,
 )
+from ._devices import make_mesh as make_mesh, place as place, shard_rows as shard_rows
 from ._differentiable import implicitly_differentiable as implicitly_differentiable
 from ._distill import distill as distill
 from ._evaluate import (

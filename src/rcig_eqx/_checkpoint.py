@@ -98,11 +98,13 @@ class CheckpointFolder:
     - `folder`: where they are.
     - `every`: seconds between two of them; 0 is after every step.
     - `keep`: how many of the newest are left in place.
+    - `writes`: whether this process is the one of several that writes.
     """
 
     folder: Path
     every: float = 300.0
     keep: int = 3
+    writes: bool = True
     written: float = dataclasses.field(default_factory=time.monotonic)
 
     def files(self) -> list[Path]:
@@ -111,6 +113,8 @@ class CheckpointFolder:
 
     def prepare(self) -> None:
         """Make the folder and sweep up what a killed writer left. `OSError` if it cannot be."""
+        if not self.writes:
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for part in self.folder.glob(".step-*.part"):
@@ -145,6 +149,8 @@ class CheckpointFolder:
 
     def check_room(self, state: State) -> None:
         """Raise `OSError` unless there is room for one checkpoint more than are kept."""
+        if not self.writes:
+            return
         size = sum(_data_of(x).nbytes for _, x in _array_leaves(state))
         needed, free = (self.keep + 1) * size, shutil.disk_usage(self.folder).free
         free += sum(path.stat().st_size for path in self.files())
@@ -169,6 +175,8 @@ class CheckpointFolder:
         before stay, and the next interval tries again.
         """
         self.written = time.monotonic()
+        if not self.writes:
+            return None
         path = self.folder / f"step-{int(state.step):08d}.safetensors"
         try:
             save_state(path, state, card=card, arrays=arrays)

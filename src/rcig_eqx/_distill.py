@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray
 
 from ._checkpoint import CheckpointFolder
@@ -24,6 +25,16 @@ from ._coreset import (
     growing_average,
     noise_coreset,
     real_coreset,
+)
+from ._devices import (
+    check_agreement,
+    check_batch_divides,
+    leads,
+    local,
+    make_mesh,
+    own_rows,
+    place,
+    shard_rows,
 )
 from ._loop import Loop
 from ._pool import MakeModel, PoolSchedule
@@ -72,6 +83,7 @@ def distill(
     keep_checkpoints: int = 3,
     resume: bool = False,
     workers: int = 0,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
 ) -> DistillResult:
@@ -108,11 +120,23 @@ def distill(
     - `workers`: processes that read a set on disk ahead; threads of this one do if 0. The batches
       are the same. A script that asks for workers guards its main part by
       `if __name__ == "__main__"`.
+    - `devices`: those to share the outer batch, and the networks of a step where
+      `pool=PoolSchedule(networks_per_step=...)` asks for several; JAX's default one if `None`.
+      `jax.devices()` are all of this process, and after `jax.distributed.initialize()` all of
+      every process: see below.
     - `callbacks`: functions of a `Progress`, called after every step; `True` ends the run.
     - `progress`: whether to show a progress bar.
 
     **Returns:** a `DistillResult`. Ctrl-C or SIGTERM ends the run after the present step and
     returns what there is; press it twice to abandon it.
+
+    **Several processes** each make this call, with the same arguments and `devices=jax.devices()`.
+    Each reads its own rows of every batch, and all return the same result; process 0 alone shows
+    progress, warns and writes checkpoints, in a folder that all can read. Callbacks run on all of
+    them. Ctrl-C in one, or a callback's `True`, ends the run of all after one more step. A process
+    that dies, or is abandoned by a second Ctrl-C, leaves the others waiting in their next step
+    until JAX finds the connection closed, at once or when its heartbeat times out; then they end
+    with its error.
 
     Raises `ValueError` before any work starts for input that cannot be distilled, for a folder
     that holds another run, and `OSError` for one that cannot be written or has no room.
@@ -130,6 +154,10 @@ def distill(
     images_per_class, steps, batch_size = map(int, (images_per_class, steps, batch_size))
     if batch_size > len(train):
         raise ValueError(f"batch_size is {batch_size}: choose it in 1..{len(train)}, the images.")
+    mesh = None
+    if devices is not None:
+        mesh = make_mesh(devices, networks_per_step=(pool or PoolSchedule()).networks_per_step)
+        check_batch_divides(mesh, batch_size)
     if isinstance(train, Dataset):
         seen = train
     else:
@@ -164,6 +192,9 @@ def distill(
         "pool": describe(recipe.schedule),
     }
 
+    asked = {"images": len(train), "method": describe(recipe.method)}
+    check_agreement(mesh, settings | asked)
+
     def result(state: State, history: dict[str, list[float]]) -> DistillResult:
         final = fold_temperature if fold else lambda c: c
         coreset, last, first = (
@@ -173,7 +204,7 @@ def distill(
                 preprocess,
                 is_leaf=lambda x: x is None,
             )
-            for c in (state.average, state.coreset, baseline)
+            for c in (*local((state.average, state.coreset), mesh), baseline)
         )
         done = {"steps_done": int(state.step), "method": describe(state.recipe.method)}
         done["versions"] = versions()
@@ -183,7 +214,9 @@ def distill(
     state, history = init(start, recipe, key=init_key), {}
     checkpoints, card = None, {}
     if checkpoint_dir is not None:
-        checkpoints = CheckpointFolder(Path(checkpoint_dir), checkpoint_every, keep_checkpoints)
+        checkpoints = CheckpointFolder(
+            Path(checkpoint_dir), checkpoint_every, keep_checkpoints, writes=leads(mesh)
+        )
         batch = jax.ShapeDtypeStruct((batch_size, *seen.image_shape), jnp.float32)
         settings_of_run = settings | {"method": describe(recipe.method)}
         card = run_card(settings_of_run, train, seen, state, batch)
@@ -192,9 +225,10 @@ def distill(
             raise ValueError(
                 f"{checkpoint_dir} has {int(state.step)} steps already: ask for at least as many."
             )
-    batches = _batches(train, seen, preprocess, batch_size, seed, int(state.step), workers)
-    with ProgressBar(enabled=progress) as bar:
-        loop = Loop(batches, steps, result, callbacks, bar, checkpoints, card)
+    first, state = int(state.step), place(state, mesh) if mesh else state
+    batches = _batches(train, seen, preprocess, mesh, batch_size, seed, first, workers)
+    with ProgressBar(enabled=progress and leads(mesh)) as bar:
+        loop = Loop(batches, steps, result, callbacks, bar, checkpoints, card, mesh, batch_size)
         state, history = loop.run(state, history)
     return result(state, history)
 
@@ -203,16 +237,19 @@ def _batches(
     train: Train,
     seen: Dataset,
     preprocess: AbstractPreprocess,
+    mesh: Mesh | None,
     batch_size: int,
     seed: int,
     start: int,
     workers: int,
 ) -> Iterator[tuple[Any, Any]]:
     """Preprocessed batches from number `start` on; sets in memory are preprocessed at once."""
+    rows = own_rows(mesh, batch_size) if mesh else None
     if isinstance(train, Dataset) and not isinstance(train.images, np.memmap):
         images = apply_in_chunks(preprocess, train.images)
-        return stream((images, train.labels), batch_size, seed=seed, start=start)
-    raw = stream(train, batch_size, seed=seed, start=start, workers=workers)
+        return stream((images, train.labels), batch_size, seed=seed, start=start, rows=rows)
+    raw = stream(train, batch_size, seed=seed, start=start, workers=workers, rows=rows)
+    raw = ((shard_rows(x, mesh, batch_size), y) for x, y in raw) if mesh else raw
     return _preprocessed(raw, preprocess, seen.num_classes)
 
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from ._checkpoint import CheckpointFolder
+from ._devices import Agreement, leads, on_mesh, shard_rows
 from ._faults import explain
 from ._memory import check_memory, memory_of
 from ._progress import Callback, Progress, ProgressBar
@@ -37,6 +38,7 @@ class Loop:
     - `steps`: how many steps there are to be in all.
     - `result`: makes a `DistillResult` of a state and a history.
     - `checkpoints`: where to keep them, if anywhere; `card` goes into each.
+    - `mesh`: of several devices, if there are; the rows of `batch_size` are divided over it.
     """
 
     batches: Iterator[tuple[Any, Any]]
@@ -46,6 +48,8 @@ class Loop:
     bar: ProgressBar
     checkpoints: CheckpointFolder | None
     card: Mapping[str, Any]
+    mesh: Mesh | None
+    batch_size: int
 
     def run(self, state: State, history: History) -> tuple[State, History]:
         """Take the steps that are left. Metrics are read one step late: the device never waits."""
@@ -74,19 +78,20 @@ class Loop:
             arrays = {f"history.{k}": np.asarray(v, np.float64) for k, v in history.items()}
             return self.checkpoints.save(state, self.card, arrays)
 
-        saved = first
+        saved, agreed = first, Agreement(self.mesh)
         with interruptible() as interrupted:
             try:
                 for number in range(first + 1, self.steps + 1):
                     batch = self._next_batch(number)
                     if number == first + 1:
                         state = self._compile(state, batch)
-                    state, metrics = compiled_step()(batch, state)
+                    with on_mesh(self.mesh):
+                        state, metrics = compiled_step()(batch, state)
                     flush()
                     pending = (number, metrics)
                     report = Progress(number, self.steps, metrics, state, so_far)
                     stop = [callback(report) for callback in self.callbacks]
-                    if any(stop) or interrupted() or _rejected_lately(history):
+                    if agreed(any(stop) or interrupted()) or _rejected_lately(history):
                         break
                     if self.checkpoints and self.checkpoints.due:
                         save()
@@ -98,10 +103,11 @@ class Loop:
             if number > saved:
                 save()
             flush()
-        say_what_fell_short(history)
+        if leads(self.mesh):
+            say_what_fell_short(history)
         return state, history
 
-    def _next_batch(self, number: int) -> tuple[Array, Array]:
+    def _next_batch(self, number: int) -> tuple[Array, ...]:
         try:
             images, labels = next(self.batches)
         except DataError:
@@ -110,13 +116,15 @@ class Loop:
             raise DataError(
                 f"The batch of step {number} could not be read: {type(error).__name__}: {error}"
             ) from error
-        return jnp.asarray(images), jnp.asarray(labels, jnp.int32)
+        labels = np.asarray(labels, np.int32)
+        return tuple(shard_rows(x, self.mesh, self.batch_size) for x in (images, labels))
 
-    def _compile(self, state: State, batch: tuple[Array, Array]) -> State:
+    def _compile(self, state: State, batch: tuple[Array, ...]) -> State:
         """What comes before the first step: learning rates found, the step compiled."""
-        if int(state.step) == 0 and isinstance(state.recipe.method, AbstractAdaptiveMethod):
-            state = compiled_tune()(batch, state)
-        compiled = compiled_step().lower(batch, state).compile().compiled
+        with on_mesh(self.mesh):
+            if int(state.step) == 0 and isinstance(state.recipe.method, AbstractAdaptiveMethod):
+                state = compiled_tune()(batch, state)
+            compiled = compiled_step().lower(batch, state).compile().compiled
         check_memory(memory_of(compiled, batch), len(batch[0]))
         return state
 

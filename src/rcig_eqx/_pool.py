@@ -1,18 +1,22 @@
 """The pool of partly trained networks that the distilled set is fitted to."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from ._devices import NETWORK, split
+from ._hypergradient import Hypergradient
 from ._subsample import in_chunks
 from ._types import PyTree
 from .models import AbstractNetwork
 
+T = TypeVar("T")
 MakeModel = Callable[[PRNGKeyArray], AbstractNetwork]
 
 
@@ -27,6 +31,9 @@ class PoolSchedule(eqx.Module):
     - `learning_rate`: Adam's, on the mean-squared error of the current distilled set, with the
       network's own (not linearised) dynamics. The authors' code has 5e-5; the default's networks
       learn more features within their 100 steps, and the distilled sets are better for it.
+    - `networks_per_step`: different networks that a step's hypergradient is averaged over, each
+      visited afterwards. The paper's is one. Several are worked on side by side, on several
+      devices where `distill` has them, and take as much more memory where it has not.
     """
 
     size: int = 30
@@ -34,6 +41,7 @@ class PoolSchedule(eqx.Module):
     min_visit: int = 1
     max_visit: int = 3
     learning_rate: float = 3e-4
+    networks_per_step: int = 1
 
     def __check_init__(self) -> None:
         if self.size < 1 or self.max_steps < 1:
@@ -43,6 +51,11 @@ class PoolSchedule(eqx.Module):
         if not 0 <= self.min_visit <= self.max_visit:
             raise ValueError(
                 f"0 <= min_visit <= max_visit must hold; got {self.min_visit}, {self.max_visit}."
+            )
+        if not 1 <= self.networks_per_step <= self.size:
+            raise ValueError(
+                f"networks_per_step is {self.networks_per_step}: choose it in 1..{self.size}, the "
+                "size of the pool, or a larger size."
             )
 
     def optimizer(self) -> optax.GradientTransformation:
@@ -74,15 +87,65 @@ def new_pool(make_model: MakeModel, schedule: PoolSchedule, *, key: PRNGKeyArray
     return eqx.filter_vmap(make)(jr.split(key, schedule.size))
 
 
-def get_member(pool: Member, index: Int[Array, ""]) -> Member:
-    """The network at `index`."""
+def draw(schedule: PoolSchedule, *, key: PRNGKeyArray) -> Int[Array, "..."]:
+    """The index of a random network, or those of `networks_per_step` different ones."""
+    if schedule.networks_per_step == 1:
+        return jr.randint(key, (), 0, schedule.size)
+    return jr.choice(key, schedule.size, (schedule.networks_per_step,), replace=False)
+
+
+def get_member(pool: T, index: Int[Array, "..."]) -> T:
+    """The network at `index` of a stacked pytree, or the networks there, stacked."""
     return jax.tree.map(lambda x: x[index] if eqx.is_array(x) else x, pool)
 
 
-def set_member(pool: Member, index: Int[Array, ""], member: Member) -> Member:
-    """The pool with the network at `index` replaced; in place where the pool is donated."""
+def set_member(pool: Member, index: Int[Array, "..."], member: Member) -> Member:
+    """The pool with what is at `index` replaced; in place where the pool is donated."""
     put = lambda x, y: x.at[index].set(y) if eqx.is_array(x) else x  # noqa: E731
     return jax.tree.map(put, pool, member)
+
+
+def each_network(
+    function: Callable[[Member, PRNGKeyArray], T],
+    member: Member,
+    schedule: PoolSchedule,
+    *,
+    key: PRNGKeyArray,
+) -> T:
+    """function(member, key) of one network, or of each of several: then with a leading axis.
+
+    Several are divided over the devices of the present mesh, if there is one.
+    """
+    if schedule.networks_per_step == 1:
+        return function(member, key)
+    each = split(NETWORK, (member, jr.split(key, schedule.networks_per_step)))
+    return split(NETWORK, eqx.filter_vmap(function)(*each))
+
+
+def average_networks(each: Hypergradient, sound: Bool[Array, " networks"]) -> Hypergradient:
+    """The mean of several networks' hypergradients, without those that are not sound.
+
+    Not a number if none is. Of the statistics, a fraction is averaged likewise; counts and
+    residuals are the largest, as networks side by side wait for the slowest; something holds, as
+    `converged` does, if it holds of all networks, and one that diverged is enough.
+    """
+
+    def mean(x: Float[Array, "networks ..."]) -> Array:
+        weight = sound.reshape(-1, *[1] * (x.ndim - 1))
+        total = jnp.sum(jnp.where(weight, x, jnp.zeros_like(x)), axis=0)
+        return total / jnp.sum(sound).astype(x.dtype)
+
+    def statistic(name: str, x: Array) -> Array:
+        if x.dtype == jnp.bool_:
+            return jnp.any(x, axis=0) if "diverged" in name else jnp.all(x, axis=0)
+        counted = jnp.issubdtype(x.dtype, jnp.integer) or "residual" in name
+        return jnp.max(x, axis=0) if counted else mean(x)
+
+    return Hypergradient(
+        mean(each.value),
+        jax.tree.map(mean, each.gradient),
+        {name: statistic(name, x) for name, x in each.stats.items()},
+    )
 
 
 def train_member(

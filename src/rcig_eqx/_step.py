@@ -9,12 +9,25 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
-from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray, Scalar
 
 from ._backend import compiler_options
 from ._coreset import Coreset
+from ._devices import replicate
 from ._faults import all_finite, diagnose, next_raises, raise_l2
-from ._pool import MakeModel, Member, PoolSchedule, get_member, new_pool, set_member, visit
+from ._hypergradient import Hypergradient
+from ._pool import (
+    MakeModel,
+    Member,
+    PoolSchedule,
+    average_networks,
+    draw,
+    each_network,
+    get_member,
+    new_pool,
+    set_member,
+    visit,
+)
 from ._types import PyTree
 from .methods import AbstractAdaptiveMethod, AbstractMethod
 
@@ -103,22 +116,24 @@ def init(coreset: Coreset, recipe: Recipe, *, key: PRNGKeyArray) -> State:
 def tune(state: State, batch: tuple[Float[Array, "b h w c"], Integer[Array, " b"]]) -> State:
     """The state with its adaptive method's learning rates found (paper, appendix C).
 
-    On the network and batch that the next `step` would take; other methods are left alone. Pure
-    and jittable (`equinox.filter_jit`). `distill` does this before its first step.
+    On the (first) network and the batch that the next `step` would take; other methods are left
+    alone. Pure and jittable (`equinox.filter_jit`). `distill` does this before its first step.
     """
     method = state.recipe.method
     if not isinstance(method, AbstractAdaptiveMethod):
         return state
     _, member, _, images, targets = _draw(state, batch)
+    if state.recipe.schedule.networks_per_step > 1:
+        member = get_member(member, jnp.zeros((), jnp.int32))
     tuned = method.tune(member.model, state.coreset, images, targets)
-    return eqx.tree_at(lambda s: s.recipe.method, state, tuned)
+    return replicate(eqx.tree_at(lambda s: s.recipe.method, state, tuned))
 
 
 def _draw(state: State, batch: tuple[Array, Array]):
-    """What a step works on: a network of the pool with its index, two keys, the outer batch."""
+    """What a step works on: network(s) of the pool with their index, two keys, the outer batch."""
     images, labels = batch
     index_key, *keys = jr.split(jr.fold_in(state.key, state.step), 3)
-    index = jr.randint(index_key, (), 0, state.recipe.schedule.size)
+    index = draw(state.recipe.schedule, key=index_key)
     targets = jax.nn.one_hot(labels, state.coreset.num_classes, dtype=images.dtype)
     return index, get_member(state.pool, index), keys, images, targets
 
@@ -132,7 +147,8 @@ def step(
     averages it, then trains that network on the new ψ. A step whose hypergradient or update is
     not finite is rejected: ψ and its optimiser stay, the network that gave it is replaced, and
     the method's λ is ten times larger in the next step, up to 10⁴ times; every accepted step takes
-    one such raise back.
+    one such raise back. Of several networks a step (`PoolSchedule.networks_per_step`) the
+    hypergradients are averaged, and one that is not finite is left out and its network replaced.
 
     **Arguments:** the state, and a batch of preprocessed images and integer labels.
 
@@ -144,7 +160,14 @@ def step(
     recipe = state.recipe
     index, member, (key, visit_key), images, targets = _draw(state, batch)
     method = raise_l2(recipe.method, state.raises, state.coreset.labels.dtype)
-    result = method.hypergradient(member.model, state.coreset, images, targets, key=key)
+
+    def at(member: Member, key: PRNGKeyArray) -> tuple[Hypergradient, Bool[Array, ""]]:
+        result = method.hypergradient(member.model, state.coreset, images, targets, key=key)
+        return result, all_finite((result.value, result.gradient))
+
+    each, sound = each_network(at, member, recipe.schedule, key=key)
+    several = recipe.schedule.networks_per_step > 1
+    result = average_networks(each, sound) if several else each
     if isinstance(recipe.method, AbstractAdaptiveMethod):
         adapted = recipe.method.adapt(result.stats)
         recipe = eqx.tree_at(lambda r: r.method, recipe, adapted)
@@ -154,35 +177,48 @@ def step(
         state.coreset,  # pyright: ignore[reportArgumentType]
     )
     coreset = eqx.apply_updates(state.coreset, updates)
-    finite = all_finite((result.value, result.gradient, coreset))
+    finite = jnp.any(sound) & all_finite(coreset)
     keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
     coreset = jax.tree.map(keep, coreset, state.coreset)
     opt_state = jax.tree.map(keep, opt_state, state.opt_state)
+
+    def explained() -> tuple[Int[Array, ""], Scalar]:
+        first = jax.tree.map(
+            lambda x: x[worst] if several and eqx.is_array(x) else x, (member, each)
+        )
+        return diagnose(method, first[0].model, state.coreset, images, first[1])
+
+    worst = jnp.argmin(sound)  # the first network to give no finite hypergradient, if one did
     cause, condition = jax.lax.cond(
-        finite,
+        finite & jnp.all(sound),
         lambda: (jnp.zeros((), jnp.int32), jnp.zeros_like(result.value)),
-        lambda: diagnose(method, member.model, state.coreset, images, result),
+        explained,
     )
     weight = recipe.average(state.step)
     average = jax.tree.map(lambda a, x: a + weight * (x - a), state.average, coreset)
 
     # A network that gave no finite hypergradient is due for replacement.
-    age = jnp.where(finite, member.age, recipe.schedule.max_steps)
+    age = jnp.where(sound & finite, member.age, recipe.schedule.max_steps)
     member = Member(member.model, member.opt_state, age)
     X_S, y_S = coreset.support()
-    member = visit(member, X_S, y_S, recipe.make_model, recipe.schedule, key=visit_key)
+
+    def train(member: Member, key: PRNGKeyArray) -> Member:
+        return visit(member, X_S, y_S, recipe.make_model, recipe.schedule, key=key)
+
+    member = each_network(train, member, recipe.schedule, key=visit_key)
     metrics = {
         "loss": result.value,
-        "network": index,
+        "network": index[worst] if several else index,
         "rejected": ~finite,
         "cause": cause,
         "condition": condition,
         "gradient_norm": jnp.linalg.norm(result.gradient.images.ravel()),
         **result.stats,
     }
-    pool = set_member(state.pool, index, member)
     done, raises = state.step + 1, next_raises(state.raises, finite)
-    return State(coreset, average, opt_state, pool, state.key, done, raises, recipe), metrics
+    pool = set_member(state.pool, index, replicate(member))
+    state = State(coreset, average, opt_state, pool, state.key, done, raises, recipe)
+    return replicate((state, metrics))
 
 
 @functools.cache  # so that a second run with the very same strategies compiles nothing

@@ -14,6 +14,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ._backend import IMAGES_AT_ONCE, IMAGES_HELD
+from ._devices import batch_parts
 from ._types import PyTree
 
 T = TypeVar("T")
@@ -30,15 +31,31 @@ def in_chunks(
     n, size = len(images), IMAGES_HELD
     if n <= size:
         return function(images)
+    repeated = jax.checkpoint(lambda chunk: function(chunk))  # a bound method has no hash
+    parts = batch_parts()
+    if parts > 1 and n % parts == 0:
+        return _interleaved(repeated, images, parts)
     whole = n - n % size
     chunks = images[:whole].reshape(-1, size, *images.shape[1:])
-    repeated = jax.checkpoint(lambda chunk: function(chunk))  # a bound method has no hash
     done = jax.lax.map(repeated, chunks)
     done = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), done)
     if whole == n:
         return done
     rest = repeated(images[whole:])
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), done, rest)
+
+
+def _interleaved(function: Callable, images: Float[Array, "n h w c"], parts: int) -> PyTree:
+    """`function` in equal chunks that take as many images from each of `parts` of a batch.
+
+    The parts are on different devices, and so no image moves.
+    """
+    n = len(images)
+    count = -(-n // IMAGES_HELD)  # of chunks, at least
+    count = next(c for c in range(count, n + 1) if n % c == 0 and n // c % parts == 0)
+    chunks = jnp.moveaxis(images.reshape(-1, count, *images.shape[1:]), 1, 0)
+    done = jax.lax.map(function, chunks)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0).reshape(n, *x.shape[2:]), done)
 
 
 def partial_vjp(

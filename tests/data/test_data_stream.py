@@ -216,3 +216,49 @@ def test_a_batch_costs_little():
         next(batches)
         costs.append(time.perf_counter() - start)
     assert np.median(costs) < 8e-3
+
+
+def test_processes_together_read_the_batches_of_one(train):
+    whole = stream(train, BATCH, seed=2)
+    parts = [stream(train, BATCH, seed=2, rows=rows) for rows in (slice(0, 2), slice(2, BATCH))]
+    for _ in range(3 * PER_EPOCH + 1):  # over the ends of epochs
+        pieces = [next(part) for part in parts]
+        for expected, mine in zip(next(whole), zip(*pieces, strict=True), strict=True):
+            assert [len(piece) for piece in mine] == [2, BATCH - 2]
+            np.testing.assert_array_equal(np.concatenate(mine), expected)
+
+
+def test_a_process_decodes_its_own_rows_alone():
+    images, labels = numbered()
+    decoded: list[int] = []
+
+    def decode(i):
+        decoded.append(i)
+        return images[i], labels[i]
+
+    batches = stream(grain.MapDataset.range(N).map(decode), BATCH, seed=0, rows=slice(1, 3))
+    seen = [i for _ in range(PER_EPOCH) for i in next(batches)[0][:, 0, 0, 0].tolist()]
+    assert set(seen) <= set(decoded)
+    assert len(decoded) <= 2 * (PER_EPOCH + 5)  # and those read ahead
+
+
+@pytest.mark.parametrize(
+    "rows", [slice(0, 6), slice(3, 3), slice(None), slice(-2, 4), slice(0, 4, 2)]
+)
+def test_rows_outside_the_batch(train, rows):
+    with pytest.raises(ValueError, match="rows is"):
+        stream(train, BATCH, seed=0, rows=rows)
+
+
+def test_a_share_goes_on_from_a_saved_state(train):
+    def share():
+        return stream(train, BATCH, seed=1, rows=slice(2, 4))
+
+    batches = share()
+    for _ in range(PER_EPOCH + 1):
+        next(batches)
+    state = batches.get_state()
+    fresh = share()
+    fresh.set_state(state)
+    for _ in range(5):
+        np.testing.assert_array_equal(next(fresh)[0], next(batches)[0])

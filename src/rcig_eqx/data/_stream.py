@@ -28,6 +28,7 @@ def stream(
     seed: int,
     start: int = 0,
     workers: int = 0,
+    rows: slice | None = None,
 ) -> grain.DatasetIterator:
     """Batches `(images [batch h w c], labels [batch ...])` of numpy arrays, without end.
 
@@ -41,6 +42,9 @@ def stream(
     - `start`: how many batches to leave out: what comes is what would have come after so many.
     - `workers`: processes that read a set on disk ahead, instead of threads; they change nothing
         about the batches. Sets in memory have no use for them.
+    - `rows`: which rows of every batch to read, all if `None`. Processes that take
+        `slice(0, 32)` and `slice(32, 64)` together have the batches of 64 that one would have;
+        an image of a set on disk is decoded only where it is asked for.
 
     Every epoch goes through the images in a new order, each at most once; those left over when
     they do not fill a batch are dropped from that epoch. Raises `ValueError` for sizes that do not
@@ -53,8 +57,11 @@ def stream(
     if isinstance(train, grain.MapDataset):
         if len(train) == sys.maxsize:
             raise ValueError("the grain dataset has no end: pass it without repeat().")
-        _check_sizes(len(train), batch_size)
-        batches = train.seed(seed).map(_as_pair).shuffle().batch(batch_size, drop_remainder=True)
+        _check_sizes(len(train), batch_size, rows)
+        shuffled = train.seed(seed).map(_as_pair).shuffle()
+        if rows is not None:
+            shuffled, batch_size = _Rows(shuffled, batch_size, rows), rows.stop - rows.start
+        batches = shuffled.batch(batch_size, drop_remainder=True)
         ahead = batches.repeat()[start:].to_iter_dataset(_FROM_DISK)
         if workers:
             if not absl.flags.FLAGS.is_parsed():
@@ -71,8 +78,8 @@ def stream(
     images, labels = train
     if len(images) != len(labels):
         raise ValueError(f"there are {len(images)} images but {len(labels)} labels.")
-    _check_sizes(len(images), batch_size)
-    source = _ShuffledBatches(images, labels, batch_size, seed)
+    _check_sizes(len(images), batch_size, rows)
+    source = _ShuffledBatches(images, labels, batch_size, seed, rows)
     return iter(grain.MapDataset.source(source)[start:].to_iter_dataset(_IN_MEMORY))
 
 
@@ -109,10 +116,11 @@ class _ShuffledBatches:
         labels: Shaped[np.ndarray | Array, "n ..."],
         batch_size: int,
         seed: int,
+        rows: slice | None,
     ):
         # A view of the plain class: a gather from it gives plain arrays, memory-mapped or not.
         self._images, self._labels = np.asarray(images), np.asarray(labels)
-        self._batch_size, self._seed = batch_size, seed
+        self._batch_size, self._seed, self._rows = batch_size, seed, rows
         self._order = (-1, np.empty(0, np.int64))  # the epoch last asked for, and its order
 
     def __len__(self) -> int:
@@ -122,6 +130,8 @@ class _ShuffledBatches:
         epoch, step = divmod(int(index), len(self._images) // self._batch_size)
         order = self._epoch_order(epoch)
         chosen = order[step * self._batch_size : (step + 1) * self._batch_size]
+        if self._rows is not None:
+            chosen = chosen[self._rows]
         return self._images.take(chosen, axis=0), self._labels.take(chosen, axis=0)
 
     def _epoch_order(self, epoch: int) -> Shaped[np.ndarray, " n"]:
@@ -131,6 +141,25 @@ class _ShuffledBatches:
             order = np.random.Generator(np.random.Philox(key=key)).permutation(len(self._images))
             self._order = (epoch, order)
         return order
+
+
+class _Rows(grain.MapDataset):
+    """The same rows out of every whole batch of a grain dataset, one after another."""
+
+    def __init__(self, parent: grain.MapDataset, batch_size: int, rows: slice):
+        super().__init__(parent)
+        self._batch_size, self._first, self._count = batch_size, rows.start, rows.stop - rows.start
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size * self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        epoch, within = divmod(index, len(self))
+        batch, row = divmod(within, self._count)
+        at = epoch * len(self._parent) + batch * self._batch_size + self._first + row
+        return self._parent[at]
 
 
 def _as_pair(element: Any) -> tuple[Any, Any]:
@@ -147,8 +176,14 @@ def _as_pair(element: Any) -> tuple[Any, Any]:
     )
 
 
-def _check_sizes(count: int, batch_size: int) -> None:
+def _check_sizes(count: int, batch_size: int, rows: slice | None) -> None:
     if not 1 <= batch_size <= count:
         raise ValueError(
             f"batch_size is {batch_size} but there are {count} images: choose it in 1..{count}."
         )
+    if rows is None:
+        return
+    if rows.start is None or rows.stop is None or rows.step not in (None, 1):
+        raise ValueError(f"rows is {rows}: name the first and the end, as slice(0, {batch_size}).")
+    if not 0 <= rows.start < rows.stop <= batch_size:
+        raise ValueError(f"rows is {rows}: choose at least one within 0..{batch_size}.")
