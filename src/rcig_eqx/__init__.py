@@ -8,6 +8,7 @@ from . import (
     solvers as solvers,
 )
 from ._coreset import (
+    AbstractParameterization as AbstractParameterization,
     Coreset as Coreset,
     centred_labels as centred_labels,
     ema as ema,
@@ -27,6 +28,7 @@ from ._evaluate import (
 from ._hypergradient import Hypergradient as Hypergradient, hypergradient as hypergradient
 from ._linearize import Linearization as Linearization, linearize as linearize
 from ._losses import (
+    SquaredError as SquaredError,
     inner_loss as inner_loss,
     label_margin as label_margin,
     mse_loss as mse_loss,
@@ -49,7 +51,12 @@ from .methods import (
     exact_hypergradient as exact_hypergradient,
     head_hypergradient as head_hypergradient,
 )
-from .models import ConvNet as ConvNet, convnet_for as convnet_for, partition as partition
+from .models import (
+    ConvNet as ConvNet,
+    Network as Network,
+    convnet_for as convnet_for,
+    partition as partition,
+)
 
 # So that help() lists them.
 __all__ = [name for name in dir() if not name.startswith("_")]  # pyright: ignore[reportUnsupportedDunderAll]

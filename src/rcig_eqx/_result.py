@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
+from jaxtyping import PyTree
 from safetensors.numpy import save as serialize
 
 from ._coreset import Coreset
-from .data import DataError, from_state, to_state
+from .data import AbstractPreprocess, DataError, from_state, to_state
 
 FORMAT = "rcig_eqx/1"
 
@@ -30,6 +31,9 @@ class DistillResult:
     - `class_names`: one a class.
     - `recipe`: plain values that say how it was made: data set, method, steps, versions, …
     - `history`: arrays `[steps]` by name: `loss`, `accuracy`, `seconds`, ….
+    - `psi`: the averaged ψ of a parameterisation, which `coreset` is decoded from, before its
+      labels took the temperature; `None` without one. It is not in the file:
+      `equinox.tree_serialise_leaves` keeps any pytree.
     """
 
     coreset: Coreset
@@ -38,6 +42,7 @@ class DistillResult:
     class_names: tuple[str, ...]
     recipe: dict[str, Any]
     history: dict[str, np.ndarray]
+    psi: PyTree = None
 
     @property
     def interrupted(self) -> bool:
@@ -78,8 +83,13 @@ _CORESETS = ("coreset", "last", "baseline")
 _FIELDS = ("images", "labels", "log_temperature")
 
 
-def load_result(path: str | os.PathLike) -> DistillResult:
+def load_result(
+    path: str | os.PathLike, *, preprocess: AbstractPreprocess | None = None
+) -> DistillResult:
     """Read a file written by `DistillResult.save`. Nothing in it is executed.
+
+    A set with a preprocessing of your own class needs an instance of it as `preprocess`, whose
+    arrays are then read from the file; others need none.
 
     Raises `FileNotFoundError`, or `DataError` for a file that is damaged, truncated, or no
     distilled set.
@@ -95,8 +105,8 @@ def load_result(path: str | os.PathLike) -> DistillResult:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if card.pop("sha256") != checksum(card, arrays):
             raise ValueError("its contents do not match its checksum")
-        return _assemble(card, arrays)
-    except OSError:
+        return _assemble(card, arrays, preprocess)
+    except (OSError, DataError):
         raise
     except Exception as error:  # hostile files fail in as many ways as they have parts
         what = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else error
@@ -138,7 +148,9 @@ def _named(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     return {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
 
 
-def _assemble(card: dict[str, Any], arrays: dict[str, np.ndarray]) -> DistillResult:
+def _assemble(
+    card: dict[str, Any], arrays: dict[str, np.ndarray], own: AbstractPreprocess | None
+) -> DistillResult:
     """Make a result of a file's parts, or raise `ValueError`, `KeyError` or `TypeError`."""
     names, recipe, flip = card["class_names"], card["recipe"], card["flip"]
     if not (isinstance(names, list) and names and all(isinstance(n, str) and n for n in names)):
@@ -153,7 +165,7 @@ def _assemble(card: dict[str, Any], arrays: dict[str, np.ndarray]) -> DistillRes
     for name in arrays.keys() - {f"history.{series}" for series in history}:
         if arrays[name].dtype != np.float32 or not np.isfinite(arrays[name]).all():
             raise ValueError(f"{name} holds NaN, infinite or no float32 values")
-    preprocess = from_state(card["preprocess"], _named(arrays, "preprocess"))
+    preprocess = from_state(card["preprocess"], _named(arrays, "preprocess"), own)
     coresets = {}
     for name in _CORESETS:
         images, labels, log_temperature = (arrays[f"{name}.{field}"] for field in _FIELDS)

@@ -15,7 +15,7 @@ from .._backend import IMAGES_AT_ONCE, full_precision
 from .._coreset import Coreset
 from .._hypergradient import Hypergradient, solve_stats
 from .._linearize import Linearization, linearize
-from .._losses import SQUARED_ERROR, InnerLoss, SquaredError, platt_loss
+from .._losses import SQUARED_ERROR, InnerLoss, platt_loss
 from .._subsample import partial_vjp
 from ..models import AbstractNetwork
 from ..solvers import (
@@ -87,9 +87,8 @@ def implicit_hypergradient(
     quadratic = linearized and is_quadratic(inner_loss)
     check_solvers(inner, solver, quadratic=quadratic, damping=damping)
     check_clip(clip, reparameterized)
-    if isinstance(inner_loss, SquaredError):
-        inner_loss = over_support(inner_loss, coreset)
-    problem = InnerProblem(model, linearized, reparameterized, l2_rate, dtype, inner_loss)
+    loss_S = over_support(inner_loss, coreset) if is_quadratic(inner_loss) else inner_loss
+    problem = InnerProblem(model, linearized, reparameterized, l2_rate, dtype, loss_S)
     (X_S, y_S), mirror_transpose = jax.vjp(lambda c: c.support(), coreset)
     at = InnerSolution.of(problem, X_S, y_S, inner, gauss_newton)
     theta, theta_B = at.theta, at.theta[0]

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree, Scalar
 
 from .._linearize import Linearization, linearize
-from .._losses import SQUARED_ERROR, InnerLoss, SquaredError, squared_norm
+from .._losses import SQUARED_ERROR, InnerLoss, squared_norm
 from .._ridge import ridge_head
 from .._subsample import in_chunks
 from ..models import AbstractNetwork, partition
@@ -61,7 +61,7 @@ class InnerProblem(eqx.Module):
     @property
     def weights(self) -> Float[Array, "n classes"] | None:
         """Those of the inner loss, if it has any."""
-        return self.inner_loss.weights if isinstance(self.inner_loss, SquaredError) else None
+        return self.inner_loss.weights if is_quadratic(self.inner_loss) else None
 
     def start(self) -> PyTree:
         """The inner variable before the first step."""

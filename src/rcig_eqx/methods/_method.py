@@ -1,6 +1,7 @@
 """What a method is: a rule for the hypergradient of a distilled set at one network."""
 
 import abc
+from typing import TypeGuard
 
 import equinox as eqx
 import jax
@@ -82,8 +83,8 @@ def clip_implicit(direct: PyTree, implicit: PyTree) -> PyTree:
     return jax.tree.map(clip, direct, implicit)
 
 
-def is_quadratic(inner_loss: InnerLoss) -> bool:
-    """Whether an inner loss has the closed form, by its type alone."""
+def is_quadratic(inner_loss: InnerLoss) -> TypeGuard[SquaredError]:
+    """Whether an inner loss has the closed form, by its type alone: a subclass may not."""
     return type(inner_loss) is SquaredError
 
 
@@ -97,7 +98,6 @@ def check_quadratic(inner_loss: InnerLoss, what: str) -> SquaredError:
             "methods.cig(inner_loss=...) or vig, or methods.default_method(steps, "
             "inner_loss=...), which chooses by the type of the loss."
         )
-    assert isinstance(inner_loss, SquaredError)
     return inner_loss
 
 

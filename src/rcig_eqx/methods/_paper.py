@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from .._backend import full_precision
-from .._losses import SQUARED_ERROR, InnerLoss, SquaredError, platt_loss
+from .._losses import SQUARED_ERROR, InnerLoss, platt_loss
 from .._subsample import check_subset, choose
 from ..solvers import Adam
 from ._implicit import InnerSolution, Solver, check_clip, check_solvers, implicit_hypergradient
@@ -119,7 +119,7 @@ class implicit(AbstractAdaptiveMethod):
     @full_precision
     def tune(self, model, coreset, images, targets):
         loss = self.inner_loss
-        loss = over_support(loss, coreset) if isinstance(loss, SquaredError) else loss
+        loss = over_support(loss, coreset) if is_quadratic(loss) else loss
         problem = InnerProblem(
             model, self.linearized, self.reparameterized, self.l2_rate, self.dtype, loss
         )
