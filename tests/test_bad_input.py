@@ -62,6 +62,14 @@ CASES: dict[str, tuple[str, str]] = {
     "images_standardized": ("ValueError", "leave standardising to preprocess="),
     "outer_loss_arguments": ("ValueError", "outer_loss cannot be called .*log_temperature"),
     "outer_loss_rows": ("ValueError", "not one number"),
+    "inner_loss_closed_form": ("ValueError", r"closed form.*methods\.cig\(inner_loss=\.\.\.\)"),
+    "inner_loss_weights": ("ValueError", r"weights have shape \(3, 1\).*pass \[n 1\]"),
+    "inner_loss_rows": ("ValueError", "inner_loss returned .*, not one number"),
+    "network_head": ("ValueError", r"head is a Conv2d: .*must be an equinox\.nn\.Linear"),
+    "network_sizes": ("ValueError", "build it for .* 64 features .* the head takes 9"),
+    "initialization_images": ("ValueError", r"initialization has images \(1, 8, 8, 1\), where"),
+    "initialization_made": ("ValueError", "initialization made a .*: it must make a Coreset"),
+    "parameterization_a_function": ("ValueError", "parameterization is .*your subclass of"),
     "adam_rate": ("ValueError", "learning_rate is -1.0: it must be positive"),
     "adam_steps": ("ValueError", "steps is -1: it must not be negative"),
     "adam_untuned": ("ValueError", r"find one with tune\(state, batch\)"),
@@ -110,6 +118,7 @@ def collect() -> dict[str, list[str]]:
 
     import equinox as eqx
     import jax
+    import jax.numpy as jnp
     import jax.random as jr
     import numpy as np
 
@@ -199,6 +208,24 @@ def collect() -> dict[str, list[str]]:
         "outer_loss_rows": lambda: distill(
             method=r.methods.rcig(outer_loss=lambda f, y, t: (f - y).sum(1))
         ),
+        "inner_loss_closed_form": lambda: r.methods.rcig(
+            inner_loss=lambda f, y: ((f - y) ** 4).sum()
+        ),
+        "inner_loss_weights": lambda: distill(
+            method=r.methods.rcig(inner_loss=r.SquaredError(np.ones((3, 1))))
+        ),
+        "inner_loss_rows": lambda: distill(
+            method=r.methods.cig(inner_loss=lambda f, y: (f - y).sum(1))
+        ),
+        "network_head": lambda: r.Network(np.ravel, eqx.nn.Conv2d(1, 1, 1, key=key)),  # pyright: ignore
+        "network_sizes": lambda: distill(
+            model=lambda key: r.Network(jnp.ravel, eqx.nn.Linear(9, 2, key=key))
+        ),
+        "initialization_images": lambda: distill(
+            initialization=eqx.tree_at(lambda c: c.images, bare, bare.images[:1])
+        ),
+        "initialization_made": lambda: distill(initialization=lambda key: 3),
+        "parameterization_a_function": lambda: distill(parameterization=lambda c: c),
         "adam_rate": lambda: r.solvers.Adam(-1.0),
         "adam_steps": lambda: r.solvers.Adam(steps=-1),
         "adam_untuned": lambda: r.solvers.Adam().rate(),

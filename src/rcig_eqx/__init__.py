@@ -14,6 +14,7 @@ from ._bilevel import (
 )
 from ._checkpoint import load_state as load_state, save_state as save_state
 from ._coreset import (
+    AbstractParameterization as AbstractParameterization,
     Coreset as Coreset,
     centred_labels as centred_labels,
     ema as ema,
@@ -38,6 +39,7 @@ from ._hypergradient import Hypergradient as Hypergradient, hypergradient as hyp
 from ._linearize import Linearization as Linearization, linearize as linearize
 from ._load_export import Export as Export, load_export as load_export
 from ._losses import (
+    SquaredError as SquaredError,
     inner_loss as inner_loss,
     label_margin as label_margin,
     mse_loss as mse_loss,
@@ -61,7 +63,12 @@ from .methods import (
     exact_hypergradient as exact_hypergradient,
     head_hypergradient as head_hypergradient,
 )
-from .models import ConvNet as ConvNet, convnet_for as convnet_for, partition as partition
+from .models import (
+    ConvNet as ConvNet,
+    Network as Network,
+    convnet_for as convnet_for,
+    partition as partition,
+)
 
 # So that help() lists them.
 __all__ = [name for name in dir() if not name.startswith("_")]  # pyright: ignore[reportUnsupportedDunderAll]

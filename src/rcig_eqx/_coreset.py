@@ -1,15 +1,16 @@
 """ψ: the distilled images, their learned labels, and the Platt temperature."""
 
+import abc
 import functools
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, Integer, PRNGKeyArray
+from jaxtyping import Array, Float, Integer, PRNGKeyArray, PyTree
 
 from .data import AbstractPreprocess, Dataset
 
@@ -44,6 +45,23 @@ class Coreset(eqx.Module):
     def num_classes(self) -> int:
         """The length of a label."""
         return self.labels.shape[-1]
+
+
+class AbstractParameterization(eqx.Module):
+    """What is optimised in place of images and labels: ψ, and the set it stands for.
+
+    Subclass it to distil half the pixels, a shared basis, or a generator's inputs. The method's
+    gradient goes back through `decode`, which must be pure; the optimiser, the average and a
+    rejected step work on ψ.
+    """
+
+    @abc.abstractmethod
+    def encode(self, coreset: Coreset) -> PyTree:
+        """ψ to start from, floating-point arrays in any pytree, for a set of images and labels."""
+
+    @abc.abstractmethod
+    def decode(self, psi: PyTree) -> Coreset:
+        """The set that ψ stands for: as many images as it likes, of the size of the real ones."""
 
 
 def fold_temperature(coreset: Coreset) -> Coreset:
@@ -94,12 +112,69 @@ def noise_coreset(like: Coreset, *, key: PRNGKeyArray) -> Coreset:
     return eqx.tree_at(lambda c: c.images, like, images)
 
 
-def check_initialization(name: str) -> None:
+def check_initialization(initialization: Any) -> None:
     """Raise `ValueError` for an initialisation that does not exist."""
-    if name not in get_args(Initialization):
+    if isinstance(initialization, Coreset) or callable(initialization):
+        return
+    if not (isinstance(initialization, str) and initialization in get_args(Initialization)):
         raise ValueError(
-            f"initialization={name!r} is unknown; use one of {get_args(Initialization)}."
+            f"initialization={initialization!r} is unknown; use one of "
+            f"{get_args(Initialization)}, a Coreset, or a function from a key to one."
         )
+
+
+def starting_coreset(given: Any, baseline: Coreset, *, key: PRNGKeyArray) -> Coreset:
+    """The set to start from: real images, noise in their place, or the caller's own.
+
+    `ValueError` for a set of another size than `baseline`, or one that is not finite.
+    """
+    if isinstance(given, str):
+        return baseline if given == "real" else noise_coreset(baseline, key=key)
+    if not isinstance(given, Coreset):
+        raise ValueError(f"initialization made a {type(given).__name__}: it must make a Coreset.")
+    for name in ("images", "labels", "log_temperature"):
+        own, right = getattr(given, name), getattr(baseline, name)
+        if own.shape != right.shape:
+            raise ValueError(
+                f"initialization has {name} {own.shape}, where images_per_class and the data make "
+                f"them {right.shape}: pass preprocessed images [n h w c] and labels [n classes]."
+            )
+        if not np.isfinite(own).all():
+            raise ValueError(f"initialization has {name} that are NaN or infinite.")
+    fields = (given.images, given.labels, given.log_temperature)
+    images, labels, log_temperature = (jnp.asarray(x, jnp.float32) for x in fields)
+    return Coreset(images, labels, log_temperature, flip=baseline.flip)
+
+
+def check_parameterization(parameterization: AbstractParameterization, start: Coreset) -> Coreset:
+    """The structure of the set that ψ stands for; `ValueError` if it is none for this data."""
+    psi = eqx.filter_eval_shape(parameterization.encode, start)
+    if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in jax.tree.leaves(psi)):
+        raise ValueError(
+            "encode must return floating-point arrays alone: keep all else in fields of the "
+            "parameterization."
+        )
+    decoded = eqx.filter_eval_shape(parameterization.decode, psi)
+    if not isinstance(decoded, Coreset):
+        raise ValueError(f"decode returned a {type(decoded).__name__}: it must return a Coreset.")
+    n = decoded.images.shape[:1]
+    wanted = (n + start.images.shape[1:], n + start.labels.shape[1:], (), start.flip)
+    got = (
+        decoded.images.shape,
+        decoded.labels.shape,
+        decoded.log_temperature.shape,
+        decoded.flip,
+    )
+    if got != wanted:
+        raise ValueError(
+            f"decode made images, labels, log_temperature and flip of {got}, where these data need "
+            f"{wanted}: change the images of the coreset that encode was given, as with "
+            "equinox.tree_at, and leave the rest."
+        )
+    dtypes = {str(x.dtype) for x in jax.tree.leaves(decoded)}
+    if dtypes != {"float32"}:
+        raise ValueError(f"decode made arrays of {sorted(dtypes)}: make them float32.")
+    return decoded
 
 
 @functools.cache

@@ -18,13 +18,15 @@ from jaxtyping import Array, PRNGKeyArray
 
 from ._checkpoint import CheckpointFolder
 from ._coreset import (
+    AbstractParameterization,
     Coreset,
     Initialization,
     check_initialization,
+    check_parameterization,
     fold_temperature,
     growing_average,
-    noise_coreset,
     real_coreset,
+    starting_coreset,
 )
 from ._devices import (
     check_agreement,
@@ -54,7 +56,7 @@ from .data import (
     to_state,
 )
 from .methods import AbstractMethod, default_method
-from .models import AbstractNetwork, ConvNet, convnet_for
+from .models import AbstractNetwork, ConvNet, Network, check_independent, convnet_for
 
 Train = Dataset | ImageFolder | grain.MapDataset | tuple[Any, Any]
 
@@ -72,7 +74,8 @@ def distill(
     optimizer: optax.GradientTransformation | None = None,
     steps: int = 1000,
     batch_size: int | None = None,
-    initialization: Initialization = "real",
+    initialization: Initialization | Coreset | Callable[[PRNGKeyArray], Coreset] = "real",
+    parameterization: AbstractParameterization | None = None,
     preprocess: AbstractPreprocess | None = None,
     flip: bool | None = None,
     pool: PoolSchedule | None = None,
@@ -100,11 +103,16 @@ def distill(
       the run, of a long one for 1,000 steps, and the exact `rcig()` from then on.
     - `model`: a function from a key to a network; the paper's `ConvNet` of width 128 if `None`.
       `convnet_for(train.image_shape, train.num_classes, width=32)` makes a smaller one.
-    - `optimizer`: of the distilled set; `coreset_optimizer()` if `None`.
+    - `optimizer`: of the distilled set, any of optax; `coreset_optimizer()` if `None`.
     - `steps`: outer iterations.
     - `batch_size`: images of an outer batch; 64, or all there are of a smaller set, if `None`.
-    - `initialization`: `"real"` images or `"noise"`.
-    - `preprocess`: fitted on the training images if `None`: standardised if grey, whitened if RGB.
+    - `initialization`: `"real"` images, `"noise"`, a `Coreset` such as `earlier.last`, or a
+      function from a key to one. Its images are preprocessed; one that carries its preprocessing
+      brings it along.
+    - `parameterization`: what is optimised in place of images and labels, an
+      [`AbstractParameterization`][rcig_eqx.AbstractParameterization].
+    - `preprocess`: an `AbstractPreprocess`, such as `data.standardize(images)` or your own; fitted
+      on the training images if `None`: standardised if grey, whitened if RGB.
     - `flip`: whether the set also stands for its mirror images; if `None`, for RGB sets of up to
       1,000 images (paper, appendix C).
     - `pool`: how the pool's networks are trained and replaced.
@@ -146,7 +154,9 @@ def distill(
     if batch_size is not None:
         check_counts(batch_size=batch_size)
     check_key(key)
-    _check_arguments(train, method, optimizer, preprocess, pool, average, callbacks)
+    _check_arguments(
+        train, method, optimizer, parameterization, preprocess, pool, average, callbacks
+    )
     coreset_key, noise_key, init_key, stream_key = jr.split(key, 4)
     seed = int(jr.bits(stream_key, dtype=jnp.uint32))
     train = Dataset.from_arrays(*train) if isinstance(train, tuple) else train
@@ -162,28 +172,41 @@ def distill(
         seen = train
     else:
         seen = sample(train, 10_000, at_least=images_per_class, seed=seed)
+    given = initialization(noise_key) if callable(initialization) else initialization
+    if isinstance(given, Coreset) and given.preprocess is not None:
+        if preprocess is not None and not eqx.tree_equal(preprocess, given.preprocess):
+            raise ValueError(
+                "initialization carries another preprocessing than preprocess=: leave one out."
+            )
+        preprocess = given.preprocess
     preprocess = preprocess or default_preprocess(seen.images)
-    to_state(preprocess)  # can it be saved?
-    if flip is None:
+    check_preprocess(preprocess, seen.images[:2])
+    if flip is None and isinstance(given, Coreset):
+        flip = given.flip
+    elif flip is None:
         flip = seen.image_shape[2] == 3 and images_per_class * seen.num_classes <= _FLIP_UP_TO
 
     baseline = real_coreset(seen, images_per_class, preprocess, flip=flip, key=coreset_key)
-    start = baseline if initialization == "real" else noise_coreset(baseline, key=noise_key)
+    start = starting_coreset(given, baseline, key=noise_key)
     recipe = Recipe(
         method or default_method(steps),
         model or convnet_for(seen.image_shape, seen.num_classes),
         optimizer or coreset_optimizer(),
         pool or PoolSchedule(),
         average or growing_average(),
+        parameterization,
     )
+    decoded = check_parameterization(parameterization, start) if parameterization else start
     check_model(recipe.make_model, baseline)
-    check_outer_loss(recipe.method, baseline, batch_size)
+    check_losses(recipe.method, decoded, batch_size)
     settings = {
         "dataset": seen.name,
         "images_per_class": images_per_class,
         "steps": steps,
         "batch_size": batch_size,
-        "initialization": initialization,
+        "initialization": initialization if isinstance(initialization, str) else "custom",
+        "parameterization": describe(parameterization) if parameterization else None,
+        "bytes": sum(x.nbytes for x in jax.tree.leaves(recipe.encode(start))),
         "model": describe_model(recipe.make_model),
         "flip": flip,
         "fold": fold,
@@ -196,6 +219,7 @@ def distill(
     check_agreement(mesh, settings | asked)
 
     def result(state: State, history: dict[str, list[float]]) -> DistillResult:
+        final_psi = local((state.average, state.coreset), mesh)
         final = fold_temperature if fold else lambda c: c
         coreset, last, first = (
             eqx.tree_at(
@@ -204,12 +228,13 @@ def distill(
                 preprocess,
                 is_leaf=lambda x: x is None,
             )
-            for c in (*local((state.average, state.coreset), mesh), baseline)
+            for c in (*map(recipe.decode, final_psi), baseline)
         )
+        psi = jax.tree.map(jnp.copy, final_psi[0]) if parameterization else None
         done = {"steps_done": int(state.step), "method": describe(state.recipe.method)}
         done["versions"] = versions()
         arrays = {name: np.asarray(values, np.float32) for name, values in history.items()}
-        return DistillResult(coreset, last, first, seen.class_names, settings | done, arrays)
+        return DistillResult(coreset, last, first, seen.class_names, settings | done, arrays, psi)
 
     state, history = init(start, recipe, key=init_key), {}
     checkpoints, card = None, {}
@@ -286,6 +311,7 @@ def _check_arguments(
     train: Any,
     method: Any,
     optimizer: Any,
+    parameterization: Any,
     preprocess: Any,
     pool: Any,
     average: Any,
@@ -302,6 +328,7 @@ def _check_arguments(
     for name, value, right, such_as in (
         ("method", method, AbstractMethod, "methods.rcig()"),
         ("optimizer", optimizer, optax.GradientTransformation, "coreset_optimizer(0.01)"),
+        ("parameterization", parameterization, AbstractParameterization, "your subclass of it"),
         ("preprocess", preprocess, AbstractPreprocess, "data.zca(images)"),
         ("pool", pool, PoolSchedule, "PoolSchedule(size=30)"),
     ):
@@ -324,15 +351,18 @@ def check_model(make_model: MakeModel, coreset: Coreset) -> None:
     if not isinstance(model, AbstractNetwork):
         raise ValueError(
             f"model= made a {type(model).__name__}; it must be a function from a key to an "
-            "rcig_eqx.models.AbstractNetwork, such as convnet_for(...)."
+            "rcig_eqx.models.AbstractNetwork, such as convnet_for(...), or a models.Network made "
+            "of your own module."
         )
     try:
         outputs = eqx.filter_eval_shape(model, coreset.images)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"The network does not take images {coreset.images.shape[1:]}: build it for their "
-            "size and channels."
+            f"size and channels. It says: {str(error).splitlines()[0]}"
         ) from error
+    if not isinstance(model, ConvNet | Network):
+        check_independent(make_model(jr.key(0)), coreset.images[0])
     if outputs.shape != coreset.labels.shape:
         raise ValueError(
             f"The network gives {outputs.shape[-1]} outputs for {coreset.num_classes} classes: "
@@ -340,19 +370,40 @@ def check_model(make_model: MakeModel, coreset: Coreset) -> None:
         )
 
 
-def check_outer_loss(method: AbstractMethod, coreset: Coreset, batch_size: int) -> None:
-    """Raise `ValueError` unless a method's outer loss makes a number of a batch's predictions."""
-    loss = getattr(method, "outer_loss", None)
-    if loss is None:
-        return
-    rows = jax.ShapeDtypeStruct((batch_size, coreset.num_classes), coreset.labels.dtype)
-    wanted = "pass a function (predictions [b classes], targets [b classes], log_temperature)"
-    try:
-        value = eqx.filter_eval_shape(loss, rows, rows, coreset.log_temperature)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"outer_loss cannot be called ({error}): {wanted}.") from error
-    if getattr(value, "shape", None) != ():
-        raise ValueError(f"outer_loss returned {value}, not one number: {wanted} that does.")
+def check_preprocess(preprocess: AbstractPreprocess, images: np.ndarray) -> None:
+    """Raise `ValueError` unless a preprocessing keeps the images' shape and can be saved."""
+    to_state(preprocess)
+    once = preprocess(images)
+    for name, made in (("preprocess", once), ("preprocess.inverse", preprocess.inverse(once))):
+        if made.shape != images.shape or made.dtype != jnp.float32:
+            raise ValueError(
+                f"{name} made {made.dtype} images {made.shape} of {images.shape}: it must make "
+                "float32 ones of the same shape."
+            )
+
+
+def check_losses(method: AbstractMethod, coreset: Coreset, batch_size: int) -> None:
+    """Raise `ValueError` unless a method's losses, or its parts', make one number each."""
+    for part in vars(method).values():
+        if isinstance(part, AbstractMethod):
+            check_losses(part, coreset, batch_size)
+    b = jax.ShapeDtypeStruct((batch_size, coreset.num_classes), coreset.labels.dtype)
+    n = jax.ShapeDtypeStruct(coreset.labels.shape, coreset.labels.dtype)
+    outer = "(predictions [b classes], targets [b classes], log_temperature)"
+    inner = "(predictions [n classes], labels [n classes])"
+    for name, arguments, takes in (
+        ("outer_loss", (b, b, coreset.log_temperature), outer),
+        ("inner_loss", (n, n), inner),
+    ):
+        loss, wanted = getattr(method, name, None), f"pass a function {takes}"
+        if loss is None:
+            continue
+        try:
+            value = eqx.filter_eval_shape(loss, *arguments)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name} cannot be called ({error}): {wanted}.") from error
+        if getattr(value, "shape", None) != ():
+            raise ValueError(f"{name} returned {value}, not one number: {wanted} that does.")
 
 
 def describe_model(make_model: MakeModel) -> dict[str, Any]:
@@ -372,6 +423,8 @@ def describe(strategy: eqx.Module) -> dict[str, Any]:
             return value
         if isinstance(value, jax.Array) and value.ndim == 0:
             return value.item()
+        if isinstance(value, jax.Array):
+            return f"{value.dtype}{list(value.shape)}"
         if isinstance(value, eqx.Module):
             return describe(value)
         return getattr(value, "__name__", type(value).__name__)

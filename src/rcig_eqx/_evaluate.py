@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Scalar, Shaped
 from rich.progress import track
 
 from ._backend import networks_at_once
 from ._coreset import Coreset
 from ._distill import check_counts, check_key, check_model
 from ._evaluation import Evaluation
+from ._losses import InnerLoss
 from ._pool import MakeModel
 from ._result import DistillResult
 from ._types import PyTree
@@ -24,6 +25,13 @@ from .data import Dataset, ImageFolder, apply_in_chunks
 from .models import AbstractNetwork, ConvNet, convnet_for
 
 _TEST_BATCH = 500
+
+
+def mean_squared(
+    predictions: Float[Array, "n classes"], labels: Float[Array, "n classes"]
+) -> Scalar:
+    """The mean of (f − y)²: what evaluation networks minimise (paper, appendix C)."""
+    return jnp.mean((predictions - labels) ** 2)
 
 
 def evaluate(
@@ -36,6 +44,7 @@ def evaluate(
     steps: int | None = None,
     learning_rate: float = 1e-4,
     batch_size: int = 256,
+    loss: InnerLoss = mean_squared,
     at_once: int | None = None,
     progress: bool = True,
 ) -> Evaluation:
@@ -53,6 +62,8 @@ def evaluate(
     - `steps`, `learning_rate`, `batch_size`: of Adam, as in
       [`train_network`][rcig_eqx.train_network]; 1000 steps for up to ten distilled images and
       2000 above if `None`.
+    - `loss`: what the networks minimise, a function `(predictions, labels) -> scalar` of a batch;
+      the paper's mean-squared error, unless a set was distilled for another inner loss.
     - `at_once`: networks trained together by `vmap`; chosen by the backend if `None`.
     - `progress`: whether to show a progress bar.
 
@@ -87,7 +98,9 @@ def evaluate(
         X, y = sets[s].support()
         hits[s].append(
             np.asarray(
-                _train_and_test(model, X, y, images, labels, k, steps, learning_rate, batch_size)
+                _train_and_test(
+                    model, X, y, images, labels, k, steps, learning_rate, batch_size, loss
+                )
             )
         )
     reports = [_report(np.concatenate(h), test.labels, names, steps) for h in hits]
@@ -163,6 +176,7 @@ def _train_and_test(
     steps: int,
     learning_rate: float,
     batch_size: int,
+    loss: InnerLoss,
 ) -> Bool[Array, "networks t"]:
     """Whether each of `len(keys)` networks trained on (X, y) gets each test image right."""
 
@@ -175,6 +189,7 @@ def _train_and_test(
             steps=steps,
             learning_rate=learning_rate,
             batch_size=batch_size,
+            loss=loss,
             key=train_key,
         )
         return correct(model, images, labels)
@@ -260,18 +275,19 @@ def train_network(
     steps: int,
     learning_rate: float = 1e-4,
     batch_size: int = 256,
+    loss: InnerLoss = mean_squared,
     key: PRNGKeyArray,
 ) -> AbstractNetwork:
     """Train one network on a distilled set by the paper's protocol (appendix C).
 
-    Adam on the mean-squared error against the learned labels, the whole set every step, or a
-    random `batch_size` of it where it is larger. Jittable.
+    Adam on the mean-squared error against the learned labels, or another `loss`, the whole set
+    every step, or a random `batch_size` of it where it is larger. Jittable.
     """
     optimizer = optax.adam(evaluation_schedule(steps, learning_rate))
     parameters, static = eqx.partition(model, eqx.is_inexact_array)
 
-    def loss(parameters: PyTree, images: Array, labels: Array) -> Array:
-        return jnp.mean((eqx.combine(parameters, static)(images) - labels) ** 2)
+    def loss_of(parameters: PyTree, images: Array, labels: Array) -> Array:
+        return loss(eqx.combine(parameters, static)(images), labels)
 
     def step(carry, key):
         parameters, opt_state = carry
@@ -279,7 +295,7 @@ def train_network(
         if len(images) > batch_size:
             chosen = jr.choice(key, len(images), (batch_size,), replace=False)
             batch = (images[chosen], labels[chosen])
-        updates, opt_state = optimizer.update(jax.grad(loss)(parameters, *batch), opt_state)
+        updates, opt_state = optimizer.update(jax.grad(loss_of)(parameters, *batch), opt_state)
         return (optax.apply_updates(parameters, updates), opt_state), None
 
     start = (parameters, optimizer.init(parameters))

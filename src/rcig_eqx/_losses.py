@@ -1,11 +1,69 @@
 """Inner and outer losses, as plain functions."""
 
+from collections.abc import Callable
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Scalar
 
 from ._types import PyTree
+
+InnerLoss = Callable[[Float[Array, "n classes"], Float[Array, "n classes"]], Scalar]
+"""`inner_loss(predictions [n classes], labels [n classes])`, a number."""
+OuterLoss = Callable[[Float[Array, "b classes"], Float[Array, "b classes"], Scalar], Scalar]
+"""`outer_loss(predictions [b classes], targets [b classes], log_temperature)`, a number."""
+
+
+class SquaredError(eqx.Module):
+    """½ Σ w (y − f)², summed over the distilled images and classes: the inner loss of the paper.
+
+    The one inner loss that a linearised network and a ridge head minimise in closed form. A
+    function of your own `(predictions [n classes], labels [n classes]) -> scalar` takes the primal
+    route instead, whatever it computes. λ/2 ‖θ‖² is added to either.
+
+    `weights` are w, positive: `[n 1]` one an image, mirrored ones not counted, `[1 classes]` one a
+    class of outputs, or `[n classes]`; all 1 if `None`.
+    """
+
+    weights: Float[Array, "rows columns"] | None = eqx.field(
+        default=None, converter=lambda w: None if w is None else jnp.asarray(w)
+    )
+
+    def __check_init__(self):
+        w = self.weights
+        if w is None:
+            return
+        if w.ndim != 2:
+            raise ValueError(
+                f"weights have shape {w.shape}: pass [n 1], [1 classes] or [n classes], as "
+                "weights[:, None] or weights[None]."
+            )
+        if not isinstance(w, Tracer) and not (np.isfinite(w) & (np.asarray(w) > 0)).all():
+            raise ValueError("weights must be positive: leave an image out, or weigh it by 1e-3.")
+
+    def __call__(
+        self, predictions: Float[Array, "n classes"], labels: Float[Array, "n classes"]
+    ) -> Scalar:
+        squares = (labels - predictions) ** 2
+        return 0.5 * jnp.sum(squares if self.weights is None else self.spread(labels) * squares)
+
+    def spread(self, labels: Float[Array, "n classes"]) -> Float[Array, "n classes"]:
+        """The weights in the labels' shape and dtype; `ValueError` if they do not fit."""
+        assert self.weights is not None
+        rows, columns = self.weights.shape
+        if rows not in (1, len(labels)) or columns not in (1, labels.shape[1]):
+            raise ValueError(
+                f"weights have shape {self.weights.shape}, and there are {len(labels)} distilled "
+                f"images of {labels.shape[1]} classes: pass [n 1], [1 classes] or [n classes]."
+            )
+        return jnp.broadcast_to(self.weights.astype(labels.dtype), labels.shape)
+
+
+SQUARED_ERROR = SquaredError()
 
 
 def inner_loss(
@@ -18,7 +76,7 @@ def inner_loss(
 
     `displacement` is θ = (θ_B, θ_F), any pytree of arrays, and `l2` is λ.
     """
-    return 0.5 * jnp.sum((labels - predictions) ** 2) + 0.5 * l2 * squared_norm(displacement)
+    return SQUARED_ERROR(predictions, labels) + 0.5 * l2 * squared_norm(displacement)
 
 
 def platt_loss(

@@ -11,7 +11,8 @@ import numpy as np
 
 from ._coreset import Coreset
 from ._files import damage_named, read_checked, write_checked
-from .data import from_state, to_state
+from ._types import PyTree
+from .data import AbstractPreprocess, from_state, to_state
 
 FORMAT = "rcig_eqx/1"
 
@@ -26,6 +27,9 @@ class DistillResult:
     - `class_names`: one a class.
     - `recipe`: plain values that say how it was made: data set, method, steps, versions, …
     - `history`: arrays `[steps]` by name: `loss`, `accuracy`, `seconds`, ….
+    - `psi`: the averaged ψ of a parameterisation, which `coreset` is decoded from, before its
+      labels took the temperature; `None` without one. It is not in the file:
+      `equinox.tree_serialise_leaves` keeps any pytree.
     """
 
     coreset: Coreset
@@ -34,6 +38,7 @@ class DistillResult:
     class_names: tuple[str, ...]
     recipe: dict[str, Any]
     history: dict[str, np.ndarray]
+    psi: PyTree = None
 
     @property
     def interrupted(self) -> bool:
@@ -71,15 +76,20 @@ _CORESETS = ("coreset", "last", "baseline")
 _FIELDS = ("images", "labels", "log_temperature")
 
 
-def load_result(path: str | os.PathLike[str]) -> DistillResult:
+def load_result(
+    path: str | os.PathLike[str], *, preprocess: AbstractPreprocess | None = None
+) -> DistillResult:
     """Read a file written by `DistillResult.save`. Nothing in it is executed.
+
+    A set with a preprocessing of your own class needs an instance of it as `preprocess`, whose
+    arrays are then read from the file; others need none.
 
     Raises `FileNotFoundError`, or `DataError` for a file that is damaged, truncated, or no
     distilled set.
     """
     card, arrays = read_checked(path, FORMAT, "distilled set")
     with damage_named(path, "distilled set"):
-        return _assemble(card, arrays)
+        return _assemble(card, arrays, preprocess)
 
 
 def _named(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
@@ -87,7 +97,9 @@ def _named(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     return {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
 
 
-def _assemble(card: dict[str, Any], arrays: dict[str, np.ndarray]) -> DistillResult:
+def _assemble(
+    card: dict[str, Any], arrays: dict[str, np.ndarray], own: AbstractPreprocess | None
+) -> DistillResult:
     """Make a result of a file's parts, or raise `ValueError`, `KeyError` or `TypeError`."""
     names, recipe, flip = card["class_names"], card["recipe"], card["flip"]
     if not (isinstance(names, list) and names and all(isinstance(n, str) and n for n in names)):
@@ -102,7 +114,7 @@ def _assemble(card: dict[str, Any], arrays: dict[str, np.ndarray]) -> DistillRes
     for name in arrays.keys() - {f"history.{series}" for series in history}:
         if arrays[name].dtype != np.float32 or not np.isfinite(arrays[name]).all():
             raise ValueError(f"{name} holds NaN, infinite or no float32 values")
-    preprocess = from_state(card["preprocess"], _named(arrays, "preprocess"))
+    preprocess = from_state(card["preprocess"], _named(arrays, "preprocess"), own)
     coresets = {}
     for name in _CORESETS:
         images, labels, log_temperature = (arrays[f"{name}.{field}"] for field in _FIELDS)

@@ -52,13 +52,24 @@ def ridge_head(
     labels: Float[Array, "n classes"],
     l2: float | Scalar,
     *,
+    weights: Float[Array, "n classes"] | None = None,
     dtype: DTypeLike | None = None,
 ) -> Float[Array, "features classes"]:
     """The head θ_F* = hᵀ (h hᵀ + λI)⁻¹ y that minimises the inner loss (paper, equation 3).
 
-    `dtype` is the precision of the solve, as in [`kernel_ridge`][rcig_eqx.kernel_ridge].
+    `weights` are those of a weighted inner loss, with which every class has a system of its own,
+    h hᵀ + λ diag(w)⁻¹. `dtype` is the precision of the solve, as in
+    [`kernel_ridge`][rcig_eqx.kernel_ridge].
     """
-    return features.T @ kernel_ridge(features @ features.T, labels, l2, dtype=dtype)
+    if weights is None:
+        return features.T @ kernel_ridge(features @ features.T, labels, l2, dtype=dtype)
+    K_ss = features @ features.T
+
+    def one(y: Array, scale: Array) -> Array:
+        scaled = scale[:, None] * K_ss * scale[None]
+        return scale * kernel_ridge(scaled, (scale * y)[:, None], l2, dtype=dtype)[:, 0]
+
+    return features.T @ jax.vmap(one, 1, 1)(labels, jnp.sqrt(weights))
 
 
 def solve_dtype(dtype: DTypeLike | None, like: Array) -> jnp.dtype:

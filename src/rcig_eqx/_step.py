@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray, Scalar
 
 from ._backend import compiler_options
-from ._coreset import Coreset
+from ._coreset import AbstractParameterization, Coreset
 from ._devices import replicate
 from ._faults import all_finite, diagnose, next_raises, raise_l2
 from ._hypergradient import Hypergradient
@@ -40,6 +40,7 @@ class Recipe(eqx.Module):
     - `optimizer`: of the distilled set; its updates are shaped like the `Coreset`.
     - `schedule`: of the pool.
     - `average`: weights of the averaged ψ, such as [`ema`][rcig_eqx.ema].
+    - `parameterization`: what ψ is; `None` where it is the images and labels themselves.
     """
 
     method: AbstractMethod
@@ -47,13 +48,30 @@ class Recipe(eqx.Module):
     optimizer: optax.GradientTransformation
     schedule: PoolSchedule
     average: Callable[[Array], Array]
+    parameterization: AbstractParameterization | None = None
+
+    def encode(self, coreset: Coreset) -> PyTree:
+        """ψ to start from."""
+        return coreset if self.parameterization is None else self.parameterization.encode(coreset)
+
+    def decode(self, psi: PyTree) -> Coreset:
+        """The set that ψ stands for."""
+        return psi if self.parameterization is None else self.parameterization.decode(psi)
+
+    def decode_vjp(self, psi: PyTree) -> tuple[Coreset, Callable[[Coreset], PyTree]]:
+        """The set that ψ stands for, and what takes a gradient in the set to one in ψ."""
+        if self.parameterization is None:
+            return psi, lambda gradient: gradient
+        coreset, transpose = jax.vjp(self.parameterization.decode, psi)
+        return coreset, lambda gradient: transpose(gradient)[0]
 
 
 class State(eqx.Module):
     """Everything that changes: one pytree.
 
-    - `coreset`: ψ.
-    - `average`: the averaged ψ, which is what a run returns.
+    - `coreset`: ψ, a `Coreset`, or what the recipe's parameterisation has in its place.
+    - `average`: the averaged ψ. Not an average of decoded sets, so that what a run returns is a
+      set that ψ's few numbers stand for.
     - `opt_state`: the optimiser's.
     - `pool`: the partly trained networks, stacked.
     - `key`: the source of this run's randomness; every step derives its own from it.
@@ -62,8 +80,8 @@ class State(eqx.Module):
     - `recipe`: the strategies, with the rates that an adaptive method has come to.
     """
 
-    coreset: Coreset
-    average: Coreset
+    coreset: PyTree
+    average: PyTree
     opt_state: PyTree
     pool: Member
     key: PRNGKeyArray
@@ -80,7 +98,8 @@ def coreset_optimizer(
     """AdaBelief, with one rate for images and labels and one for log τ (paper, appendix C).
 
     The paper's rates are 0.003 and 0.03; the default's tenfold larger first one goes further in
-    short runs. Either may be an optax schedule.
+    short runs. Either may be an optax schedule. A parameterisation's ψ that is no `Coreset` takes
+    the first throughout.
     """
     for rate in (learning_rate, temperature_learning_rate):
         if isinstance(rate, int | float) and rate <= 0:
@@ -91,7 +110,11 @@ def coreset_optimizer(
             "data": optax.adabelief(learning_rate),
             "temperature": optax.adabelief(temperature_learning_rate),
         },
-        lambda coreset: eqx.tree_at(where, coreset, ("data", "data", "temperature")),
+        lambda psi: (
+            eqx.tree_at(where, psi, ("data", "data", "temperature"))
+            if isinstance(psi, Coreset)
+            else jax.tree.map(lambda _: "data", psi)
+        ),
     )
 
 
@@ -99,12 +122,15 @@ def init(coreset: Coreset, recipe: Recipe, *, key: PRNGKeyArray) -> State:
     """The state before the first step: a pool of fresh networks around a starting ψ."""
     pool_key, run_key = jr.split(key)
     coreset = eqx.tree_at(lambda c: c.preprocess, coreset, None, is_leaf=lambda x: x is None)
-    # What the caller has stays the caller's: steps take the state's memory over.
-    copy = lambda tree: jax.tree.map(lambda x: jnp.copy(x) if eqx.is_array(x) else x, tree)  # noqa: E731
+    psi = recipe.encode(coreset)
+
+    def copy(tree: PyTree) -> PyTree:  # what the caller has stays the caller's
+        return jax.tree.map(lambda x: jnp.copy(x) if eqx.is_array(x) else x, tree)
+
     return State(
-        copy(coreset),
-        copy(coreset),
-        recipe.optimizer.init(coreset),  # pyright: ignore[reportArgumentType]
+        copy(psi),
+        copy(psi),
+        copy(recipe.optimizer.init(psi)),  # pyright: ignore[reportArgumentType]
         new_pool(recipe.make_model, recipe.schedule, key=pool_key),
         run_key,
         jnp.zeros((), jnp.int32),
@@ -125,7 +151,8 @@ def tune(state: State, batch: tuple[Float[Array, "b h w c"], Integer[Array, " b"
     _, member, _, images, targets = _draw(state, batch)
     if state.recipe.schedule.networks_per_step > 1:
         member = get_member(member, jnp.zeros((), jnp.int32))
-    tuned = method.tune(member.model, state.coreset, images, targets)
+    coreset = state.recipe.decode(state.coreset)
+    tuned = method.tune(member.model, coreset, images, targets)
     return replicate(eqx.tree_at(lambda s: s.recipe.method, state, tuned))
 
 
@@ -134,7 +161,8 @@ def _draw(state: State, batch: tuple[Array, Array]):
     images, labels = batch
     index_key, *keys = jr.split(jr.fold_in(state.key, state.step), 3)
     index = draw(state.recipe.schedule, key=index_key)
-    targets = jax.nn.one_hot(labels, state.coreset.num_classes, dtype=images.dtype)
+    classes = state.recipe.decode(state.coreset).num_classes
+    targets = jax.nn.one_hot(labels, classes, dtype=images.dtype)
     return index, get_member(state.pool, index), keys, images, targets
 
 
@@ -159,34 +187,34 @@ def step(
     """
     recipe = state.recipe
     index, member, (key, visit_key), images, targets = _draw(state, batch)
-    method = raise_l2(recipe.method, state.raises, state.coreset.labels.dtype)
+    decoded, pull_back = recipe.decode_vjp(state.coreset)
+    method = raise_l2(recipe.method, state.raises, decoded.labels.dtype)
 
     def at(member: Member, key: PRNGKeyArray) -> tuple[Hypergradient, Bool[Array, ""]]:
-        result = method.hypergradient(member.model, state.coreset, images, targets, key=key)
+        result = method.hypergradient(member.model, decoded, images, targets, key=key)
         return result, all_finite((result.value, result.gradient))
 
     each, sound = each_network(at, member, recipe.schedule, key=key)
     several = recipe.schedule.networks_per_step > 1
     result = average_networks(each, sound) if several else each
+    gradient = pull_back(result.gradient)
     if isinstance(recipe.method, AbstractAdaptiveMethod):
         adapted = recipe.method.adapt(result.stats)
         recipe = eqx.tree_at(lambda r: r.method, recipe, adapted)
     updates, opt_state = recipe.optimizer.update(
-        result.gradient,
+        gradient,
         state.opt_state,
         state.coreset,  # pyright: ignore[reportArgumentType]
     )
     coreset = eqx.apply_updates(state.coreset, updates)
-    finite = jnp.any(sound) & all_finite(coreset)
+    finite = jnp.any(sound) & all_finite((gradient, coreset))
     keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
     coreset = jax.tree.map(keep, coreset, state.coreset)
     opt_state = jax.tree.map(keep, opt_state, state.opt_state)
 
     def explained() -> tuple[Int[Array, ""], Scalar]:
-        first = jax.tree.map(
-            lambda x: x[worst] if several and eqx.is_array(x) else x, (member, each)
-        )
-        return diagnose(method, first[0].model, state.coreset, images, first[1])
+        one = get_member((member, each), worst) if several else (member, each)
+        return diagnose(method, one[0].model, decoded, images, one[1])
 
     worst = jnp.argmin(sound)  # the first network to give no finite hypergradient, if one did
     cause, condition = jax.lax.cond(
@@ -200,7 +228,7 @@ def step(
     # A network that gave no finite hypergradient is due for replacement.
     age = jnp.where(sound & finite, member.age, recipe.schedule.max_steps)
     member = Member(member.model, member.opt_state, age)
-    X_S, y_S = coreset.support()
+    X_S, y_S = recipe.decode(coreset).support()
 
     def train(member: Member, key: PRNGKeyArray) -> Member:
         return visit(member, X_S, y_S, recipe.make_model, recipe.schedule, key=key)

@@ -5,11 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import Array
 from official_files import REAL
 
 from rcig_eqx.data import (
     ZCA,
     AbstractPreprocess,
+    DataError,
     Identity,
     Standardize,
     apply_in_chunks,
@@ -191,9 +193,28 @@ class Negative(AbstractPreprocess):
         return 1 - jnp.asarray(x)
 
 
+class Mixed(Negative):
+    mix: Array
+
+
+def test_an_own_class_is_stored_by_its_arrays():
+    config, arrays = to_state(Mixed(jnp.array([1.0, 2.0, 3.0])))
+    assert config["class"].endswith("Mixed")
+    restored = from_state(json.loads(json.dumps(config)), arrays, Mixed(jnp.zeros(3)))
+    assert eqx.tree_equal(restored, Mixed(jnp.array([1.0, 2.0, 3.0])))
+    assert eqx.tree_equal(from_state(*to_state(Negative()), Negative()), Negative())
+
+
 def test_state_errors():
-    with pytest.raises(ValueError, match="Negative cannot be stored"):
-        to_state(Negative())
+    with pytest.raises(ValueError, match="Mixed cannot be stored: make its arrays finite float32"):
+        to_state(Mixed(jnp.arange(3)))
+    config, arrays = to_state(Mixed(jnp.ones(3)))
+    with pytest.raises(DataError, match=r"Mixed, which is no part of the library"):
+        from_state(config, arrays)
+    with pytest.raises(DataError, match=r"Mixed, which is no part of the library"):
+        from_state(config, arrays, Negative())
+    with pytest.raises(DataError, match="other arrays than the one given"):
+        from_state(config, arrays, Mixed(jnp.ones(2)))
     with pytest.raises(ValueError, match=r"kind 'whiten' is unknown.*'zca'"):
         from_state({"kind": "whiten"}, {})
     with pytest.raises(ValueError, match="kind None is unknown"):

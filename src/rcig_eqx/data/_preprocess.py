@@ -4,10 +4,12 @@ from abc import abstractmethod
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
+from ._dataset import DataError
 from ._fit import channel_statistics, covariance_eigh
 
 Images = Num[Array | np.ndarray, "n h w c"]
@@ -19,6 +21,9 @@ class AbstractPreprocess(eqx.Module):
     `preprocess(images)` takes uint8 in [0, 255] or floats in [0, 1], [n h w c], and gives float32
     of the same shape; `preprocess.inverse(x)` goes back to floats in units of [0, 1], not clipped.
     Both are pure and can be jitted.
+
+    Subclass it for one of your own. Its arrays are stored with a result, and must be float32; what
+    else it needs are static fields.
     """
 
     @abstractmethod
@@ -139,14 +144,29 @@ def to_state(preprocess: AbstractPreprocess) -> tuple[dict[str, Any], dict[str, 
         own = _arrays(preprocess, ("center", "eigenvectors", "eigenvalues"))
         config = {"kind": "zca", "regularization": preprocess.regularization}
         return config, _arrays(preprocess.standardize, ("mean", "std")) | own
-    raise ValueError(
-        f"{type(preprocess).__name__} cannot be stored: only Identity, Standardize and ZCA can."
-    )
+    own = [np.asarray(leaf) for leaf in jax.tree.leaves(preprocess) if eqx.is_array_like(leaf)]
+    if any(leaf.dtype != np.float32 or not np.isfinite(leaf).all() for leaf in own):
+        raise ValueError(
+            f"{type(preprocess).__name__} cannot be stored: make its arrays finite float32 ones, "
+            "and all else equinox.field(static=True)."
+        )
+    config = {"kind": "own", "class": _class_name(preprocess)}
+    return config, {str(index): leaf for index, leaf in enumerate(own)}
 
 
-def from_state(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> AbstractPreprocess:
-    """The preprocessing `to_state` stored. `ValueError` for an unknown kind or a missing array."""
+def from_state(
+    config: dict[str, Any],
+    arrays: dict[str, np.ndarray],
+    own: AbstractPreprocess | None = None,
+) -> AbstractPreprocess:
+    """The preprocessing `to_state` stored. `ValueError` for an unknown kind or a missing array.
+
+    One of a class outside the library, which no file can bring along, is `own` with the stored
+    arrays; `DataError` without it, or where it does not fit.
+    """
     kind = config.get("kind")
+    if kind == "own":
+        return _restored(config.get("class"), arrays, own)
     if kind not in ("identity", "standardize", "zca"):
         raise ValueError(
             f"preprocessing of kind {kind!r} is unknown: this version knows 'identity', "
@@ -159,10 +179,34 @@ def from_state(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Abstrac
         scale = Standardize(values["mean"], values["std"])
         if kind == "standardize":
             return scale
-        own = (values["center"], values["eigenvectors"], values["eigenvalues"])
-        return ZCA(scale, *own, float(config["regularization"]))
+        spectrum = (values["center"], values["eigenvectors"], values["eigenvalues"])
+        return ZCA(scale, *spectrum, float(config["regularization"]))
     except KeyError as error:
         raise ValueError(f"preprocessing of kind {kind!r} lacks {error}: damaged file.") from error
+
+
+def _class_name(preprocess: AbstractPreprocess) -> str:
+    return f"{type(preprocess).__module__}.{type(preprocess).__qualname__}"
+
+
+def _restored(
+    name: Any, arrays: dict[str, np.ndarray], own: AbstractPreprocess | None
+) -> AbstractPreprocess:
+    if own is None or _class_name(own) != name:
+        raise DataError(
+            f"The images were preprocessed by {name}, which is no part of the library: pass an "
+            "instance of it, as load_result(path, preprocess=...)."
+        )
+    leaves, structure = jax.tree.flatten(own)
+    where = [index for index, leaf in enumerate(leaves) if eqx.is_array_like(leaf)]
+    stored = [arrays[str(number)] for number in range(len(arrays))]
+    if [np.shape(leaves[index]) for index in where] != [array.shape for array in stored]:
+        raise DataError(
+            f"The stored {name} has other arrays than the one given: build it as it was."
+        )
+    for index, array in zip(where, stored, strict=True):
+        leaves[index] = jnp.asarray(array)
+    return jax.tree.unflatten(structure, leaves)
 
 
 def to_unit(images: Images) -> Float[Array, "n h w c"]:

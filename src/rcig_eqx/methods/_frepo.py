@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int, Scalar
 
 from .._coreset import Coreset
 from .._hypergradient import Hypergradient
-from .._losses import mse_loss, platt_loss
+from .._losses import SQUARED_ERROR, InnerLoss, mse_loss, platt_loss
 from .._ridge import ridge_head
 from .._subsample import check_subset, choose, in_chunks, partial_vjp
 from ..models import AbstractNetwork
@@ -16,6 +16,8 @@ from ._method import (
     OuterLoss,
     accuracy,
     check_l2_rate,
+    check_quadratic,
+    over_support,
     subtract_margin,
 )
 
@@ -27,6 +29,7 @@ def head_hypergradient(
     targets: Float[Array, "b classes"],
     *,
     l2_rate: float | Scalar = 5e-4,
+    inner_loss: InnerLoss = SQUARED_ERROR,
     outer_loss: OuterLoss = platt_loss,
     dtype: DTypeLike | None = None,
     chosen: Int[Array, " m"] | None = None,
@@ -37,12 +40,14 @@ def head_hypergradient(
     set. With `mse_loss` this is FRePo (Zhou et al., 2022). `dtype` is the precision of the ridge
     solve; the rest as in [`exact_hypergradient`][rcig_eqx.exact_hypergradient].
     """
+    loss_S = check_quadratic(inner_loss, "head_hypergradient solves for the head")
+    weights = over_support(loss_S, coreset).weights
     (X_S, y_S), mirror_transpose = jax.vjp(lambda c: c.support(), coreset)
     h_T = in_chunks(model.features, images)
     h_S, to_images = partial_vjp(model.features, X_S, chosen)
 
     def loss(h_S: Array, y: Array, temperature: Array) -> tuple[Array, Array]:
-        f_T = h_T @ ridge_head(h_S, y, l2_rate * len(y), dtype=dtype)
+        f_T = h_T @ ridge_head(h_S, y, l2_rate * len(y), weights=weights, dtype=dtype)
         return outer_loss(f_T, targets, temperature), f_T
 
     (value, f_T), (h_bar, y_bar, temperature_bar) = jax.value_and_grad(
@@ -66,10 +71,12 @@ class frepo(AbstractMethod):
     dtype: DTypeLike | None = eqx.field(static=True, default=None)
     subset: int | None = eqx.field(static=True, default=None)
     margin: bool = False
+    inner_loss: InnerLoss = SQUARED_ERROR
 
     def __check_init__(self) -> None:
         check_l2_rate(self.l2_rate)
         check_subset(self.subset)
+        check_quadratic(self.inner_loss, "frepo solves for the head")
 
     def hypergradient(self, model, coreset, images, targets, *, key):
         result = head_hypergradient(
@@ -78,6 +85,7 @@ class frepo(AbstractMethod):
             images,
             targets,
             l2_rate=self.l2_rate,
+            inner_loss=self.inner_loss,
             outer_loss=self.outer_loss,
             dtype=self.dtype,
             chosen=choose(len(coreset.support()[1]), self.subset, key),

@@ -15,7 +15,7 @@ from .._backend import IMAGES_AT_ONCE, full_precision
 from .._coreset import Coreset
 from .._hypergradient import Hypergradient, solve_stats
 from .._linearize import Linearization, linearize
-from .._losses import inner_loss, platt_loss
+from .._losses import SQUARED_ERROR, InnerLoss, platt_loss
 from .._subsample import partial_vjp
 from ..models import AbstractNetwork
 from ..solvers import (
@@ -28,7 +28,7 @@ from ..solvers import (
     hessian_operator,
 )
 from ._inner import Expansion, InnerProblem, Nodes, zeros
-from ._method import OuterLoss, accuracy, clip_implicit
+from ._method import OuterLoss, accuracy, clip_implicit, is_quadratic, over_support
 
 Solver = lx.AbstractLinearSolver | AbstractDualSolver
 
@@ -45,6 +45,7 @@ def implicit_hypergradient(
     inner: Solver,
     solver: Solver,
     l2_rate: float | Scalar = 5e-4,
+    inner_loss: InnerLoss = SQUARED_ERROR,
     outer_loss: OuterLoss = platt_loss,
     damping: float = 0.0,
     gauss_newton: bool = False,
@@ -60,10 +61,14 @@ def implicit_hypergradient(
       [`exact_hypergradient`][rcig_eqx.exact_hypergradient].
     - `linearized`, `reparameterized`: which of the four inner problems; see
       [`InnerProblem`][rcig_eqx.methods.InnerProblem].
-    - `inner`: what finds θ. `Adam`, or, of a linearised network, whose inner loss is quadratic, any
-      solver that `solver` may be.
+    - `inner`: what finds θ. `Adam`, or, where the inner loss is quadratic in θ, that of a
+      linearised network with a `SquaredError`, any solver that `solver` may be.
     - `solver`: for v = H⁻¹ ∂L_o/∂θ: a lineax solver such as `ConjugateGradient`, `Neumann`, `Adam`
-      or `Nystrom`; of a linearised network also `DualCholesky` or `DualCG`.
+      or `Nystrom`; where the inner loss is quadratic also `DualCholesky` or `DualCG`. Of any
+      other, H is taken where `inner` ended.
+    - `inner_loss`: a [`SquaredError`][rcig_eqx.SquaredError], or, where the head is trained, any
+      function `(predictions [n classes], labels [n classes]) -> scalar` that is smooth and convex
+      in the predictions; λ/2 ‖θ‖² is added. Its type alone decides what is quadratic.
     - `damping`: added to H's diagonal.
     - `gauss_newton`: whether H is the Gauss–Newton matrix instead of the Hessian. A network that
       is not linearised has an indefinite Hessian away from its minimum.
@@ -79,9 +84,11 @@ def implicit_hypergradient(
     its start or was monotone: `inner_diverged`, `inner_monotone`, `solver_diverged`,
     `solver_monotone`.
     """
-    check_solvers(inner, solver, linearized=linearized, damping=damping)
+    quadratic = linearized and is_quadratic(inner_loss)
+    check_solvers(inner, solver, quadratic=quadratic, damping=damping)
     check_clip(clip, reparameterized)
-    problem = InnerProblem(model, linearized, reparameterized, l2_rate, dtype)
+    loss_S = over_support(inner_loss, coreset) if is_quadratic(inner_loss) else inner_loss
+    problem = InnerProblem(model, linearized, reparameterized, l2_rate, dtype, loss_S)
     (X_S, y_S), mirror_transpose = jax.vjp(lambda c: c.support(), coreset)
     at = InnerSolution.of(problem, X_S, y_S, inner, gauss_newton)
     theta, theta_B = at.theta, at.theta[0]
@@ -170,16 +177,16 @@ class InnerSolution:
         @functools.cache
         def dual(solver: AbstractDualSolver) -> tuple[Linearization, DualSystem]:
             at = linearize(problem.model, X_S)
-            return at, solver.prepare(problem.model, X_S, at, l2)
+            return at, solver.prepare(problem.model, X_S, at, l2, problem.weights)
 
         def curvature(theta: PyTree) -> lx.AbstractLinearOperator:
             if not gauss_newton:
                 return hessian_operator(loss, theta)
             outputs = lambda theta: problem.residuals(theta, at_S(theta[0]), y_S)  # noqa: E731
-            convex = lambda r: inner_loss(r[0], y_S, r[1], l2)  # noqa: E731
+            convex = lambda r: problem.loss_of(r, y_S)  # noqa: E731
             return gauss_newton_operator(outputs, convex, theta)
 
-        if not problem.linearized:
+        if not problem.quadratic:
             assert isinstance(inner, Adam)
             theta, stats, converged = _descend(loss, start, inner)
             return cls(problem, l2, at_S, theta, stats, converged, curvature(theta), dual)
@@ -202,9 +209,10 @@ class InnerSolution:
     def inverse(self, solver: Solver, g: PyTree, damping: float) -> lx.Solution:
         """v = (H + damping)⁻¹ g.
 
-        In the dual v = (g − Jᵀβ)/λ with (J Jᵀ + λI) β = J g, by the Woodbury identity. The
-        reparameterised problem's Hessian is the Schur complement of the head's block, and its v
-        the body's part of that for a g with nothing in the head.
+        In the dual v = (g − Jᵀβ)/λ with (J Jᵀ + λI) β = J g, by the Woodbury identity; weights
+        take the place of I as in `DualSystem`. The reparameterised problem's Hessian is the Schur
+        complement of the head's block, and its v the body's part of that for a g with nothing in
+        the head.
         """
         if not isinstance(solver, AbstractDualSolver):
             operator = damped(self.hessian.mv, self.theta, damping)
@@ -247,21 +255,21 @@ def check_clip(clip: bool, reparameterized: bool) -> None:
         )
 
 
-def check_solvers(inner: Solver, solver: Solver, *, linearized: bool, damping: float) -> None:
+def check_solvers(inner: Solver, solver: Solver, *, quadratic: bool, damping: float) -> None:
     """Raise `ValueError` for a solver that does not fit the inner problem."""
     kinds = (lx.AbstractLinearSolver, AbstractDualSolver)
     for name, value in (("inner", inner), ("solver", solver)):
         if not isinstance(value, kinds):
             raise ValueError(f"{name} is {value!r}: pass a value of rcig_eqx.solvers, as Adam().")
-    if not linearized and not isinstance(inner, Adam):
+    if not quadratic and not isinstance(inner, Adam):
         raise ValueError(
             f"inner is {type(inner).__name__}, but the inner loss of a network that is not "
-            "linearised is not quadratic: pass Adam()."
+            "linearised, or one that is no SquaredError, is not quadratic: pass Adam()."
         )
     if not damping >= 0:
         raise ValueError(f"damping is {damping}: it must not be negative.")
-    if isinstance(solver, AbstractDualSolver) and (damping or not linearized):
+    if isinstance(solver, AbstractDualSolver) and (damping or not quadratic):
         raise ValueError(
             f"solver is {type(solver).__name__}, which solves the linearised problem without "
-            "damping alone: pass another, such as ConjugateGradient()."
+            "damping alone, and of a SquaredError: pass another, such as ConjugateGradient()."
         )

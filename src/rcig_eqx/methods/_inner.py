@@ -9,10 +9,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree, Scalar
 
 from .._linearize import Linearization, linearize
-from .._losses import inner_loss
+from .._losses import SQUARED_ERROR, InnerLoss, squared_norm
 from .._ridge import ridge_head
 from .._subsample import in_chunks
 from ..models import AbstractNetwork, partition
+from ._method import check_quadratic, is_quadratic
 
 # What a network makes of some images before its head: features and offset, its predictions being
 # offset + features @ θ_F. The images of a set meet in these and nowhere else.
@@ -22,7 +23,10 @@ Expansion = Callable[[PyTree], Nodes]
 
 
 class InnerProblem(eqx.Module):
-    """½‖y_S − f(X_S)‖² + λ/2 ‖θ‖² over θ = (θ_B, θ_F), λ = l2_rate·n, with two switches.
+    """ℓ(f(X_S), y_S) + λ/2 ‖θ‖² over θ = (θ_B, θ_F), λ = l2_rate·n, with two switches.
+
+    ℓ is the paper's ½‖y_S − f(X_S)‖² unless another `inner_loss` is given; its weights, if any,
+    are of all the images, mirrored ones counted.
 
     |                  | `reparameterized` | head trained |
     |------------------|-------------------|--------------|
@@ -34,6 +38,8 @@ class InnerProblem(eqx.Module):
     θ_F the ridge solution θ_F*(θ_B) (paper, equations 3 to 5).
 
     The inner variable is a pair: the body's parameters, and the head's or `None`.
+
+    Raises `ValueError` where the head is to be solved for and the loss is no `SquaredError`.
     """
 
     model: AbstractNetwork
@@ -41,6 +47,21 @@ class InnerProblem(eqx.Module):
     reparameterized: bool = eqx.field(static=True)
     l2_rate: float | Scalar
     dtype: DTypeLike | None = eqx.field(static=True, default=None)
+    inner_loss: InnerLoss = SQUARED_ERROR
+
+    def __check_init__(self):
+        if self.reparameterized:
+            check_quadratic(self.inner_loss, "a reparameterised method solves for the head")
+
+    @property
+    def quadratic(self) -> bool:
+        """Whether the inner loss is a quadratic function of the inner variable."""
+        return self.linearized and is_quadratic(self.inner_loss)
+
+    @property
+    def weights(self) -> Float[Array, "n classes"] | None:
+        """Those of the inner loss, if it has any."""
+        return self.inner_loss.weights if is_quadratic(self.inner_loss) else None
 
     def start(self) -> PyTree:
         """The inner variable before the first step."""
@@ -92,7 +113,8 @@ class InnerProblem(eqx.Module):
             return body, head.head.kernel
         features, offset = nodes
         l2 = self.l2_rate * len(labels)
-        return body, ridge_head(features, labels - offset, l2, dtype=self.dtype)
+        weights = self.weights
+        return body, ridge_head(features, labels - offset, l2, weights=weights, dtype=self.dtype)
 
     def outputs(
         self, theta: PyTree, nodes: Nodes, labels: Float[Array, "n classes"], at: Expansion
@@ -104,14 +126,21 @@ class InnerProblem(eqx.Module):
     def residuals(
         self, theta: PyTree, nodes: Nodes, labels: Float[Array, "n classes"]
     ) -> tuple[Float[Array, "n classes"], PyTree]:
-        """f(X_S) and (θ_B, θ_F): what the inner loss is a convex quadratic of."""
+        """f(X_S) and (θ_B, θ_F): what `loss_of` makes the inner loss of."""
         theta_B, theta_F = self.split(theta, nodes, labels)
         return predict(nodes, theta_F), (theta_B, theta_F)
 
     def loss(self, theta: PyTree, nodes: Nodes, labels: Float[Array, "n classes"]) -> Scalar:
         """The inner loss, given the distilled set's nodes at θ_B."""
-        predictions, parameters = self.residuals(theta, nodes, labels)
-        return inner_loss(predictions, labels, parameters, self.l2_rate * len(labels))
+        return self.loss_of(self.residuals(theta, nodes, labels), labels)
+
+    def loss_of(
+        self, residuals: tuple[Float[Array, "n classes"], PyTree], labels: Float[Array, "n classes"]
+    ) -> Scalar:
+        """The inner loss of f(X_S) and (θ_B, θ_F), convex in them if ℓ is."""
+        predictions, parameters = residuals
+        l2 = self.l2_rate * len(labels)
+        return self.inner_loss(predictions, labels) + 0.5 * l2 * squared_norm(parameters)
 
 
 def zeros(parameters: PyTree) -> PyTree:

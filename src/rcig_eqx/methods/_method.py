@@ -1,7 +1,7 @@
 """What a method is: a rule for the hypergradient of a distilled set at one network."""
 
 import abc
-from collections.abc import Callable
+from typing import TypeGuard
 
 import equinox as eqx
 import jax
@@ -11,12 +11,9 @@ from jaxtyping import Array, Float, PRNGKeyArray, Scalar
 
 from .._coreset import Coreset
 from .._hypergradient import Hypergradient
-from .._losses import label_margin
+from .._losses import InnerLoss, OuterLoss as OuterLoss, SquaredError, label_margin
 from .._types import PyTree
 from ..models import AbstractNetwork
-
-OuterLoss = Callable[[Float[Array, "b classes"], Float[Array, "b classes"], Scalar], Scalar]
-"""`outer_loss(predictions [b classes], targets [b classes], log_temperature)`, a number."""
 
 
 class AbstractMethod(eqx.Module):
@@ -86,6 +83,32 @@ def clip_implicit(direct: PyTree, implicit: PyTree) -> PyTree:
         return i * jnp.where(length > limit, limit / jnp.where(length > 0, length, 1), 1)
 
     return jax.tree.map(clip, direct, implicit)
+
+
+def is_quadratic(inner_loss: InnerLoss) -> TypeGuard[SquaredError]:
+    """Whether an inner loss has the closed form, by its type alone: a subclass may not."""
+    return type(inner_loss) is SquaredError
+
+
+def check_quadratic(inner_loss: InnerLoss, what: str) -> SquaredError:
+    """The inner loss; `ValueError` if it lacks the closed form that a method is made of."""
+    if not is_quadratic(inner_loss):
+        name = getattr(inner_loss, "__name__", type(inner_loss).__name__)
+        raise ValueError(
+            f"inner_loss is {name}, but {what} in closed form, which a SquaredError has alone. "
+            "For any other take the primal route with a trained head, "
+            "methods.cig(inner_loss=...) or vig, or methods.default_method(steps, "
+            "inner_loss=...), which chooses by the type of the loss."
+        )
+    return inner_loss
+
+
+def over_support(inner_loss: SquaredError, coreset: Coreset) -> SquaredError:
+    """The inner loss of all the images a set stands for: mirrored ones share their weights."""
+    if inner_loss.weights is None:
+        return inner_loss
+    weights = inner_loss.spread(coreset.labels)
+    return SquaredError(jnp.concatenate([weights, weights]) if coreset.flip else weights)
 
 
 def check_l2_rate(l2_rate: float | Scalar) -> None:

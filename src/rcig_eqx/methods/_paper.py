@@ -10,12 +10,20 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from .._backend import full_precision
-from .._losses import platt_loss
+from .._losses import SQUARED_ERROR, InnerLoss, platt_loss
 from .._subsample import check_subset, choose
 from ..solvers import Adam
 from ._implicit import InnerSolution, Solver, check_clip, check_solvers, implicit_hypergradient
 from ._inner import InnerProblem
-from ._method import AbstractAdaptiveMethod, OuterLoss, check_l2_rate, subtract_margin
+from ._method import (
+    AbstractAdaptiveMethod,
+    OuterLoss,
+    check_l2_rate,
+    check_quadratic,
+    is_quadratic,
+    over_support,
+    subtract_margin,
+)
 
 
 class RateRule(eqx.Module):
@@ -72,13 +80,17 @@ class implicit(AbstractAdaptiveMethod):
     subset: int | None = eqx.field(static=True, default=None)
     clip: bool = eqx.field(static=True, default=False)
     margin: bool = eqx.field(static=True, default=False)
+    inner_loss: InnerLoss = SQUARED_ERROR
     rule: RateRule = RateRule()
     tally: Tally | None = None
 
     def __check_init__(self):
         check_l2_rate(self.l2_rate)
         check_subset(self.subset)
-        check_solvers(self.inner, self.solver, linearized=self.linearized, damping=self.damping)
+        if self.reparameterized:
+            check_quadratic(self.inner_loss, "a reparameterised method solves for the head")
+        quadratic = self.linearized and is_quadratic(self.inner_loss)
+        check_solvers(self.inner, self.solver, quadratic=quadratic, damping=self.damping)
         check_clip(self.clip, self.reparameterized)
         for name, value in (("inner", self.inner), ("solver", self.solver)):
             if isinstance(value, Adam) and value.learning_rate is None and value.steps == 1:
@@ -95,6 +107,7 @@ class implicit(AbstractAdaptiveMethod):
             inner=self.inner,
             solver=self.solver,
             l2_rate=self.l2_rate,
+            inner_loss=self.inner_loss,
             outer_loss=self.outer_loss,
             damping=self.damping,
             gauss_newton=self.gauss_newton,
@@ -106,8 +119,10 @@ class implicit(AbstractAdaptiveMethod):
 
     @full_precision
     def tune(self, model, coreset, images, targets):
+        loss = self.inner_loss
+        loss = over_support(loss, coreset) if is_quadratic(loss) else loss
         problem = InnerProblem(
-            model, self.linearized, self.reparameterized, self.l2_rate, self.dtype
+            model, self.linearized, self.reparameterized, self.l2_rate, self.dtype, loss
         )
         X_S, y_S = coreset.support()
 

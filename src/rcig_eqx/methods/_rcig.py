@@ -9,12 +9,20 @@ from .._backend import IMAGES_AT_ONCE, full_precision
 from .._coreset import Coreset
 from .._hypergradient import Hypergradient
 from .._linearize import linearize
-from .._losses import platt_loss
+from .._losses import SQUARED_ERROR, InnerLoss, platt_loss
 from .._subsample import check_subset, choose, partial_vjp
 from ..models import AbstractNetwork, count_parameters
 from ..solvers import AbstractDualSolver, DualCG, DualCholesky
 from ._implicit import implicit_hypergradient
-from ._method import AbstractMethod, OuterLoss, accuracy, check_l2_rate, subtract_margin
+from ._method import (
+    AbstractMethod,
+    OuterLoss,
+    accuracy,
+    check_l2_rate,
+    check_quadratic,
+    over_support,
+    subtract_margin,
+)
 
 
 @full_precision
@@ -25,6 +33,7 @@ def exact_hypergradient(
     targets: Float[Array, "b classes"],
     *,
     l2_rate: float | Scalar = 5e-4,
+    inner_loss: InnerLoss = SQUARED_ERROR,
     outer_loss: OuterLoss = platt_loss,
     solver: AbstractDualSolver | None = None,
     chosen: Int[Array, " m"] | None = None,
@@ -49,6 +58,8 @@ def exact_hypergradient(
     - `coreset`: ψ; mirrored first if it flips.
     - `images`, `targets`: the outer batch, preprocessed, and one-hot labels.
     - `l2_rate`: λ divided by the number of distilled points (paper, appendix C: 5e-4 at depth 3).
+    - `inner_loss`: a [`SquaredError`][rcig_eqx.SquaredError]; with weights w the system is
+      (J Jᵀ + λ diag(w)⁻¹) α = y_S, and nothing else changes.
     - `outer_loss`: `outer_loss(predictions, targets, log_temperature)`.
     - `solver`: for the dual system; by size if `None`, as
       [`choose_dual_solver`][rcig_eqx.methods.choose_dual_solver].
@@ -63,12 +74,14 @@ def exact_hypergradient(
     Matrix products run in full float32 on every backend: a residual says nothing about an
     operator that was rounded itself.
     """
+    loss_S = check_quadratic(inner_loss, "exact_hypergradient solves the inner problem")
+    weights = over_support(loss_S, coreset).weights
     (X_S, y_S), mirror_transpose = jax.vjp(lambda c: c.support(), coreset)
     if solver is None:
         solver = choose_dual_solver(y_S.size, count_parameters(model))
     l2 = l2_rate * len(y_S)
     at_S = linearize(model, X_S)
-    system = solver.prepare(model, X_S, at_S, l2)
+    system = solver.prepare(model, X_S, at_S, l2, weights)
 
     alpha = system.solve(y_S)
     theta = at_S.vjp(alpha.value)
@@ -118,7 +131,7 @@ class rcig(AbstractMethod):
 
     What `distill` does by default once a head-only start has taken it most of the way.
 
-    **Arguments:** `l2_rate`, `outer_loss` and `solver` as in
+    **Arguments:** `l2_rate`, `inner_loss`, `outer_loss` and `solver` as in
     [`exact_hypergradient`][rcig_eqx.exact_hypergradient], and
 
     - `subset`: distilled images, mirrored ones counted, that a step's last backward pass goes
@@ -134,16 +147,19 @@ class rcig(AbstractMethod):
     subset: int | None = eqx.field(static=True, default=None)
     clip: bool = eqx.field(static=True, default=False)
     margin: bool = False
+    inner_loss: InnerLoss = SQUARED_ERROR
 
     def __check_init__(self):
         check_l2_rate(self.l2_rate)
         check_subset(self.subset)
+        check_quadratic(self.inner_loss, "rcig solves the inner problem")
 
     def hypergradient(self, model, coreset, images, targets, *, key):
         n, classes = coreset.support()[1].shape
         problem = (model, coreset, images, targets)
         given = {
             "l2_rate": self.l2_rate,
+            "inner_loss": self.inner_loss,
             "outer_loss": self.outer_loss,
             "solver": self.solver or choose_dual_solver(n * classes, count_parameters(model)),
             "chosen": choose(n, self.subset, key),

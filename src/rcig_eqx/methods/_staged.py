@@ -8,9 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from .._hypergradient import Hypergradient
-from .._losses import platt_loss
+from .._losses import SQUARED_ERROR, InnerLoss, OuterLoss, platt_loss
+from ..solvers import Adam, ConjugateGradient
 from ._frepo import frepo
-from ._method import AbstractAdaptiveMethod, AbstractMethod
+from ._method import AbstractAdaptiveMethod, AbstractMethod, is_quadratic
+from ._paper import cig
 from ._rcig import rcig
 
 
@@ -77,10 +79,27 @@ class staged(AbstractAdaptiveMethod):
         return eqx.tree_at(lambda m: (m.first, m.then, m.done), self, values)
 
 
-def default_method(steps: int) -> staged:
+def default_method(
+    steps: int,
+    *,
+    outer_loss: OuterLoss = platt_loss,
+    inner_loss: InnerLoss = SQUARED_ERROR,
+) -> AbstractMethod:
     """What `distill` does in a run of so many steps: head-only first, then the exact method.
 
     The head-only gradient gets most of the way in a fraction of the time; the exact one goes
     further (`docs/results`). Half of the steps each, but no more than 1,000 head-only.
+
+    Both need the closed form that a [`SquaredError`][rcig_eqx.SquaredError] has. With an inner
+    loss of any other type it is [`cig`][rcig_eqx.methods.cig] instead: the head trained, 100 Adam
+    steps, and conjugate gradients with the Hessian where they end.
     """
-    return staged(frepo(outer_loss=platt_loss), rcig(), min(1000, max(1, steps // 2)))
+    if not is_quadratic(inner_loss):
+        return cig(
+            inner_loss=inner_loss,
+            outer_loss=outer_loss,
+            inner=Adam(steps=100),
+            solver=ConjugateGradient(rtol=1e-2, max_steps=200),
+        )
+    losses = {"inner_loss": inner_loss, "outer_loss": outer_loss}
+    return staged(frepo(**losses), rcig(**losses), min(1000, max(1, steps // 2)))

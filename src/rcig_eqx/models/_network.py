@@ -1,6 +1,8 @@
 """What every network is to the library: a body that makes features, and a linear head."""
 
 import abc
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -53,6 +55,130 @@ class AbstractNetwork(eqx.Module):
         """The outputs f(x), one row an image."""
         check_whole(self)
         return self.head(self.features(images))
+
+
+class Network(AbstractNetwork):
+    """A network out of your own parts: a body that takes one image, and a linear head.
+
+    The body is mapped over a batch, so that no image sees another. Layers that drop out are put in
+    inference mode.
+
+    **Arguments:**
+
+    - `body`: any Equinox module, or function, of one image `[h w c]`; its output is flattened.
+    - `head`: an `equinox.nn.Linear` of that output, or a `Head`.
+    - `channels_first`: whether the body takes `[c h w]` instead, as `equinox.nn.Conv2d` does.
+
+    Raises `ValueError` for a head that is not linear, and for layers with a state, such as
+    `equinox.nn.BatchNorm`.
+    """
+
+    body: Callable[[Array], Array]
+    head: Head
+    channels_first: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        body: Callable[[Array], Array],
+        head: "eqx.nn.Linear | Head",
+        *,
+        channels_first: bool = False,
+    ):
+        if not callable(body):
+            raise ValueError(f"body is a {type(body).__name__}: pass a module of one image.")
+        is_state = lambda x: isinstance(x, eqx.nn.StateIndex)  # noqa: E731
+        if any(map(is_state, jax.tree.leaves(body, is_leaf=is_state))):
+            raise ValueError(
+                "body has a layer with a state, which mixes the images of a batch: use a "
+                "normalisation of one image instead, such as equinox.nn.GroupNorm."
+            )
+        self.body = eqx.nn.inference_mode(body)
+        self.head = head_of(head)
+        self.channels_first = channels_first
+
+    def features(self, images: Float[Array, "n h w c"]) -> Float[Array, "n features"]:
+        if self.channels_first:
+            images = jnp.moveaxis(images, -1, 1)
+        features = jax.vmap(self.body)(images).reshape(len(images), -1)
+        wanted = self.head.kernel.shape[0]
+        if features.shape[-1] != wanted:
+            raise ValueError(
+                f"body makes {features.shape[-1]} features of an image {images.shape[1:]}, and the "
+                f"head takes {wanted}: build the two for each other."
+            )
+        return features
+
+
+def head_of(layer: Any) -> Head:
+    """The head with a linear layer's numbers; a bias that it lacks starts at zero."""
+    if isinstance(layer, Head):
+        return layer
+    if not isinstance(layer, eqx.nn.Linear) or layer.weight.ndim != 2:
+        raise ValueError(
+            f"head is a {type(layer).__name__}: the last layer must be an equinox.nn.Linear."
+        )
+    classes, features = layer.weight.shape
+    bias = jnp.zeros(classes, layer.weight.dtype) if layer.bias is None else layer.bias
+    blank = Head(features, classes, dtype=layer.weight.dtype, key=jax.random.key(0))
+    return eqx.tree_at(lambda h: (h.kernel, h.bias), blank, (layer.weight.T, bias))
+
+
+def split_network(
+    module: Any,
+    where: Callable[[Any], eqx.nn.Linear],
+    *,
+    image_shape: tuple[int, int, int],
+    channels_first: bool = False,
+) -> Network:
+    """A whole Equinox module of one image, split before its last layer.
+
+    **Arguments:**
+
+    - `module`: takes one image `[h w c]`, or `[c h w]` under `channels_first`, to its outputs.
+    - `where`: from the module to its last layer, as in `equinox.tree_at`:
+      `lambda m: m.layers[-1]`.
+    - `image_shape`: height, width, channels.
+
+    Raises `ValueError` if that layer is not linear, or is not the last thing the module does.
+    """
+    module, layer = eqx.nn.inference_mode(module), where(module)
+    network = Network(
+        eqx.tree_at(where, module, eqx.nn.Identity()), layer, channels_first=channels_first
+    )
+    height, width, channels = image_shape
+    shape = (channels, height, width) if channels_first else image_shape
+    called: list[tuple[int, ...]] = []
+
+    def outputs_to_outputs(outputs: Array, image: Array) -> Array:
+        def stand_in(features: Array, **_: Any) -> Array:
+            called.append(features.shape)
+            return outputs
+
+        return eqx.tree_at(where, module, stand_in)(image)
+
+    dtype = network.head.kernel.dtype
+    traced = jax.make_jaxpr(outputs_to_outputs)(
+        jax.ShapeDtypeStruct(network.head.bias.shape, dtype), jax.ShapeDtypeStruct(shape, dtype)
+    ).jaxpr
+    if called != [network.head.kernel.shape[:1]] or traced.outvars != traced.invars[:1]:
+        raise ValueError(
+            "The layer at where= is not the last thing the module does to an image: no activation "
+            "may follow it, and its outputs must be what the module returns."
+        )
+    return network
+
+
+def check_independent(network: AbstractNetwork, image: Float[Array, "h w c"]) -> None:
+    """Raise `ValueError` if an image's features depend on the others in its batch."""
+    features = eqx.filter_jit(lambda network, images: network.features(images)[0])
+    alone, beside = (
+        features(network, jnp.stack([image, other])) for other in (image, 2 * image + 1)
+    )
+    if not jnp.allclose(alone, beside, rtol=1e-4, atol=1e-6, equal_nan=True):
+        raise ValueError(
+            f"{type(network).__name__} makes other features of an image beside another image: they "
+            "must not depend on the batch, so leave batch normalisation out."
+        )
 
 
 def partition(model: AbstractNetwork) -> tuple[AbstractNetwork, AbstractNetwork]:

@@ -47,12 +47,17 @@ class DualSolution(eqx.Module):
 
 
 class DualSystem(eqx.Module):
-    """The dual system at one network and one distilled set, ready to be solved repeatedly."""
+    """The dual system at one network and one distilled set, ready to be solved repeatedly.
+
+    With weights w it is (J Jᵀ + λ diag(w)⁻¹) α = b, and what is solved the symmetric
+    (√w J Jᵀ √w + λI) α/√w = √w b; residuals are those of the latter. `scale` is √w.
+    """
 
     operator: lx.AbstractLinearOperator
     solver: lx.AbstractLinearSolver
     state: PyTree
     options: dict[str, Any]
+    scale: Float[Array, "n classes"] | None = None
 
     def solve(
         self, b: Float[Array, "n classes"], y0: Float[Array, "n classes"] | None = None
@@ -60,6 +65,9 @@ class DualSystem(eqx.Module):
         """Solve for one right-hand side; an iterative solver starts from `y0`."""
         shape = self.operator.in_structure().shape  # a dense matrix acts on flat vectors
         options = dict(self.options)
+        if self.scale is not None:
+            b = self.scale * b
+            y0 = None if y0 is None else y0 / self.scale
         if y0 is not None:
             options["y0"] = jax.lax.stop_gradient(y0).reshape(shape)
         solution = lx.linear_solve(
@@ -74,16 +82,27 @@ class DualSystem(eqx.Module):
         steps = solution.stats.get("num_steps")
         if steps is None:
             error = b.reshape(shape) - self.operator.mv(solution.value).astype(b.dtype)
-            nothing = jnp.zeros((), jnp.int32)
-            return DualSolution(x, nothing, relative(error, b), solution.result)
-        return DualSolution(x, steps, solution.stats["residual"], solution.result)
+            steps, residual = jnp.zeros((), jnp.int32), relative(error, b)
+        else:
+            residual = solution.stats["residual"]
+        x = x if self.scale is None else self.scale * x
+        return DualSolution(x, steps, residual, solution.result)
 
 
-def dual_operator(linearization: Linearization, l2: float | Scalar) -> lx.FunctionLinearOperator:
-    """J Jᵀ + λI on arrays `[n classes]`: one transpose and one tangent pass a product."""
+def dual_operator(
+    linearization: Linearization,
+    l2: float | Scalar,
+    scale: Float[Array, "n classes"] | None = None,
+) -> lx.FunctionLinearOperator:
+    """J Jᵀ + λI on arrays `[n classes]`: one transpose and one tangent pass a product.
+
+    With `scale` s, s J Jᵀ s + λI.
+    """
 
     def product(u: Array) -> Array:
-        return linearization.jvp(linearization.vjp(u)) + l2 * u
+        if scale is None:
+            return linearization.jvp(linearization.vjp(u)) + l2 * u
+        return scale * linearization.jvp(linearization.vjp(scale * u)) + l2 * u
 
     return lx.FunctionLinearOperator(
         product, linearization.out_structure, lx.positive_semidefinite_tag
@@ -185,18 +204,28 @@ def _parameter_groups(
 
 
 def head_preconditioner(
-    features: Float[Array, "n features"], l2: float | Scalar, num_classes: int
+    features: Float[Array, "n features"],
+    l2: float | Scalar,
+    num_classes: int,
+    scale: Float[Array, "n classes"] | None = None,
 ) -> lx.FunctionLinearOperator:
     """(h hᵀ + λI)⁻¹ ⊗ I_C: the inverse of the dual system with the body left out.
 
-    One n × n Cholesky factorisation of the conjugate kernel, shared by all classes.
+    One n × n Cholesky factorisation of the conjugate kernel, shared by all classes; with `scale`
+    s, one of s h hᵀ s + λI a class.
     """
     n = features.shape[0]
-    factor = jsp.linalg.cho_factor(features @ features.T + l2 * jnp.eye(n, dtype=features.dtype))
+    K, ridge = features @ features.T, l2 * jnp.eye(n, dtype=features.dtype)
     structure = jax.ShapeDtypeStruct((n, num_classes), features.dtype)
-    return lx.FunctionLinearOperator(
-        lambda r: jsp.linalg.cho_solve(factor, r), structure, lx.positive_semidefinite_tag
-    )
+    if scale is None:
+        factor = jsp.linalg.cho_factor(K + ridge)
+        inverse = lambda r: jsp.linalg.cho_solve(factor, r)  # noqa: E731
+    else:
+        one = lambda s: jnp.linalg.cholesky(s[:, None] * K * s[None] + ridge)  # noqa: E731
+        factors = jax.vmap(one, 1)(scale)
+        solve = jax.vmap(lambda L, r: jsp.linalg.cho_solve((L, True), r), (0, 1), 1)
+        inverse = lambda r: solve(factors, r)  # noqa: E731
+    return lx.FunctionLinearOperator(inverse, structure, lx.positive_semidefinite_tag)
 
 
 class AbstractDualSolver(eqx.Module):
@@ -209,8 +238,12 @@ class AbstractDualSolver(eqx.Module):
         images: Float[Array, "n h w c"],
         linearization: Linearization,
         l2: float | Scalar,
+        weights: Float[Array, "n classes"] | None = None,
     ) -> DualSystem:
-        """Whatever both right-hand sides share: a factorisation, a preconditioner."""
+        """Whatever both right-hand sides share: a factorisation, a preconditioner.
+
+        `weights` are those of a weighted inner loss, all 1 if `None`.
+        """
 
 
 class DualCholesky(AbstractDualSolver):
@@ -230,13 +263,17 @@ class DualCholesky(AbstractDualSolver):
         images: Float[Array, "n h w c"],
         linearization: Linearization,
         l2: float | Scalar,
+        weights: Float[Array, "n classes"] | None = None,
     ) -> DualSystem:
         K = dual_gram(model, images)
+        scale = None if weights is None else jnp.sqrt(weights)
+        if scale is not None:
+            K = scale.reshape(-1, 1) * K * scale.reshape(1, -1)
         K = K.astype(solve_dtype(self.dtype, K))
         K = K + jnp.asarray(l2, K.dtype) * jnp.eye(K.shape[0], dtype=K.dtype)
         operator = lx.MatrixLinearOperator(K, lx.positive_semidefinite_tag)
         solver = lx.Cholesky()
-        return DualSystem(operator, solver, solver.init(operator, {}), {})
+        return DualSystem(operator, solver, solver.init(operator, {}), {}, scale)
 
 
 class DualCG(AbstractDualSolver):
@@ -261,13 +298,16 @@ class DualCG(AbstractDualSolver):
         images: Float[Array, "n h w c"],
         linearization: Linearization,
         l2: float | Scalar,
+        weights: Float[Array, "n classes"] | None = None,
     ) -> DualSystem:
         del model, images
-        operator = dual_operator(linearization, l2)
+        scale = None if weights is None else jnp.sqrt(weights)
+        operator = dual_operator(linearization, l2, scale)
         solver = ConjugateGradient(self.rtol, self.max_steps)
         classes = operator.in_structure().shape[-1]
-        options = {"preconditioner": head_preconditioner(linearization.features, l2, classes)}
-        return DualSystem(operator, solver, solver.init(operator, options), options)
+        preconditioner = head_preconditioner(linearization.features, l2, classes, scale)
+        options = {"preconditioner": preconditioner}
+        return DualSystem(operator, solver, solver.init(operator, options), options, scale)
 
 
 def dual_system(
