@@ -48,10 +48,10 @@ from rcig_eqx.models import (
     AbstractNetwork,
     Head,
     average_pool,
-    check_independent,
     convnet_for,
     split_network,
 )
+from rcig_eqx.models._network import check_independent
 from rcig_eqx.solvers import Adam, ConjugateGradient, DualCG, DualCholesky
 
 N, BATCH, SIZE, L2_RATE = 3, 5, 6, 0.02

@@ -18,11 +18,11 @@ from .solvers import (
     DualCG,
     Neumann,
     Nystrom,
-    dual_system,
     gauss_newton_operator,
     hessian_operator,
 )
 from .solvers._definite import norm, relative
+from .solvers._dual import dual_system
 
 # A scalar function of (inner_params, outer_params, *args); an outer one may return (loss, aux).
 Loss = Callable[..., Any]
@@ -60,6 +60,7 @@ class GaussNewton(eqx.Module):
     loss: Loss
 
     def __call__(self, inner_params: PyTree, outer_params: PyTree, *args: Any) -> Scalar:
+        """The inner loss."""
         return self.loss(self.outputs(inner_params, outer_params, *args), outer_params, *args)
 
 
@@ -79,6 +80,7 @@ class LeastSquares(eqx.Module):
     l2: Callable[..., PyTree]
 
     def __call__(self, inner_params: PyTree, outer_params: PyTree, *args: Any) -> Scalar:
+        """The inner loss."""
         theta = eqx.filter(inner_params, eqx.is_inexact_array)
         weights = self.weights(theta, outer_params, *args)
         penalties = jax.tree.map(lambda d, x: jnp.sum(d * x**2), weights, theta)

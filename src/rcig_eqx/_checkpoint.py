@@ -38,7 +38,7 @@ def save_state(
     - `path`: the file; it appears under its name only once it is complete.
     - `state`: of a run; read before it is donated to the next step.
     - `card`: anything JSON holds, given back by the reader.
-    - `arrays`: anything else to keep beside the state.
+    - `arrays`: anything else to keep beside the state, by name, of any shape.
 
     Raises `OSError` if it cannot be written, and leaves what stood there before.
     """

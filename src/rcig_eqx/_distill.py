@@ -56,7 +56,8 @@ from .data import (
     to_state,
 )
 from .methods import AbstractMethod, default_method
-from .models import AbstractNetwork, ConvNet, Network, check_independent, convnet_for
+from .models import AbstractNetwork, ConvNet, Network, convnet_for
+from .models._network import check_independent
 
 Train = Dataset | ImageFolder | grain.MapDataset | tuple[Any, Any]
 

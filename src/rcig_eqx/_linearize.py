@@ -8,7 +8,8 @@ from jaxtyping import Array, Float
 
 from ._subsample import in_chunks
 from ._types import PyTree
-from .models import AbstractNetwork, check_whole
+from .models import AbstractNetwork
+from .models._network import check_whole
 
 
 class Linearization(eqx.Module):

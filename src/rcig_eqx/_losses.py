@@ -48,6 +48,7 @@ class SquaredError(eqx.Module):
     def __call__(
         self, predictions: Float[Array, "n classes"], labels: Float[Array, "n classes"]
     ) -> Scalar:
+        """The weighted sum of squares, halved."""
         squares = (labels - predictions) ** 2
         return 0.5 * jnp.sum(squares if self.weights is None else self.spread(labels) * squares)
 

@@ -10,8 +10,6 @@ from ._network import (
     AbstractNetwork as AbstractNetwork,
     Head as Head,
     Network as Network,
-    check_independent as check_independent,
-    check_whole as check_whole,
     count_parameters as count_parameters,
     partition as partition,
     split_network as split_network,

@@ -15,7 +15,6 @@ from ._dual import (
     DualSystem as DualSystem,
     dual_gram as dual_gram,
     dual_operator as dual_operator,
-    dual_system as dual_system,
     head_preconditioner as head_preconditioner,
 )
 from ._neumann import Neumann as Neumann, largest_eigenvalue as largest_eigenvalue
