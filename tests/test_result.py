@@ -114,18 +114,28 @@ def test_a_folder_that_is_a_file_is_said(tmp_path):
         make().save(tmp_path / "file" / "set")
 
 
-def test_own_preprocessing_cannot_be_saved(tmp_path):
+def test_own_preprocessing_is_saved_unless_its_arrays_cannot_be(tmp_path):
     class Own(AbstractPreprocess):
+        numbers: jax.Array
+
         def __call__(self, images):
             return jnp.asarray(images)
 
         def inverse(self, x):
             return jnp.asarray(x)
 
-    result = make()
-    coreset = dataclasses.replace(result.coreset, preprocess=Own())
+    def saved(numbers):
+        result = make()
+        coreset = dataclasses.replace(result.coreset, preprocess=Own(numbers))
+        return dataclasses.replace(result, coreset=coreset).save(tmp_path / "set")
+
     with pytest.raises(ValueError, match="Own cannot be stored"):
-        dataclasses.replace(result, coreset=coreset).save(tmp_path / "set")
+        saved(jnp.arange(3))
+    path = saved(jnp.ones(3))
+    with pytest.raises(DataError, match="Own, which is no part of the library"):
+        load_result(path)
+    loaded = load_result(path, preprocess=Own(jnp.zeros(3)))
+    np.testing.assert_array_equal(loaded.coreset.preprocess.numbers, np.ones(3))  # pyright: ignore
 
 
 def remove(name):
