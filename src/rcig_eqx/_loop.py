@@ -93,8 +93,7 @@ class Loop:
                     stop = [callback(report) for callback in self.callbacks]
                     if agreed(any(stop) or interrupted()) or _rejected_lately(history):
                         break
-                    if self.checkpoints and self.checkpoints.due:
-                        save()
+                    if self.checkpoints and self.checkpoints.due and save():
                         saved = number
             except Exception as error:
                 if path := save():
