@@ -43,7 +43,7 @@ def measure(problem, steps, time):
     def row(name, n, function):
         timing = compile_and_time({name: (function, problem)}, repeats=3 if time else 0)[name]
         images = timing.result.gradient.images
-        ratio = float(jnp.linalg.norm(images.ravel())) / size
+        ratio = float(jnp.linalg.norm(images.ravel())) / size or float("nan")
         seconds = sorted(timing.seconds)[1] if time else float("nan")
         angle = cosine(images, exact)
         print(f"{name:<22}{n:>5}{angle:11.5f}{ratio:11.4f}{seconds:9.3f}", flush=True)
@@ -79,14 +79,14 @@ def draw(found, path):
             _, n, angles, ratios, _ = zip(*(r for r in rows if r[0] == name), strict=True)
             column[0].plot(n, angles, "o-", label=name)
             column[1].plot(n, ratios, "o-", label=name)
-        column[0].set(title=title, ylim=(-0.1, 1.05))
+        column[0].set(title=title, ylim=(-0.2, 1.05))
         column[1].set(xscale="symlog", yscale="log", xlabel="inner and inverse-Hessian steps")
         column[1].axhline(1, color="grey", linewidth=0.5)
         for axis in column:
             axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("cosine to the exact hypergradient")
     axes[1, 0].set_ylabel("norm relative to it")
-    axes[0, 0].legend()
+    axes[1, 0].legend(loc="lower right")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
