@@ -252,9 +252,9 @@ def test_unrolled_differentiation_comes_nearer_as_its_steps_grow(logistic):
     assert errors[3] < 1e-8
     # Implicit differentiation of the same descent needs the minimum, and no memory of the way.
     solve = implicitly_differentiable(functools.partial(descend, steps=320), inner, solver=CG)
-    through = jax.grad(lambda psi: cross_entropy(V, s, solve(0 * w, psi)))(psi)
+    through = jax.jit(jax.grad(lambda psi: cross_entropy(V, s, solve(0 * w, psi))))(psi)
     assert relative(through, dense) < 1e-8
-    at_start = jax.grad(lambda start: cross_entropy(V, s, solve(start, psi)))(w)
+    at_start = jax.jit(jax.grad(lambda start: cross_entropy(V, s, solve(start, psi))))(w)
     assert not at_start.any()  # a minimum does not know where the search began
 
 
@@ -303,9 +303,10 @@ def test_a_three_layer_network_against_finite_differences(network):
         eqx.filter(model, eqx.is_inexact_array)
     )
     flat, unravel = ravel_pytree(psi)
+    at = eqx.filter_jit(lambda flat: outer(minimise(model, unravel(flat)), None))
     for key in jr.split(jr.key(5), 3):
         d, h = jr.normal(key, flat.shape), 1e-4
-        ends = [outer(minimise(model, unravel(flat + s * h * d)), None) for s in (1, -1, 2, -2)]
+        ends = [at(flat + s * h * d) for s in (1, -1, 2, -2)]
         numeric = (8 * (ends[0] - ends[1]) - (ends[2] - ends[3])) / (12 * h)
         assert float(ravel_pytree(got.gradient)[0] @ d) == pytest.approx(float(numeric), rel=1e-6)
 
@@ -333,7 +334,7 @@ def test_frozen_leaves_and_filter_specs(network):
     solve = implicitly_differentiable(
         lambda start, psi: start, inner, solver=CG, inner_filter_spec=last
     )
-    through = jax.grad(lambda psi: outer(solve(model, psi), psi))(psi)
+    through = jax.jit(jax.grad(lambda psi: outer(solve(model, psi), psi)))(psi)
     assert relative(through["log_l2"], by_hand.gradient) < 1e-12
 
 
@@ -485,11 +486,11 @@ def test_stateful_layers_have_their_state_in_args():
         static = eqx.filter(model, eqx.is_inexact_array, inverse=True)
         fresh = lambda: jax.tree.map(lambda x: x, state)  # noqa: E731
         at = lambda t: eqx.combine(unravel(t), static)  # noqa: E731
-        H = jax.hessian(lambda t: inner(at(t), jnp.asarray(0.3), fresh()))(theta)
-        g = jax.grad(lambda t: outer(at(t), None, fresh())[0])(theta)
+        H = jax.jit(jax.hessian(lambda t: inner(at(t), jnp.asarray(0.3), fresh())))(theta)
+        g = jax.jit(jax.grad(lambda t: outer(at(t), None, fresh())[0]))(theta)
         expected = -jnp.exp(0.3) * theta @ jnp.linalg.solve(H, g)
         assert float(got.gradient) == pytest.approx(float(expected), rel=1e-8)
-        expected = jax.tree.leaves(outer(model, None, fresh())[1])
+        expected = jax.tree.leaves(eqx.filter_jit(outer)(model, None, fresh())[1])
         for a, b in zip(jax.tree.leaves(after), expected, strict=True):
             np.testing.assert_allclose(a, b)
         assert not eqx.tree_equal(after, state)
