@@ -125,6 +125,7 @@ def main(folder, test, networks=1):
         labels = np.concatenate([labels, labels])
     net = card["training"]["network"]
     assert (net["name"], net["activation"]) == ("ConvNet", "relu"), net
+    assert "(output - label)^2" in card["training"]["loss"], card["training"]["loss"]
     accuracies = []
     for seed in range(int(networks)):
         rng = np.random.default_rng(seed)

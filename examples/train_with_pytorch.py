@@ -60,6 +60,7 @@ def train(network, images, labels, recipe):
 def main(folder, test, networks=1):
     card, test = json.loads(Path(folder, "card.json").read_text()), np.load(test)
     arrays, recipe = load_file(Path(folder, "arrays.safetensors")), card["training"]
+    assert "(output - label)^2" in recipe["loss"], recipe["loss"]
     images, labels = arrays["images"].permute(0, 3, 1, 2), arrays["labels"]
     if card["images"]["flip"]:
         images, labels = torch.cat([images, images.flip(3)]), torch.cat([labels, labels])

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import optax
 import pytest
 
 import rcig_eqx
@@ -23,6 +24,7 @@ from rcig_eqx import (
     growing_average,
     init,
     load_state,
+    platt_loss,
     real_coreset,
     save_state,
 )
@@ -205,6 +207,64 @@ def test_a_checkpoint_of_another_data_set_is_refused(train, one_step):
 def test_an_earlier_run_is_not_overwritten_by_accident(train, one_step):
     with pytest.raises(ValueError, match="resume=True"):
         distill(train, checkpoint_dir=one_step)
+
+
+def test_a_longer_run_keeps_its_default_method(train, tmp_path):
+    """The step at which it changes over, that is."""
+    common: Any = {"method": None, "checkpoint_dir": tmp_path}
+    distill(train, steps=4, **common)
+    longer = distill(train, steps=6, resume=True, **common)
+    assert longer.recipe["method"]["steps"] == 2
+    assert longer.recipe["steps_done"] == 6
+
+
+def test_a_failure_before_the_first_step_leaves_nothing_to_trip_over(train, tmp_path, monkeypatch):
+    def no_batches(*arguments, **options):
+        raise OSError("gone")
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rcig_eqx._distill._batches", no_batches)
+        with pytest.raises(DataError, match="step 1 could not be read: OSError: gone"):
+            distill(train, checkpoint_dir=tmp_path, steps=1)
+    distill(train, checkpoint_dir=tmp_path, steps=1)
+
+
+def test_a_broken_terminal_does_not_cost_the_checkpoint(train, whole, tmp_path, monkeypatch):
+    def broken(self, step, steps, metrics):
+        if step == 3:
+            raise BrokenPipeError("closed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rcig_eqx._progress.ProgressBar.update", broken)
+        with pytest.raises(BrokenPipeError):
+            distill(train, checkpoint_dir=tmp_path, checkpoint_every=1e9)
+    assert same_run(distill(train, checkpoint_dir=tmp_path, resume=True), whole)
+
+
+def weighted(weights):
+    """A loss that has closed over its weights."""
+
+    def loss(predictions, targets, log_temperature):
+        return platt_loss(predictions, targets * weights[None], log_temperature)
+
+    return loss
+
+
+def test_a_number_that_a_loss_has_closed_over_tells_runs_apart(train, tmp_path):
+    losses = [weighted(jnp.asarray([1.0, 1.0, w])) for w in (1.0, 50.0)]
+    distill(train, steps=1, method=frepo(outer_loss=losses[0]), checkpoint_dir=tmp_path)
+    other = frepo(outer_loss=losses[1])
+    with pytest.raises(ValueError, match="program"):
+        distill(train, steps=2, method=other, checkpoint_dir=tmp_path, resume=True)
+
+
+def test_numbers_that_numpy_does_not_know_are_kept(train, tmp_path):
+    adam = optax.adam(0.01, mu_dtype=jnp.bfloat16)
+    whole = distill(train, steps=4, optimizer=adam)
+    common: Any = {"steps": 4, "optimizer": adam, "checkpoint_dir": tmp_path}
+    distill(train, callbacks=[until(2)], **common)
+    assert same_run(distill(train, resume=True, **common), whole)
 
 
 def test_a_shorter_run_than_is_there_is_refused(train, tmp_path):

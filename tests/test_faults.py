@@ -179,3 +179,37 @@ def test_a_run_says_what_it_rejected_and_goes_on(train):
     assert not result.interrupted
     assert 0 < result.history["rejected"].sum() < 12
     assert np.isfinite(result.coreset.images).all()
+
+
+def test_an_optimiser_that_overflows_is_rejected(train, batch):
+    """A second moment of infinity would make every later update zero."""
+
+    class huge(probe):
+        def hypergradient(self, model, coreset, images, targets, *, key):
+            result = probe.hypergradient(self, model, coreset, images, targets, key=key)
+            return dataclasses.replace(
+                result, gradient=jax.tree.map(lambda x: x + 1e30, result.gradient)
+            )
+
+    state = start(train, huge())
+    after, metrics = take(state, batch)
+    assert metrics["rejected"]
+    assert "update" in CAUSES[int(metrics["cause"])]
+    for now, before in zip(
+        jax.tree.leaves(after.opt_state), jax.tree.leaves(state.opt_state), strict=True
+    ):
+        np.testing.assert_array_equal(now, before)
+
+
+def test_a_loss_in_double_precision(train, batch):
+    """The explanation of a step has the dtype of its loss, whichever that is."""
+    with jax.enable_x64(True):
+        weights = jnp.asarray([1.0, 2.0, 3.0])
+
+        def loss(predictions, targets, log_temperature):
+            return jnp.sum((targets * weights[None] - predictions) ** 2)
+
+        state = start(train, frepo(outer_loss=loss))
+        _, metrics = take(state, batch)
+    assert metrics["loss"].dtype == jnp.float64
+    assert not metrics["rejected"]

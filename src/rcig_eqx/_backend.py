@@ -63,8 +63,8 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def available_memory() -> int | None:
-    """Bytes that can still be allocated on the default device; `None` where nobody says."""
-    stats = jax.devices()[0].memory_stats()
+    """Bytes that can still be allocated on this process's device; `None` where nobody says."""
+    stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
     try:

@@ -185,24 +185,47 @@ def solve_adjoint(
 
     Derivatives are solves with the same solver, which lineax's own would not be for operators
     without a transpose rule, and never raise. `strict` makes a v that diverged NaN.
-    """
 
-    def solve(product: Callable[[PyTree], PyTree], b: PyTree) -> tuple[PyTree, dict[str, Array]]:
-        structure = jax.eval_shape(lambda: b)
-        operator = lx.FunctionLinearOperator(product, structure, lx.positive_semidefinite_tag)
+    A start `y0` is for this solve and not for those of its derivatives. The system has one more
+    unknown to tell them apart, which is 1 here and 0 there, and the start is multiplied by it: so a
+    truncated solve stays linear in its right-hand side.
+    """
+    y0 = options.get("y0")
+    options = {name: value for name, value in options.items() if name != "y0"}
+
+    def solve(
+        product: Callable[[PyTree], PyTree], padded: PyTree
+    ) -> tuple[PyTree, dict[str, Array]]:
+        b, here = padded
+        given = options
+        if y0 is not None:
+            start = jax.tree.map(lambda y: here.astype(y.dtype) * y, y0)
+            given = options | {"y0": start}
+        operator = lx.FunctionLinearOperator(
+            lambda v: product((v, here))[0],
+            jax.eval_shape(lambda: b),
+            lx.positive_semidefinite_tag,
+        )
         if isinstance(solver, AbstractDualSolver):
             solution = at.dual(theta, b, solver, damping)
         else:
-            solution = lx.linear_solve(operator, b, solver, options=options, throw=False)
-        v, stats = solution.value, _stats(solver, solution, operator, b, "y0" in options)
+            solution = lx.linear_solve(operator, b, solver, options=given, throw=False)
+        v, stats = solution.value, _stats(solver, solution, operator, b, y0 is not None)
         if strict:
             v = jax.tree.map(lambda x: jnp.where(stats["diverged"], jnp.nan, x), v)
         if throw:
             v = outcome(stats["diverged"]).error_if(v, stats["diverged"])
-        return v, stats
+        return (v, here), stats
 
     operator = at.curvature(theta, damping)
-    return jax.lax.custom_linear_solve(operator.mv, g, solve, symmetric=True, has_aux=True)
+    (v, _), stats = jax.lax.custom_linear_solve(
+        lambda padded: (operator.mv(padded[0]), padded[1]),
+        (g, jnp.ones(())),
+        solve,
+        symmetric=True,
+        has_aux=True,
+    )
+    return v, stats
 
 
 def outcome(diverged: Array) -> RESULTS:

@@ -75,6 +75,8 @@ def restore(arrays: Mapping[str, np.ndarray], like: State) -> State:
         stored = arrays.get(name)
         if stored is None:
             raise ValueError(f"the checkpoint has no {name}: it is of another method or network.")
+        if stored.dtype == _storable(data.dtype):
+            stored = stored.view(data.dtype)
         if stored.shape != data.shape or stored.dtype != data.dtype:
             raise ValueError(
                 f"{name} is {stored.dtype} {stored.shape} in the checkpoint and {data.dtype} "
@@ -212,7 +214,14 @@ def arrays_of(state: State) -> dict[str, np.ndarray]:
     """Every array of a state by name, on the host; of random keys the integers behind them."""
     leaves = list(_array_leaves(state))
     data = jax.device_get([_data_of(leaf) for _, leaf in leaves])
-    return {_name(path): x for (path, _), x in zip(leaves, data, strict=True)}
+    return {
+        _name(path): x.view(_storable(x.dtype)) for (path, _), x in zip(leaves, data, strict=True)
+    }
+
+
+def _storable(dtype: np.dtype) -> np.dtype:
+    """The dtype itself if it is NumPy's own, else, as of bfloat16, integers of its size."""
+    return dtype if dtype.isbuiltin == 1 else np.dtype(f"u{dtype.itemsize}")
 
 
 def _is_array(leaf: Any) -> bool:

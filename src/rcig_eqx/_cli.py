@@ -158,8 +158,10 @@ def _distill(
             f"{file} is there, but no checkpoint of its run: pass --overwrite to start anew."
         )
     check_writable(out)
+    earlier = checkpoints.with_name("checkpoints.earlier")
     if overwrite and not resume and checkpoints.exists():
-        shutil.rmtree(checkpoints)
+        shutil.rmtree(earlier, ignore_errors=True)
+        checkpoints.rename(earlier)
 
     say = (lambda text: None) if quiet else echo
     say(
@@ -185,9 +187,15 @@ def _distill(
             resume=resume,
             progress=not quiet,
         )
+    except (ValueError, OSError):  # what was there before is there again
+        if earlier.exists() and not any(checkpoints.glob("*.safetensors")):
+            shutil.rmtree(checkpoints, ignore_errors=True)
+            earlier.rename(checkpoints)
+        raise
     except KeyboardInterrupt:
         echo("Stopped at once: what the last checkpoint holds, --resume goes on with.", err=True)
         raise Exit(130) from None
+    shutil.rmtree(earlier, ignore_errors=True)
     recipe = result.recipe | {"dataset": dataset, "seed": seed, "learning_rate": learning_rate}
     result = dataclasses.replace(result, recipe=recipe)
     written = [result.save(file)]

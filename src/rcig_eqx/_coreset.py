@@ -61,7 +61,10 @@ class AbstractParameterization(eqx.Module):
 
     @abc.abstractmethod
     def decode(self, psi: PyTree) -> Coreset:
-        """The set that ψ stands for: as many images as it likes, of the size of the real ones."""
+        """The set that ψ stands for: images of the size of the real ones, class after class.
+
+        There may be any number of each class, the same of all.
+        """
 
 
 def fold_temperature(coreset: Coreset) -> Coreset:
@@ -149,7 +152,8 @@ def starting_coreset(given: Any, baseline: Coreset, *, key: PRNGKeyArray) -> Cor
 def check_parameterization(parameterization: AbstractParameterization, start: Coreset) -> Coreset:
     """The structure of the set that ψ stands for; `ValueError` if it is none for this data."""
     psi = eqx.filter_eval_shape(parameterization.encode, start)
-    if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in jax.tree.leaves(psi)):
+    dtypes = [getattr(x, "dtype", None) for x in jax.tree.leaves(psi)]
+    if not all(dtype is not None and jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
         raise ValueError(
             "encode must return floating-point arrays alone: keep all else in fields of the "
             "parameterization."
@@ -170,6 +174,11 @@ def check_parameterization(parameterization: AbstractParameterization, start: Co
             f"decode made images, labels, log_temperature and flip of {got}, where these data need "
             f"{wanted}: change the images of the coreset that encode was given, as with "
             "equinox.tree_at, and leave the rest."
+        )
+    if decoded.images.shape[0] % decoded.num_classes:
+        raise ValueError(
+            f"decode made {decoded.images.shape[0]} images of {decoded.num_classes} classes: make "
+            "as many of each, class after class."
         )
     dtypes = {str(x.dtype) for x in jax.tree.leaves(decoded)}
     if dtypes != {"float32"}:

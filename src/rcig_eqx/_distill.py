@@ -42,7 +42,7 @@ from ._loop import Loop
 from ._pool import MakeModel, PoolSchedule
 from ._progress import Callback, ProgressBar
 from ._result import DistillResult
-from ._resume import begin, run_card
+from ._resume import begin, look, run_card
 from ._step import Recipe, State, coreset_optimizer, init
 from .data import (
     AbstractPreprocess,
@@ -56,6 +56,7 @@ from .data import (
     to_state,
 )
 from .methods import AbstractMethod, default_method
+from .methods._method import has_closed_form
 from .models import AbstractNetwork, ConvNet, Network, convnet_for
 from .models._network import check_independent
 
@@ -81,7 +82,7 @@ def distill(
     flip: bool | None = None,
     pool: PoolSchedule | None = None,
     average: Callable[[Array], Array] | None = None,
-    fold: bool = True,
+    fold: bool | None = None,
     checkpoint_dir: str | os.PathLike | None = None,
     checkpoint_every: float = 300.0,
     keep_checkpoints: int = 3,
@@ -120,12 +121,15 @@ def distill(
     - `average`: weights of the averaged ψ; `growing_average()` if `None`.
     - `fold`: whether the labels returned are multiplied by the learned temperature, as
       [`fold_temperature`][rcig_eqx.fold_temperature]: networks train to a higher accuracy on them.
+      If `None`, where the inner loss is a `SquaredError`: of others predictions are not linear in
+      the labels.
     - `checkpoint_dir`: a folder for checkpoints of the whole state; none are kept if `None`.
     - `checkpoint_every`: seconds between two; one more is written when the run ends, however it
       ends short of being killed. 0 is after every step.
     - `keep_checkpoints`: how many of the newest stay in the folder.
     - `resume`: go on from the newest valid checkpoint there, or start if there is none. The run
-      ends in the same bytes as one that was never interrupted. More `steps` may be asked for.
+      ends in the same bytes as one that was never interrupted. More `steps` may be asked for; a
+      default `method` stays the one of as many steps as were asked for first.
     - `workers`: processes that read a set on disk ahead; threads of this one do if 0. The batches
       are the same. A script that asks for workers guards its main part by
       `if __name__ == "__main__"`.
@@ -189,8 +193,15 @@ def distill(
 
     baseline = real_coreset(seen, images_per_class, preprocess, flip=flip, key=coreset_key)
     start = starting_coreset(given, baseline, key=noise_key)
+    checkpoints, found = None, None
+    if checkpoint_dir is not None:
+        checkpoints = CheckpointFolder(
+            Path(checkpoint_dir), checkpoint_every, keep_checkpoints, writes=leads(mesh)
+        )
+        found = look(checkpoints, resume=resume)
+    asked_first = found[0]["steps"] if found else steps
     recipe = Recipe(
-        method or default_method(steps),
+        method or default_method(asked_first),
         model or convnet_for(seen.image_shape, seen.num_classes),
         optimizer or coreset_optimizer(),
         pool or PoolSchedule(),
@@ -200,6 +211,7 @@ def distill(
     decoded = check_parameterization(parameterization, start) if parameterization else start
     check_model(recipe.make_model, baseline)
     check_losses(recipe.method, decoded, batch_size)
+    fold = has_closed_form(recipe.method) if fold is None else fold
     settings = {
         "dataset": seen.name,
         "images_per_class": images_per_class,
@@ -238,15 +250,12 @@ def distill(
         return DistillResult(coreset, last, first, seen.class_names, settings | done, arrays, psi)
 
     state, history = init(start, recipe, key=init_key), {}
-    checkpoints, card = None, {}
-    if checkpoint_dir is not None:
-        checkpoints = CheckpointFolder(
-            Path(checkpoint_dir), checkpoint_every, keep_checkpoints, writes=leads(mesh)
-        )
+    card = {}
+    if checkpoints is not None:
         batch = jax.ShapeDtypeStruct((batch_size, *seen.image_shape), jnp.float32)
         settings_of_run = settings | {"method": describe(recipe.method)}
-        card = run_card(settings_of_run, train, seen, state, batch)
-        state, history = begin(checkpoints, card, state, batch, resume=resume)
+        card = run_card(settings_of_run, train, seen, state, batch) | {"steps": asked_first}
+        state, history = begin(checkpoints, found, card, state, batch)
         if int(state.step) > steps:
             raise ValueError(
                 f"{checkpoint_dir} has {int(state.step)} steps already: ask for at least as many."

@@ -108,7 +108,7 @@ def evaluate(
         reports[0],
         baseline=reports[1] if len(reports) > 1 else None,
         training=training_recipe(
-            model, steps=steps, learning_rate=learning_rate, batch_size=batch_size
+            model, steps=steps, learning_rate=learning_rate, batch_size=batch_size, loss=loss
         ),
         tested_on={
             "dataset": test.name,
@@ -228,12 +228,17 @@ def evaluation_schedule(steps: int, peak: float = 1e-4) -> optax.Schedule:
 
 
 def training_recipe(
-    model: MakeModel, *, steps: int, learning_rate: float = 1e-4, batch_size: int = 256
+    model: MakeModel,
+    *,
+    steps: int,
+    learning_rate: float = 1e-4,
+    batch_size: int = 256,
+    loss: InnerLoss = mean_squared,
 ) -> dict[str, Any]:
     """What [`train_network`][rcig_eqx.train_network] does to a fresh network, in plain values.
 
-    For a `ConvNet` it is enough to build and train it without this library; of any other network
-    it has the name alone.
+    For a `ConvNet` it is enough to build and train it without this library; of any other network,
+    and of a loss of one's own, it has the name alone.
     """
     network = eqx.filter_eval_shape(model, jr.key(0))
     layout: dict[str, Any] = {"name": type(network).__name__}
@@ -252,7 +257,9 @@ def training_recipe(
         }
     return {
         "network": layout,
-        "loss": "mean over images and classes of (output - label)^2",
+        "loss": "mean over images and classes of (output - label)^2"
+        if loss is mean_squared
+        else f"{getattr(loss, '__name__', type(loss).__name__)}, which is not described here",
         "optimizer": {"name": "adam", "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
         "learning_rate": {
             "peak": float(learning_rate),

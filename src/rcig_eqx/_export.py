@@ -69,6 +69,7 @@ def export(
             "evaluation is not of this result: pass what evaluate(result, …) returned."
         )
     check_place(folder, overwrite)
+    check_described(result)
     staging = old = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -105,6 +106,17 @@ def check_place(folder: Path, overwrite: bool) -> None:
     if not overwrite:
         raise FileExistsError(
             f"{folder} is there already: pass overwrite=True, or --overwrite, to replace it."
+        )
+
+
+def check_described(result: DistillResult) -> None:
+    """Raise `ValueError` for a preprocessing that cannot be done without its class."""
+    preprocess = result.coreset.preprocess
+    assert preprocess is not None, "a result's coreset carries its preprocessing"
+    if to_state(preprocess)[0]["kind"] not in FORMULAS:
+        raise ValueError(
+            f"preprocessing of class {type(preprocess).__name__} cannot be described to others: "
+            "keep such a set with result.save, or distil with one of rcig_eqx.data."
         )
 
 
@@ -161,7 +173,8 @@ def _card(
             "shape": list(coreset.labels.shape),
             "convention": "learned regression targets of the network's outputs, one row an image "
             "and one column a class, float32. No probabilities: they may be negative and do not "
-            "sum to one, and no softmax is taken. A test image's class is its largest output.",
+            "sum to one, and no softmax is taken but by a loss of training that says so. A test "
+            "image's class is its largest output.",
         },
         "preprocess": {
             "pixels": "in [0, 1]: uint8 values / 255, n h w c",

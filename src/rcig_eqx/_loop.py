@@ -58,21 +58,26 @@ class Loop:
         began = time.perf_counter() - before
         pending: tuple[int, dict[str, Array]] | None = None
 
-        def flush() -> None:
+        def flush(
+            following: tuple[int, dict[str, Array]] | None = None, *, show: bool = True
+        ) -> None:
             nonlocal pending
-            if pending:
-                record(history, pending[1], time.perf_counter() - began)
-                self.bar.update(pending[0], self.steps, _last(history))
-                if history["rejected"][-1]:
-                    self.bar.note(f"Rejected {explain(pending[0], _last(history))}.")
-            pending = None
+            done, pending = pending, following  # before anything that may fail
+            if not done:
+                return
+            record(history, done[1], time.perf_counter() - began)
+            if show:
+                self.bar.update(done[0], self.steps, _last(history))
+            if show and history["cause"][-1]:
+                what = "Rejected" if history["rejected"][-1] else "Left out of"
+                self.bar.note(f"{what} {explain(done[0], _last(history))}.")
 
         def so_far() -> DistillResult:
             flush()
             return self.result(state, history)
 
         def save() -> Any:
-            flush()
+            flush(show=False)  # nothing that is shown may keep it from being kept
             if self.checkpoints is None or deleted(state):
                 return None
             arrays = {f"history.{k}": np.asarray(v, np.float64) for k, v in history.items()}
@@ -87,16 +92,15 @@ class Loop:
                         state = self._compile(state, batch)
                     with on_mesh(self.mesh):
                         state, metrics = compiled_step()(batch, state)
-                    flush()
-                    pending = (number, metrics)
+                    flush((number, metrics))
                     report = Progress(number, self.steps, metrics, state, so_far)
                     stop = [callback(report) for callback in self.callbacks]
                     if agreed(any(stop) or interrupted()) or _rejected_lately(history):
                         break
                     if self.checkpoints and self.checkpoints.due and save():
                         saved = number
-            except Exception as error:
-                if path := save():
+            except (Exception, SystemExit) as error:
+                if int(state.step) > first and (path := save()):
                     error.add_note(f"The run up to here is in {path}: resume=True continues it.")
                 raise
             if number > saved:

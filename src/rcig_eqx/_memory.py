@@ -1,6 +1,7 @@
 """How much memory a step takes, by the compiler's own account, before anything is run."""
 
 import dataclasses
+import math
 import warnings
 from typing import Any
 
@@ -12,7 +13,7 @@ from jaxtyping import PyTree
 
 from ._backend import available_memory, compiler_options
 from ._coreset import Coreset
-from ._step import Recipe, init, step
+from ._step import Recipe, init, step, tuned_structure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,7 @@ def estimate_memory(recipe: Recipe, coreset: Coreset, batch_size: int) -> Memory
     state = eqx.filter_eval_shape(lambda c: init(c, recipe, key=jr.key(0)), coreset)
     images = jax.ShapeDtypeStruct((batch_size, *coreset.images.shape[1:]), coreset.images.dtype)
     batch = (images, jax.ShapeDtypeStruct((batch_size,), jnp.int32))
+    state = tuned_structure(state, batch)
     shapes, rest = eqx.partition(state, lambda x: isinstance(x, jax.ShapeDtypeStruct))
 
     def arrays_alone(shapes: PyTree, batch: tuple) -> PyTree:
@@ -65,9 +67,10 @@ def estimate_memory(recipe: Recipe, coreset: Coreset, batch_size: int) -> Memory
 
 
 def memory_of(compiled: jax.stages.Compiled, batch: tuple) -> MemoryEstimate:
-    """The estimate of a compiled step, and the batch it is compiled for."""
+    """The estimate of a compiled step and the batch it is compiled for, of one device."""
     analysis: Any = compiled.memory_analysis()
-    of_batch = sum(x.size * x.dtype.itemsize for x in batch)
+    shape = lambda x: x.sharding.shard_shape(x.shape) if x.sharding else x.shape  # noqa: E731
+    of_batch = sum(math.prod(shape(x)) * x.dtype.itemsize for x in batch)
     return MemoryEstimate(
         analysis.argument_size_in_bytes - of_batch,
         of_batch,

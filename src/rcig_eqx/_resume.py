@@ -3,18 +3,18 @@
 import hashlib
 import importlib.metadata
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from ._checkpoint import CheckpointFolder, arrays_of, differences, restore
-from ._step import State, step, tune
+from ._step import State, step, tuned_structure
 from .data import Dataset, ImageFolder
-from .methods import AbstractAdaptiveMethod
 
 _COMPUTES = ("rcig-eqx", "jax", "jaxlib", "equinox", "optax", "lineax", "grain", "numpy")
 
@@ -39,7 +39,7 @@ def run_card(
     Functions, such as losses and optimisers, have no names to compare. What they compute has: the
     hash of the traced step. The hash of the starting state covers the key and every number passed.
     """
-    program = str(eqx.filter_make_jaxpr(step)(_tuned(state, images), _batch(images))[0])
+    traced = eqx.filter_make_jaxpr(step)(tuned_structure(state, _batch(images)), _batch(images))[0]
     files = train.files if isinstance(train, ImageFolder) else ()
     return {
         "settings": {name: value for name, value in settings.items() if name != "steps"},
@@ -47,23 +47,19 @@ def run_card(
             [len(train), seen.images, seen.labels, *(f"{f.parent.name}/{f.name}" for f in files)]
         ),
         "starting state": _digest(arrays_of(state).values()),
-        "program": _digest([program]),
+        "program": _digest([traced, *map(np.asarray, _constants(traced))]),
         "versions": {name: importlib.metadata.version(name) for name in _COMPUTES},
     }
 
 
-def begin(
-    folder: CheckpointFolder,
-    card: Mapping[str, Any],
-    state: State,
-    images: jax.ShapeDtypeStruct,
-    *,
-    resume: bool,
-) -> tuple[State, dict[str, list[float]]]:
-    """The state and history to go on from: the newest valid checkpoint's, or the start.
+Found = tuple[dict[str, Any], dict[str, np.ndarray]]  # the card and the arrays of a checkpoint
 
-    Raises `ValueError` for a folder with checkpoints that are not to be resumed, or are of
-    another run, and says what differs; `OSError` for one that cannot be written or has no room.
+
+def look(folder: CheckpointFolder, *, resume: bool) -> Found | None:
+    """The newest valid checkpoint to go on from, if there is one.
+
+    Raises `ValueError` for a folder with checkpoints that are not to be resumed, `OSError` for one
+    that cannot be written.
     """
     folder.prepare()
     if folder.files() and not resume:
@@ -71,8 +67,22 @@ def begin(
             f"{folder.folder} holds {len(folder.files())} checkpoints of an earlier run: pass "
             "resume=True to go on with it, or choose another checkpoint_dir."
         )
+    return folder.newest()
+
+
+def begin(
+    folder: CheckpointFolder,
+    found: Found | None,
+    card: Mapping[str, Any],
+    state: State,
+    images: jax.ShapeDtypeStruct,
+) -> tuple[State, dict[str, list[float]]]:
+    """The state and history to go on from: those of the checkpoint found, or the start.
+
+    Raises `ValueError` for a checkpoint of another run, and says what differs; `OSError` where
+    there is no room.
+    """
     folder.check_room(state)
-    found = folder.newest()
     if found is None:
         return state, {}
     there, arrays = found
@@ -83,15 +93,7 @@ def begin(
         for name, array in arrays.items()
         if name.startswith(prefix)
     }
-    return restore(arrays, _tuned(state, images)), history
-
-
-def _tuned(state: State, images: jax.ShapeDtypeStruct) -> State:
-    """The state with its adaptive method's arrays as a run has them from its first step on."""
-    if not isinstance(state.recipe.method, AbstractAdaptiveMethod):
-        return state
-    tuned = eqx.filter_eval_shape(tune, state, _batch(images)).recipe.method
-    return eqx.tree_at(lambda s: s.recipe.method, state, tuned)
+    return restore(arrays, tuned_structure(state, _batch(images))), history
 
 
 def _batch(images: jax.ShapeDtypeStruct) -> Any:
@@ -102,7 +104,7 @@ def check_same_run(
     there: Mapping[str, Any], here: Mapping[str, Any], folder: CheckpointFolder
 ) -> None:
     """Raise `ValueError` for a checkpoint of another run; warn if other versions wrote it."""
-    there, here = dict(there), dict(here)
+    there, here = ({k: v for k, v in card.items() if k != "steps"} for card in (there, here))
     versions = differences(there.pop("versions"), here.pop("versions"))
     if versions:
         # The text of a program is its compiler's; another one writes it differently.
@@ -121,6 +123,21 @@ def check_same_run(
             "losses, the optimiser, the average and the network, `starting state` the key and "
             "every number among them.)"
         )
+
+
+def _constants(program: Any) -> Iterator[Any]:
+    """The arrays that a traced program has closed over, which its text does not show."""
+    if isinstance(program, ClosedJaxpr):
+        yield from program.consts
+        program = program.jaxpr
+    for equation in getattr(program, "eqns", ()):
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_program):
+            if _is_program(value):
+                yield from _constants(value)
+
+
+def _is_program(value: Any) -> bool:
+    return isinstance(value, ClosedJaxpr | Jaxpr)
 
 
 def _digest(parts: Iterable[Any]) -> str:

@@ -156,6 +156,14 @@ def tune(state: State, batch: tuple[Float[Array, "b h w c"], Integer[Array, " b"
     return replicate(eqx.tree_at(lambda s: s.recipe.method, state, tuned))
 
 
+def tuned_structure(state: State, batch: Any) -> State:
+    """The state with an adaptive method's arrays, or their shapes, as a run has them once tuned."""
+    if not isinstance(state.recipe.method, AbstractAdaptiveMethod):
+        return state
+    tuned = eqx.filter_eval_shape(tune, state, batch).recipe.method
+    return eqx.tree_at(lambda s: s.recipe.method, state, tuned)
+
+
 def _draw(state: State, batch: tuple[Array, Array]):
     """What a step works on: network(s) of the pool with their index, two keys, the outer batch."""
     images, labels = batch
@@ -182,8 +190,8 @@ def step(
 
     **Returns:** the next state, and metrics: `loss`, `gradient_norm` (of the images), `network`
     (its place in the pool), `rejected`, and the method's own, such as `accuracy`, `iterations` and
-    `residual`. Of a rejected step also its `cause` and the `condition` number of the ridge head;
-    both are zero else.
+    `residual`. Where a network's hypergradient was not finite, or the update was not, also the
+    `cause` and the `condition` number of the ridge head there; both are zero else.
     """
     recipe = state.recipe
     index, member, (key, visit_key), images, targets = _draw(state, batch)
@@ -208,13 +216,20 @@ def step(
     )
     coreset = eqx.apply_updates(state.coreset, updates)
     finite = jnp.any(sound) & all_finite((gradient, coreset))
+    # An optimiser may hold infinities of its own; what overflows now would stall it for ever.
+    kept = jax.tree.map(
+        lambda new, old: jnp.isfinite(new) | ~jnp.isfinite(old),
+        *(eqx.filter(tree, eqx.is_inexact_array) for tree in (opt_state, state.opt_state)),
+    )
+    finite = finite & jnp.all(jnp.stack([jnp.asarray(True), *map(jnp.all, jax.tree.leaves(kept))]))
     keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
     coreset = jax.tree.map(keep, coreset, state.coreset)
     opt_state = jax.tree.map(keep, opt_state, state.opt_state)
 
     def explained() -> tuple[Int[Array, ""], Scalar]:
         one = get_member((member, each), worst) if several else (member, each)
-        return diagnose(method, one[0].model, decoded, images, one[1])
+        cause, condition = diagnose(method, one[0].model, decoded, images, one[1])
+        return cause, condition.astype(result.value.dtype)
 
     worst = jnp.argmin(sound)  # the first network to give no finite hypergradient, if one did
     cause, condition = jax.lax.cond(

@@ -103,6 +103,13 @@ def check_quadratic(inner_loss: InnerLoss, what: str) -> SquaredError:
     return inner_loss
 
 
+def has_closed_form(method: AbstractMethod) -> bool:
+    """Whether the inner losses of a method, and of its parts, are all quadratic."""
+    own = getattr(method, "inner_loss", None)
+    parts = [part for part in vars(method).values() if isinstance(part, AbstractMethod)]
+    return (own is None or is_quadratic(own)) and all(map(has_closed_form, parts))
+
+
 def over_support(inner_loss: SquaredError, coreset: Coreset) -> SquaredError:
     """The inner loss of all the images a set stands for: mirrored ones share their weights."""
     if inner_loss.weights is None:
