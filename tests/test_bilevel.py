@@ -632,3 +632,21 @@ def test_mistakes_of_the_differentiable_minimiser():
     rows = implicitly_differentiable(lambda start, psi: start, lambda w, psi: w, solver=CG)
     with pytest.raises(ValueError, match="inner_loss returns"):
         rows(jnp.ones(2), jnp.asarray(0.1))
+
+
+def test_a_warm_start_has_no_derivatives():
+    """A truncated solve from a start is not linear: it refuses, where it would be wrong."""
+    A = jnp.diag(jnp.asarray([1.0, 2.0, 5.0]))
+    inner = lambda w, psi: 0.5 * w @ A @ w - psi @ w  # noqa: E731
+    outer = lambda w, psi: 0.5 * jnp.sum((w - 1) ** 2)  # noqa: E731
+
+    def total(psi, **given):
+        theta = jnp.linalg.solve(A, psi)
+        solver = Neumann(max_steps=3, step_size=0.1)
+        return jnp.sum(hypergradient(outer, inner, theta, psi, solver=solver, **given).gradient)
+
+    psi, start = jnp.asarray([0.3, -1.0, 2.0]), jnp.full(3, 100.0)
+    assert np.isfinite(total(psi, warm_start=start))
+    assert jax.grad(total)(psi).shape == (3,)
+    with pytest.raises(Exception, match="leave warm_start out"):
+        jax.grad(total)(psi, warm_start=start)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -29,6 +30,10 @@ Loss = Callable[..., Any]
 Solver = lx.AbstractLinearSolver[Any] | AbstractDualSolver
 Preconditioner = lx.AbstractLinearOperator | Callable[[PyTree], PyTree]
 
+_WARM = (
+    "A hypergradient with a warm_start has no derivatives, since a truncated solve from it is not "
+    "linear: leave warm_start out where you differentiate it."
+)
 _DENSE = (lx.AutoLinearSolver, lx.Cholesky, lx.LU, lx.QR, lx.SVD, lx.Diagonal)
 _UNPRECONDITIONED = (*_DENSE, Adam, Neumann, Nystrom, AbstractDualSolver)
 
@@ -186,46 +191,30 @@ def solve_adjoint(
     Derivatives are solves with the same solver, which lineax's own would not be for operators
     without a transpose rule, and never raise. `strict` makes a v that diverged NaN.
 
-    A start `y0` is for this solve and not for those of its derivatives. The system has one more
-    unknown to tell them apart, which is 1 here and 0 there, and the start is multiplied by it: so a
-    truncated solve stays linear in its right-hand side.
+    With a start `y0` there are no derivatives: a truncated solve that starts elsewhere than at zero
+    is not linear in its right-hand side, and they would be wrong without a word.
     """
-    y0 = options.get("y0")
-    options = {name: value for name, value in options.items() if name != "y0"}
+    warm = "y0" in options
 
-    def solve(
-        product: Callable[[PyTree], PyTree], padded: PyTree
-    ) -> tuple[PyTree, dict[str, Array]]:
-        b, here = padded
-        given = options
-        if y0 is not None:
-            start = jax.tree.map(lambda y: here.astype(y.dtype) * y, y0)
-            given = options | {"y0": start}
-        operator = lx.FunctionLinearOperator(
-            lambda v: product((v, here))[0],
-            jax.eval_shape(lambda: b),
-            lx.positive_semidefinite_tag,
-        )
+    def solve(product: Callable[[PyTree], PyTree], b: PyTree) -> tuple[PyTree, dict[str, Array]]:
+        structure = jax.eval_shape(lambda: b)
+        operator = lx.FunctionLinearOperator(product, structure, lx.positive_semidefinite_tag)
         if isinstance(solver, AbstractDualSolver):
             solution = at.dual(theta, b, solver, damping)
         else:
-            solution = lx.linear_solve(operator, b, solver, options=given, throw=False)
-        v, stats = solution.value, _stats(solver, solution, operator, b, y0 is not None)
+            solution = lx.linear_solve(operator, b, solver, options=options, throw=False)
+        v, stats = solution.value, _stats(solver, solution, operator, b, warm)
         if strict:
             v = jax.tree.map(lambda x: jnp.where(stats["diverged"], jnp.nan, x), v)
         if throw:
             v = outcome(stats["diverged"]).error_if(v, stats["diverged"])
-        return (v, here), stats
+        return v, stats
 
     operator = at.curvature(theta, damping)
-    (v, _), stats = jax.lax.custom_linear_solve(
-        lambda padded: (operator.mv(padded[0]), padded[1]),
-        (g, jnp.ones(())),
-        solve,
-        symmetric=True,
-        has_aux=True,
-    )
-    return v, stats
+    if warm:
+        v, stats = solve(operator.mv, g)
+        return eqxi.nondifferentiable(v, msg=_WARM), stats
+    return jax.lax.custom_linear_solve(operator.mv, g, solve, symmetric=True, has_aux=True)
 
 
 def outcome(diverged: Array) -> RESULTS:
@@ -331,8 +320,11 @@ def check_scalar(
 
 def check_like(name: str, tree: PyTree, like: PyTree) -> None:
     """Raise `ValueError` unless a pytree has the structure, shapes and dtypes of θ."""
-    kind = lambda tree: jax.eval_shape(lambda: eqx.filter(tree, eqx.is_array))  # noqa: E731
-    if not eqx.tree_equal(kind(tree), kind(like)):
+    kinds = [
+        jax.tree.map(lambda x: (x.shape, x.dtype), eqx.filter(t, eqx.is_array))
+        for t in (tree, like)
+    ]
+    if kinds[0] != kinds[1]:
         raise ValueError(
             f"{name} is not shaped like what is differentiated of inner_params: pass the adjoint "
             "of an earlier Hypergradient of the same problem."
