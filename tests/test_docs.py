@@ -7,7 +7,7 @@ import itertools
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ _BRIEF = {
     "steps=100": "steps=4",
     "test, key=jr.key(1)": "test, key=jr.key(1), num_networks=1, steps=4",
 }
+LONG = {"docs/custom.md"}  # a minute or two: with the slow tests, which CI picks it from
 SHORTENED = {"README.md": _BRIEF, "docs/index.md": _BRIEF}
 
 
@@ -124,7 +125,7 @@ def has_bare_array(annotation: Any) -> bool:
     """Whether it has an array without a shape: not in functions, nor in arrays by name."""
     if annotation in (jax.Array, np.ndarray):
         return True
-    if typing.get_origin(annotation) in (dict, Callable):
+    if typing.get_origin(annotation) in (dict, Mapping, Callable):
         return False
     return any(has_bare_array(inner) for inner in typing.get_args(annotation))
 
@@ -210,7 +211,10 @@ def elsewhere(tmp_path, monkeypatch):
     jax.config.update("jax_enable_x64", x64)
 
 
-@pytest.mark.parametrize("page", with_code(PAGES))
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=pytest.mark.slow) if p in LONG else p for p in with_code(PAGES)],
+)
 def test_its_code_runs(page, elsewhere):
     text = PAGES[page]
     for words, instead in SHORTENED.get(page, {}).items():
