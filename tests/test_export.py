@@ -17,10 +17,18 @@ import pytest
 from safetensors.numpy import load_file, save as serialize
 
 from _corrupt import damaged, mutated
-from rcig_eqx import Coreset, DistillResult, Evaluation, export, load_export, training_recipe
+from rcig_eqx import (
+    Coreset,
+    DistillResult,
+    Evaluation,
+    export,
+    load_export,
+    load_result,
+    training_recipe,
+)
 from rcig_eqx._export import ARRAYS, CARD, count_bytes
 from rcig_eqx._files import checksum, file_checksum
-from rcig_eqx.data import DataError, Identity, standardize, zca
+from rcig_eqx.data import DataError, Identity, Standardize, standardize, zca
 from rcig_eqx.models import AbstractNetwork, Head, convnet_for
 
 pytest.importorskip("matplotlib")
@@ -479,3 +487,26 @@ def test_thousands_of_damaged_and_forged_files(folder, capsys):
         print(f"\nforged: {dict(forged)}")
     assert sum(counts["refused"] + counts["identical"] for counts in damage.values()) == 7000
     assert forged.total() == 4000
+
+
+class Halved(Standardize):
+    """A preprocessing that is not what it inherits from."""
+
+    def __call__(self, images):
+        return Standardize.__call__(self, images) / 2
+
+    def inverse(self, x):
+        return Standardize.inverse(self, 2 * x)
+
+
+def test_own_preprocessing_is_refused_before_any_work(tmp_path):
+    result = make("standardize")
+    p = result.coreset.preprocess
+    assert isinstance(p, Standardize)
+    coreset = dataclasses.replace(result.coreset, preprocess=Halved(p.mean, p.std))
+    result = dataclasses.replace(result, coreset=coreset)
+    with pytest.raises(ValueError, match="class Halved cannot be described to others"):
+        export(result, tmp_path / "e")
+    result.save(tmp_path / "set")
+    with pytest.raises(DataError, match="Halved"):
+        load_result(tmp_path / "set")

@@ -1,0 +1,80 @@
+"""What a step takes, known before it is taken."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import pytest
+
+from rcig_eqx import (
+    Coreset,
+    PoolSchedule,
+    Recipe,
+    convnet_for,
+    coreset_optimizer,
+    distill,
+    estimate_memory,
+    growing_average,
+    init,
+)
+from rcig_eqx.data import Dataset, load
+from rcig_eqx.methods import frepo, rcig_paper
+from rcig_eqx.solvers import Adam
+
+BATCH = 16
+
+
+def recipe(method, width: int = 4) -> Recipe:
+    model = convnet_for((14, 14, 1), 3, width=width, depth=1)
+    pool = PoolSchedule(size=3)
+    return Recipe(method, model, coreset_optimizer(), pool, growing_average())
+
+
+@pytest.fixture(scope="module")
+def coreset():
+    return Coreset(jnp.ones((6, 14, 14, 1)), jnp.eye(3)[jnp.arange(6) % 3], jnp.zeros(()))
+
+
+def size_of(tree) -> int:
+    arrays = jax.tree.leaves(eqx.filter(tree, eqx.is_array))
+    keys = [jr.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in arrays]
+    return sum(x.nbytes for x in keys)
+
+
+def test_state_and_batch_are_counted_to_the_byte(coreset):
+    estimate = estimate_memory(recipe(frepo()), coreset, BATCH)
+    state = init(coreset, recipe(frepo()), key=jr.key(0))
+    assert estimate.batch == BATCH * (14 * 14 + 1) * 4
+    assert estimate.state == size_of(state)
+    assert estimate.temporaries > estimate.batch
+    assert estimate.total == estimate.state + estimate.batch + estimate.temporaries
+    assert "temporaries" in str(estimate)
+
+
+def test_wider_takes_more(coreset):
+    narrow, wide = (estimate_memory(recipe(frepo(), w), coreset, BATCH) for w in (4, 16))
+    assert 2 < wide.state / narrow.state < 5
+    assert wide.temporaries > narrow.temporaries
+
+
+def test_a_method_whose_rates_are_yet_to_be_found(coreset):
+    method = rcig_paper(inner=Adam(steps=2), solver=Adam(steps=2))
+    assert estimate_memory(recipe(method), coreset, BATCH).temporaries > 0
+
+
+def test_too_little_memory_is_said_before_the_first_step(monkeypatch):
+    whole = load("fashion_mnist_small", "train")
+    train = Dataset(whole.images[:60, ::2, ::2], whole.labels[:60], whole.class_names)
+    monkeypatch.setattr("rcig_eqx._memory.available_memory", lambda: 1000)
+    with pytest.warns(RuntimeWarning, match=r"0 MB are free.*subset=100.*batch_size below 8"):
+        distill(
+            train,
+            images_per_class=1,
+            key=jr.key(0),
+            method=frepo(),
+            model=convnet_for((14, 14, 1), 10, width=4, depth=1),
+            pool=PoolSchedule(size=1),
+            steps=1,
+            batch_size=8,
+            progress=False,
+        )
