@@ -422,3 +422,17 @@ def test_killed_at_random_moments_ends_in_the_same_bytes(kills):
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"survived {kills} of {kills} kills" in done.stdout
     assert "the same bytes: True" in done.stdout
+
+
+def test_a_run_begun_in_a_terminal_goes_on_outside_one(train, whole, tmp_path, monkeypatch):
+    """JAX colours the text of a program where it thinks that somebody looks."""
+    with monkeypatch.context() as patch:
+        patch.setattr("jax._src.pretty_printer._can_use_color", lambda: True)
+        patch.setattr("jax._src.pretty_printer.CAN_USE_COLOR", True, raising=False)
+        distill(train, checkpoint_dir=tmp_path, callbacks=[until(2)])
+    assert same_run(distill(train, checkpoint_dir=tmp_path, resume=True), whole)
+
+
+def test_resume_without_a_folder_is_refused(train):
+    with pytest.raises(ValueError, match="needs the checkpoint_dir"):
+        distill(train, resume=True)

@@ -141,7 +141,8 @@ def distill(
     - `progress`: whether to show a progress bar.
 
     **Returns:** a `DistillResult`. Ctrl-C or SIGTERM ends the run after the present step and
-    returns what there is; press it twice to abandon it.
+    returns what there is, which `result.interrupted` tells; the program goes on from there. Twice
+    abandons it.
 
     **Several processes** each make this call, with the same arguments and `devices=jax.devices()`.
     Each reads its own rows of every batch, and all return the same result; process 0 alone shows
@@ -159,6 +160,8 @@ def distill(
     if batch_size is not None:
         check_counts(batch_size=batch_size)
     check_key(key)
+    if resume and checkpoint_dir is None:
+        raise ValueError("resume=True needs the checkpoint_dir of the run to go on with.")
     _check_arguments(
         train, method, optimizer, parameterization, preprocess, pool, average, callbacks
     )

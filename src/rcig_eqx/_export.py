@@ -272,7 +272,7 @@ def _accuracies(evaluation: dict[str, Any] | None) -> str:
     if evaluation is None:
         return "Not measured."
     tested, base = evaluation["tested_on"], evaluation["baseline"]
-    lines = ["| trained on | test accuracy | networks |", "|---|---|---|"]
+    lines = ["| trained on | test accuracy | each network |", "|---|---|---|"]
     for name, part in (("this set", evaluation), ("as many random real images", base)):
         if part:
             each = ", ".join(f"{x:.2%}" for x in part["accuracies"])

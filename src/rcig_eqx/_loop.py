@@ -84,6 +84,8 @@ class Loop:
             return self.checkpoints.save(state, self.card, arrays)
 
         saved, agreed = first, Agreement(self.mesh)
+        if first:
+            self.bar.note(f"Going on from step {first:,} of {self.steps:,}.")
         with interruptible() as interrupted:
             try:
                 for number in range(first + 1, self.steps + 1):
@@ -106,6 +108,8 @@ class Loop:
             if number > saved:
                 save()
             flush()
+            if interrupted() and number < self.steps:
+                self.bar.note(f"Stopped by a signal after step {number:,} of {self.steps:,}.")
         if leads(self.mesh):
             say_what_fell_short(history)
         return state, history

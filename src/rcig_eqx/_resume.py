@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -47,7 +48,7 @@ def run_card(
             [len(train), seen.images, seen.labels, *(f"{f.parent.name}/{f.name}" for f in files)]
         ),
         "starting state": _digest(arrays_of(state).values()),
-        "program": _digest([traced, *map(np.asarray, _constants(traced))]),
+        "program": _digest([_plain(traced), *map(np.asarray, _constants(traced))]),
         "versions": {name: importlib.metadata.version(name) for name in _COMPUTES},
     }
 
@@ -115,7 +116,8 @@ def check_same_run(
             RuntimeWarning,
             stacklevel=4,
         )
-    differ = differences(there, here)
+    settings = differences(there["settings"], here["settings"])
+    differ = settings or differences(there, here)
     if differ:
         raise ValueError(
             f"{folder.folder} holds a run that differs from this one: {'; '.join(differ)}. Ask "
@@ -134,6 +136,11 @@ def _constants(program: Any) -> Iterator[Any]:
         for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_program):
             if _is_program(value):
                 yield from _constants(value)
+
+
+def _plain(program: Any) -> str:
+    """A program's text, without the colours that JAX gives it in a terminal."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", str(program))
 
 
 def _is_program(value: Any) -> bool:
