@@ -193,7 +193,11 @@ def _distill(
             earlier.rename(checkpoints)
         raise
     except KeyboardInterrupt:
-        echo("Stopped at once: what the last checkpoint holds, --resume goes on with.", err=True)
+        kept = any(checkpoints.glob("*.safetensors"))
+        then = (
+            "--resume goes on from the last checkpoint." if kept else "nothing was there to keep."
+        )
+        echo(f"Stopped at once: {then}", err=True)
         raise Exit(130) from None
     shutil.rmtree(earlier, ignore_errors=True)
     recipe = result.recipe | {"dataset": dataset, "seed": seed, "learning_rate": learning_rate}
@@ -425,6 +429,17 @@ def echo_paths(paths: list[Path]) -> None:
     echo("Wrote " + "\n      ".join(map(str, paths)))
 
 
+# What errors of the library call arguments that are options here.
+_OPTIONS = {
+    "resume=True": "--resume",
+    "overwrite=True": "--overwrite",
+    "checkpoint_dir": "--out",
+    "images_per_class": "--images-per-class",
+    "batch_size": "--batch-size",
+    "directory=": "--directory ",
+}
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Errors of the library end it with one line and exit code 2."""
     try:
@@ -434,5 +449,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError, ImportError) as error:
         notes = getattr(error, "__notes__", [])
         message = re.sub(r"^\[Errno \d+\] ", "", " ".join([str(error), *notes]))
+        for python, option in _OPTIONS.items():
+            message = message.replace(python, option)
         echo(f"Error: {' '.join(message.split())}", err=True)
         sys.exit(2)

@@ -266,6 +266,8 @@ def distill(
     first, state = int(state.step), place(state, mesh) if mesh else state
     batches = _batches(train, seen, preprocess, mesh, batch_size, seed, first, workers)
     with ProgressBar(enabled=progress and leads(mesh)) as bar:
+        if resume and found is None:
+            bar.note(f"No checkpoint in {checkpoint_dir} yet: starting at the beginning.")
         loop = Loop(batches, steps, result, callbacks, bar, checkpoints, card, mesh, batch_size)
         state, history = loop.run(state, history)
     return result(state, history)
@@ -415,8 +417,9 @@ def check_losses(method: AbstractMethod, coreset: Coreset, batch_size: int) -> N
             value = eqx.filter_eval_shape(loss, *arguments)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name} cannot be called ({error}): {wanted}.") from error
-        if getattr(value, "shape", None) != ():
-            raise ValueError(f"{name} returned {value}, not one number: {wanted} that does.")
+        if (shape := getattr(value, "shape", None)) != ():
+            what = type(value).__name__ if shape is None else f"an array {shape}"
+            raise ValueError(f"{name} returned {what}, not one number: {wanted} that does.")
 
 
 def describe_model(make_model: MakeModel) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray, Scalar
 
 from ._backend import compiler_options
-from ._coreset import AbstractParameterization, Coreset
+from ._coreset import AbstractParameterization, Coreset, growing_average
 from ._devices import replicate
 from ._faults import all_finite, diagnose, next_raises, raise_l2
 from ._hypergradient import Hypergradient
@@ -32,6 +32,34 @@ from ._types import PyTree
 from .methods import AbstractAdaptiveMethod, AbstractMethod
 
 
+@functools.cache  # the same strategy object twice is compiled once
+def coreset_optimizer(
+    learning_rate: optax.ScalarOrSchedule = 0.03,
+    temperature_learning_rate: optax.ScalarOrSchedule = 0.03,
+) -> optax.GradientTransformation:
+    """AdaBelief, with one rate for images and labels and one for log τ (paper, appendix C).
+
+    The paper's rates are 0.003 and 0.03; the default's tenfold larger first one goes further in
+    short runs. Either may be an optax schedule. A parameterisation's ψ that is no `Coreset` takes
+    the first throughout.
+    """
+    for rate in (learning_rate, temperature_learning_rate):
+        if isinstance(rate, int | float) and rate <= 0:
+            raise ValueError(f"A learning rate of {rate} learns nothing: make it positive.")
+    where = lambda c: (c.images, c.labels, c.log_temperature)  # noqa: E731
+    return optax.partition(
+        {
+            "data": optax.adabelief(learning_rate),
+            "temperature": optax.adabelief(temperature_learning_rate),
+        },
+        lambda psi: (
+            eqx.tree_at(where, psi, ("data", "data", "temperature"))
+            if isinstance(psi, Coreset)
+            else jax.tree.map(lambda _: "data", psi)
+        ),
+    )
+
+
 class Recipe(eqx.Module):
     """The strategies of a run. Only an adaptive method has arrays, its learning rates.
 
@@ -45,9 +73,9 @@ class Recipe(eqx.Module):
 
     method: AbstractMethod
     make_model: MakeModel
-    optimizer: optax.GradientTransformation
-    schedule: PoolSchedule
-    average: Callable[[Array], Array]
+    optimizer: optax.GradientTransformation = coreset_optimizer()
+    schedule: PoolSchedule = PoolSchedule()
+    average: Callable[[Array], Array] = growing_average()
     parameterization: AbstractParameterization | None = None
 
     def encode(self, coreset: Coreset) -> PyTree:
@@ -88,34 +116,6 @@ class State(eqx.Module):
     step: Int[Array, ""]
     raises: Int[Array, ""]
     recipe: Recipe
-
-
-@functools.cache  # the same strategy object twice is compiled once
-def coreset_optimizer(
-    learning_rate: optax.ScalarOrSchedule = 0.03,
-    temperature_learning_rate: optax.ScalarOrSchedule = 0.03,
-) -> optax.GradientTransformation:
-    """AdaBelief, with one rate for images and labels and one for log τ (paper, appendix C).
-
-    The paper's rates are 0.003 and 0.03; the default's tenfold larger first one goes further in
-    short runs. Either may be an optax schedule. A parameterisation's ψ that is no `Coreset` takes
-    the first throughout.
-    """
-    for rate in (learning_rate, temperature_learning_rate):
-        if isinstance(rate, int | float) and rate <= 0:
-            raise ValueError(f"A learning rate of {rate} learns nothing: make it positive.")
-    where = lambda c: (c.images, c.labels, c.log_temperature)  # noqa: E731
-    return optax.partition(
-        {
-            "data": optax.adabelief(learning_rate),
-            "temperature": optax.adabelief(temperature_learning_rate),
-        },
-        lambda psi: (
-            eqx.tree_at(where, psi, ("data", "data", "temperature"))
-            if isinstance(psi, Coreset)
-            else jax.tree.map(lambda _: "data", psi)
-        ),
-    )
 
 
 def init(coreset: Coreset, recipe: Recipe, *, key: PRNGKeyArray) -> State:

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ._conv import average_pool, conv2d, softplus
-from ._network import AbstractNetwork, Head
+from ._network import AbstractNetwork, Head, lecun_normal
 
 
 class ConvBlock(eqx.Module):
@@ -32,7 +32,7 @@ class ConvBlock(eqx.Module):
         key: PRNGKeyArray,
     ):
         shape = (3, 3, in_channels, out_channels)
-        self.kernel = jax.nn.initializers.lecun_normal()(key, shape, dtype)
+        self.kernel = lecun_normal(shape, dtype, key=key)
         self.bias = jnp.zeros(out_channels, dtype)
         self.padding = padding
         self.softplus = softplus

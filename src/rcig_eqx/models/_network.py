@@ -1,6 +1,7 @@
 """What every network is to the library: a body that makes features, and a linear head."""
 
 import abc
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,22 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
+
+
+def lecun_normal(
+    shape: tuple[int, ...], dtype: DTypeLike, *, key: PRNGKeyArray
+) -> Float[Array, "..."]:
+    """A kernel `[... outputs]` of variance 1 / (inputs of a unit), cut off at two deviations.
+
+    The numbers of `jax.nn.initializers.lecun_normal`, drawn as a vector: XLA takes several times
+    as long to compile random bits of more axes on CPU (`benchmarks/start.py`).
+    """
+    size = math.prod(shape)
+    z = jax.random.truncated_normal(key, -2, 2, (size,), dtype).reshape(shape)
+    return z * jnp.asarray(math.sqrt(shape[-1] / size) / _CUT_OFF, dtype)
+
+
+_CUT_OFF = 0.87962566103423978  # standard deviation of a normal that is cut off at ±2
 
 
 class Head(eqx.Module):
@@ -29,7 +46,7 @@ class Head(eqx.Module):
         key: PRNGKeyArray,
     ):
         shape = (in_features, num_classes)
-        self.kernel = jax.nn.initializers.lecun_normal()(key, shape, dtype)
+        self.kernel = lecun_normal(shape, dtype, key=key)
         self.bias = jnp.zeros(num_classes, dtype)
 
     def __call__(self, features: Float[Array, "n features"]) -> Float[Array, "n classes"]:
