@@ -26,7 +26,10 @@ def in_shape(shape, dtype, *, key):
 def pool(width: int):
     """A pool's arrays, and the seconds to compile what makes them."""
     make = convnet_for((28, 28, 1), 10, width=width)
-    arrays = lambda k: eqx.filter(eqx.filter_vmap(make)(jr.split(k, 30)), eqx.is_array)
+
+    def arrays(k):
+        return eqx.filter(eqx.filter_vmap(make)(jr.split(k, 30)), eqx.is_array)
+
     lowered = jax.jit(arrays).lower(jr.key(0))
     began = time.process_time()
     compiled = lowered.compile()
