@@ -75,7 +75,7 @@ class Recipe(eqx.Module):
     make_model: MakeModel
     optimizer: optax.GradientTransformation = coreset_optimizer()
     schedule: PoolSchedule = PoolSchedule()
-    average: Callable[[Array], Array] = growing_average()
+    average: Callable[[Array], Array] = eqx.field(default_factory=growing_average)
     parameterization: AbstractParameterization | None = None
 
     def encode(self, coreset: Coreset) -> PyTree:
