@@ -196,6 +196,11 @@ def distill(
 
     baseline = real_coreset(seen, images_per_class, preprocess, flip=flip, key=coreset_key)
     start = starting_coreset(given, baseline, key=noise_key)
+    model = model or convnet_for(seen.image_shape, seen.num_classes)
+    check_model(model, baseline)
+    decoded = check_parameterization(parameterization, start) if parameterization else start
+    if method is not None:
+        check_losses(method, decoded, batch_size)
     checkpoints, found = None, None
     if checkpoint_dir is not None:
         checkpoints = CheckpointFolder(
@@ -205,15 +210,12 @@ def distill(
     asked_first = found[0]["steps"] if found else steps
     recipe = Recipe(
         method or default_method(asked_first),
-        model or convnet_for(seen.image_shape, seen.num_classes),
+        model,
         optimizer or coreset_optimizer(),
         pool or PoolSchedule(),
         average or growing_average(),
         parameterization,
     )
-    decoded = check_parameterization(parameterization, start) if parameterization else start
-    check_model(recipe.make_model, baseline)
-    check_losses(recipe.method, decoded, batch_size)
     fold = has_closed_form(recipe.method) if fold is None else fold
     settings = {
         "dataset": seen.name,
