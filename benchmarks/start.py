@@ -43,7 +43,7 @@ def main() -> None:
         vectors, a = pool(width)
         with (
             mock.patch("rcig_eqx.models._network.lecun_normal", in_shape),
-            mock.patch("rcig_eqx.models._convnet.lecun_normal", in_shape),
+            mock.patch("rcig_eqx.models._blocks.lecun_normal", in_shape),
         ):
             shaped, b = pool(width)
         pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)

@@ -126,6 +126,7 @@ def main(folder, test, networks=1):
         labels = np.concatenate([labels, labels])
     net = card["training"]["network"]
     assert (net["name"], net["activation"]) == ("ConvNet", "relu"), net
+    assert (net["normalization"], net.get("growth", 2)) == ("none", 2), net
     assert "(output - label)^2" in card["training"]["loss"], card["training"]["loss"]
     accuracies = []
     for seed in range(int(networks)):

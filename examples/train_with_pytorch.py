@@ -31,6 +31,7 @@ def preprocess(pixels, arrays):
 
 def fresh_network(net, images, classes):
     assert (net["name"], net["activation"]) == ("ConvNet", "relu"), net
+    assert (net["normalization"], net.get("growth", 2)) == ("none", 2), net
     layers, channels = [], images.shape[1]
     for i, padding in enumerate(net["padding"]):
         layers += [nn.Conv2d(channels, net["width"] * 2**i, 3, padding=padding), nn.ReLU()]

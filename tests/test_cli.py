@@ -51,7 +51,8 @@ def test_distill_writes_a_set_a_picture_and_a_report(out, folder):
     assert result.coreset.images.shape == (4, 8, 8, 1)
     assert result.class_names == ("dark", "bright")
     assert result.recipe["dataset"] == str(folder)
-    assert result.recipe["model"] == {"name": "ConvNet", "width": 2, "depth": 1}
+    model = {"name": "ConvNet", "width": 2, "depth": 1, "normalization": "none"}
+    assert result.recipe["model"] == model
     assert result.recipe["method"]["name"] == "frepo"
     report = json.loads((out / "evaluation.json").read_text())
     for numbers in (report, report["baseline"]):

@@ -57,7 +57,8 @@ from .data import (
 )
 from .methods import AbstractMethod, default_method
 from .methods._method import has_closed_form
-from .models import AbstractNetwork, ConvNet, Network, convnet_for
+from .models import AbstractNetwork, Network, convnet_for, describe_network
+from .models._architectures import is_ready
 from .models._network import check_independent
 
 Train = Dataset | ImageFolder | grain.MapDataset | tuple[Any, Any]
@@ -378,7 +379,7 @@ def check_model(make_model: MakeModel, coreset: Coreset) -> None:
             f"The network does not take images {coreset.images.shape[1:]}: build it for their "
             f"size and channels. It says: {str(error).splitlines()[0]}"
         ) from error
-    if not isinstance(model, ConvNet | Network):
+    if not (is_ready(model) or isinstance(model, Network)):
         check_independent(make_model(jr.key(0)), coreset.images[0])
     if outputs.shape != coreset.labels.shape:
         raise ValueError(
@@ -425,12 +426,8 @@ def check_losses(method: AbstractMethod, coreset: Coreset, batch_size: int) -> N
 
 
 def describe_model(make_model: MakeModel) -> dict[str, Any]:
-    """A network in plain values, enough to build a `ConvNet` again."""
-    model = eqx.filter_eval_shape(make_model, jr.key(0))
-    if not isinstance(model, ConvNet):
-        return {"name": type(model).__name__}
-    width = model.blocks[0].kernel.shape[-1]
-    return {"name": "ConvNet", "width": width, "depth": len(model.blocks)}
+    """A network in plain values, enough to build a ready one again."""
+    return describe_network(eqx.filter_eval_shape(make_model, jr.key(0)))
 
 
 def describe(strategy: eqx.Module) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from ._pool import (
 )
 from ._types import PyTree
 from .methods import AbstractAdaptiveMethod, AbstractMethod
+from .models import AbstractNetwork, with_statistics
 
 
 @functools.cache  # the same strategy object twice is compiled once
@@ -152,7 +153,7 @@ def tune(state: State, batch: tuple[Float[Array, "b h w c"], Integer[Array, " b"
     if state.recipe.schedule.networks_per_step > 1:
         member = get_member(member, jnp.zeros((), jnp.int32))
     coreset = state.recipe.decode(state.coreset)
-    tuned = method.tune(member.model, coreset, images, targets)
+    tuned = method.tune(on_set(member.model, coreset), coreset, images, targets)
     return replicate(eqx.tree_at(lambda s: s.recipe.method, state, tuned))
 
 
@@ -174,13 +175,23 @@ def _draw(state: State, batch: tuple[Array, Array]):
     return index, get_member(state.pool, index), keys, images, targets
 
 
+def on_set(model: AbstractNetwork, coreset: Coreset) -> AbstractNetwork:
+    """The network with the statistics that it has on the distilled set as it is now.
+
+    What it has stored is of an earlier set, and of a fresh network of none.
+    """
+    return with_statistics(model, coreset.support()[0])
+
+
 def step(
     state: State, batch: tuple[Float[Array, "b h w c"], Integer[Array, " b"]]
 ) -> tuple[State, dict[str, Array]]:
     """One iteration of Algorithm 1. Pure and jittable (`equinox.filter_jit`).
 
     Draws a network from the pool, moves ψ along the method's hypergradient on the outer batch,
-    averages it, then trains that network on the new ψ. A step whose hypergradient or update is
+    averages it, then trains that network on the new ψ. A network that normalises by batches is
+    differentiated at its statistics on ψ, held fixed, and trained with those of each training
+    step. A step whose hypergradient or update is
     not finite is rejected: ψ and its optimiser stay, the network that gave it is replaced, and
     the method's λ is ten times larger in the next step, up to 10⁴ times; every accepted step takes
     one such raise back. Of several networks a step (`PoolSchedule.networks_per_step`) the
@@ -199,7 +210,8 @@ def step(
     method = raise_l2(recipe.method, state.raises, decoded.labels.dtype)
 
     def at(member: Member, key: PRNGKeyArray) -> tuple[Hypergradient, Bool[Array, ""]]:
-        result = method.hypergradient(member.model, decoded, images, targets, key=key)
+        model = on_set(member.model, decoded)
+        result = method.hypergradient(model, decoded, images, targets, key=key)
         return result, all_finite((result.value, result.gradient))
 
     each, sound = each_network(at, member, recipe.schedule, key=key)
@@ -228,7 +240,8 @@ def step(
 
     def explained() -> tuple[Int[Array, ""], Scalar]:
         one = get_member((member, each), worst) if several else (member, each)
-        cause, condition = diagnose(method, one[0].model, decoded, images, one[1])
+        model = on_set(one[0].model, decoded)
+        cause, condition = diagnose(method, model, decoded, images, one[1])
         return cause, condition.astype(result.value.dtype)
 
     worst = jnp.argmin(sound)  # the first network to give no finite hypergradient, if one did
