@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar
 
 from ._conv import average_pool, conv2d, max_pool, rectify
+from ._network import lecun_normal
 from ._normalize import Normalize, check_normalization
 from ._training import AbstractBatchNetwork
 
