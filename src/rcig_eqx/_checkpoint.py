@@ -25,7 +25,7 @@ _STATE = "state"  # what the names of its arrays begin with
 
 
 def save_state(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     state: State,
     *,
     card: Mapping[str, Any] | None = None,
@@ -46,7 +46,7 @@ def save_state(
     return write_checked(path, header, arrays_of(state) | dict(arrays or {}))
 
 
-def load_state(path: str | os.PathLike, like: State) -> State:
+def load_state(path: str | os.PathLike[str], like: State) -> State:
     """Read a state written by [`save_state`][rcig_eqx.save_state].
 
     `like` is a state of the same recipe, such as `init` makes: its arrays are replaced, and all
@@ -57,7 +57,7 @@ def load_state(path: str | os.PathLike, like: State) -> State:
     return restore(arrays, like)
 
 
-def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The card and the arrays of a checkpoint; `DataError` if it is damaged."""
     header, arrays = read_checked(path, FORMAT, "checkpoint")
     with damage_named(path, "checkpoint"):

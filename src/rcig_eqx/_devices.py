@@ -21,13 +21,15 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Integer, Shaped
 
+from ._types import Device
+
 T = TypeVar("T")
 
 NETWORK, BATCH = "network", "batch"
 
 
 def make_mesh(
-    devices: Sequence[jax.Device],  # pyright: ignore[reportInvalidTypeForm]
+    devices: Sequence[Device],
     *,
     networks_per_step: int = 1,
 ) -> Mesh:

@@ -44,6 +44,7 @@ from ._progress import Callback, ProgressBar
 from ._result import DistillResult
 from ._resume import begin, look, run_card
 from ._step import Recipe, State, coreset_optimizer, init
+from ._types import Device
 from .data import (
     AbstractPreprocess,
     DataError,
@@ -61,7 +62,7 @@ from .models import AbstractNetwork, Network, convnet_for, describe_network
 from .models._architectures import is_ready
 from .models._network import check_independent
 
-Train = Dataset | ImageFolder | grain.MapDataset | tuple[Any, Any]
+Train = Dataset | ImageFolder | grain.MapDataset[Any] | tuple[Any, Any]
 
 _BATCH_SIZE = 64
 _FLIP_UP_TO = 1000  # distilled images, mirrored ones not counted (paper, appendix C)
@@ -84,12 +85,12 @@ def distill(
     pool: PoolSchedule | None = None,
     average: Callable[[Array], Array] | None = None,
     fold: bool | None = None,
-    checkpoint_dir: str | os.PathLike | None = None,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
     checkpoint_every: float = 300.0,
     keep_checkpoints: int = 3,
     resume: bool = False,
     workers: int = 0,
-    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+    devices: Sequence[Device] | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
 ) -> DistillResult:

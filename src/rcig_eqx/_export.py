@@ -39,7 +39,7 @@ FORMULAS = {
 
 def export(
     result: DistillResult,
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     *,
     evaluation: Evaluation | None = None,
     overwrite: bool = False,

@@ -18,7 +18,7 @@ _MAX_HEADER = 2**20  # bytes
 
 
 def write_checked(
-    path: str | os.PathLike, header: Mapping[str, Any], arrays: Mapping[str, Any]
+    path: str | os.PathLike[str], header: Mapping[str, Any], arrays: Mapping[str, Any]
 ) -> Path:
     """Write one safetensors file: arrays, and a header of plain values with their checksum.
 
@@ -33,7 +33,7 @@ def write_checked(
 
 
 def read_checked(
-    path: str | os.PathLike, expected: str, kind: str
+    path: str | os.PathLike[str], expected: str, kind: str
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The header and the arrays of a file by `write_checked`. Nothing in it is executed.
 
@@ -58,7 +58,7 @@ def read_checked(
 
 
 @contextlib.contextmanager
-def damage_named(path: str | os.PathLike, kind: str) -> Iterator[None]:
+def damage_named(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
     """Turn whatever a bad file makes happen within into a `DataError` that names it."""
     try:
         yield

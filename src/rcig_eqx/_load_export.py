@@ -42,7 +42,7 @@ class Export:
     card: dict[str, Any]
 
 
-def load_export(folder: str | os.PathLike) -> Export:
+def load_export(folder: str | os.PathLike[str]) -> Export:
     """Read a folder written by `export`. Nothing in it is executed.
 
     Every file is checked before it is used: that it is there, a plain file of this folder, of the

@@ -79,7 +79,7 @@ def save_grid(
     return path
 
 
-def save_class(pixels: Float[np.ndarray, "n h w c"], path: str | os.PathLike) -> Path:
+def save_class(pixels: Float[np.ndarray, "n h w c"], path: str | os.PathLike[str]) -> Path:
     """Write a PNG of all images of one class, in rows of ten, each pixel as a square.
 
     Needs matplotlib, the extra `plot`.

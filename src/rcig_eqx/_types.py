@@ -2,8 +2,10 @@
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-# jaxtyping's PyTree is a type that strict checkers call unknown; to them it is anything.
+# Types that strict checkers call unknown; to them they are anything.
 if TYPE_CHECKING:
+    Device: TypeAlias = Any
     PyTree: TypeAlias = Any
 else:
+    from jax import Device as Device
     from jaxtyping import PyTree as PyTree

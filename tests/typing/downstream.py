@@ -15,6 +15,9 @@ import lineax as lx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 import rcig_eqx as rcig
+from rcig_eqx import distill as distill, load_export as load_export, make_mesh as make_mesh
+from rcig_eqx.data import stream as stream
+from rcig_eqx.methods import implicit_hypergradient as implicit_hypergradient
 from rcig_eqx.solvers import Adam, ConjugateGradient, DualCholesky, Neumann, Nystrom
 
 

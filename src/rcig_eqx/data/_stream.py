@@ -21,7 +21,7 @@ Batch = tuple[Shaped[np.ndarray, "batch h w c"], Shaped[np.ndarray, "batch ..."]
 def stream(
     train: Dataset
     | ImageFolder
-    | grain.MapDataset
+    | grain.MapDataset[Any]
     | tuple[Shaped[np.ndarray | Array, "n h w c"], Shaped[np.ndarray | Array, "m ..."]],
     batch_size: int,
     *,
@@ -29,7 +29,7 @@ def stream(
     start: int = 0,
     workers: int = 0,
     rows: slice | None = None,
-) -> grain.DatasetIterator:
+) -> grain.DatasetIterator[Any]:
     """Batches `(images [batch h w c], labels [batch ...])` of numpy arrays, without end.
 
     **Arguments:**
@@ -84,7 +84,7 @@ def stream(
 
 
 def sample(
-    train: ImageFolder | grain.MapDataset, count: int, *, at_least: int, seed: int
+    train: ImageFolder | grain.MapDataset[Any], count: int, *, at_least: int, seed: int
 ) -> Dataset:
     """About `count` random images of a set on disk, in memory.
 

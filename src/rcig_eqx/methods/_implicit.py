@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -31,7 +32,7 @@ from ..solvers import (
 from ._inner import Expansion, InnerProblem, Nodes, zeros
 from ._method import OuterLoss, accuracy, clip_implicit, is_quadratic, over_support
 
-Solver = lx.AbstractLinearSolver | AbstractDualSolver
+Solver = lx.AbstractLinearSolver[Any] | AbstractDualSolver
 
 
 @full_precision
