@@ -3,7 +3,8 @@
     python benchmarks/soak.py --figure docs/results/soak.png
 
 Compares the resident size and the time of a step after `--settle` steps with those at the end,
-medians over as many steps as lie between two samples. Checkpoints are written on the way.
+medians over as many steps. Times are the processor's, which other work beside it changes little.
+Checkpoints are written on the way.
 """
 
 import argparse
@@ -48,7 +49,7 @@ def main() -> None:
 
     def look(progress) -> None:
         jax.block_until_ready(progress.state.coreset)
-        ends.append(time.perf_counter())
+        ends.append(time.process_time())
         if progress.step % args.sample == 0:
             sizes.append((progress.step, resident()))
 
@@ -76,7 +77,9 @@ def main() -> None:
     print(
         f"change: {late / early - 1:+.2%}; largest in between {size[at >= args.settle].max():.1f}"
     )
-    print(f"a step: {first:.1f} ms in the {args.settle} after, {last:.1f} ms in the last as many")
+    print(
+        f"a step: {first:.1f} CPU ms in the {args.settle} after, {last:.1f} ms in the last as many"
+    )
     print(f"network traced after the first step: {sum(number > 0 for number in traces)} times")
     if args.figure:
         draw(at, size, took, args)
@@ -94,7 +97,7 @@ def draw(at, size, took, args) -> None:
     memory.set(ylabel="resident, MB", ylim=(0, None))
     blocks = took[: len(took) // args.sample * args.sample].reshape(-1, args.sample)
     speed.plot(args.sample * np.arange(1, len(blocks) + 1), np.median(blocks, 1) * 1e3)
-    speed.set(ylabel="median step, ms", xlabel="step", ylim=(0, None))
+    speed.set(ylabel="median step, CPU ms", xlabel="step", ylim=(0, None))
     for axis in (memory, speed):
         axis.grid(alpha=0.3)
     figure.tight_layout()

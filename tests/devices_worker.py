@@ -6,6 +6,7 @@ python devices_worker.py distill INDEX COUNT PORT OUT  one process of several; s
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -189,12 +190,17 @@ def several(index: int, count: int, port: str, out: str) -> None:
             decoded.clear()
         return index == 1 and report.step == 3
 
-    result = distill(train, **run, steps=20, devices=jax.devices(), callbacks=(stop,))
+    run |= {"devices": jax.devices()}
+    kept: dict[str, Any] = {"checkpoint_dir": Path(out).parent / "run", "checkpoint_every": 0.0}
+    result = distill(train, **run, **kept, steps=20, callbacks=(stop,))
     arrays: dict[str, Any] = {"decoded": sorted(decoded), "loss": result.history["loss"]}
+    resumed = distill(train, **run, **kept, steps=6, resume=True).last
+    whole = distill(train, **run, steps=6).last
     arrays |= {"images": result.last.images, "labels": result.last.labels}
+    arrays |= {"resumed": resumed.images, "whole": whole.images}
     run["images_per_class"] = 1 + index  # the processes disagree
     try:
-        distill(train, **run, steps=2, devices=jax.devices())
+        distill(train, **run, steps=2)
     except ValueError as error:
         arrays["refused"] = str(error)
     np.savez(out, **arrays)

@@ -140,6 +140,9 @@ def test_two_processes_do_what_one_does(tmp_path):
     np.testing.assert_allclose(first["loss"], one.history["loss"], rtol=1e-4)
     np.testing.assert_allclose(first["images"], one.last.images, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(first["labels"], one.last.labels, rtol=1e-3, atol=1e-4)
+    assert len(list((tmp_path / "run").iterdir())) == 3  # process 0 alone writes
+    for out in (first, second):
+        assert out["resumed"].tobytes() == out["whole"].tobytes() == first["whole"].tobytes()
     # After the images looked at before the run, each decoded its own rows alone.
     assert not set(first["decoded"]) & set(second["decoded"])
     assert 3 * BATCH // 2 <= len(first["decoded"]) < len(IMAGES) // 2

@@ -211,6 +211,12 @@ def check_agreement(mesh: Mesh | None, settings: dict[str, Any]) -> None:
         )
 
 
+def wait_for_all(mesh: Mesh | None) -> None:
+    """Return once every process of a mesh has called this."""
+    if mesh is not None and _several(mesh):
+        multihost_utils.sync_global_devices("rcig_eqx")
+
+
 def collective_bytes(program: str) -> tuple[int, int]:
     """Bytes of what a compiled program's collectives give each device, counted from its text.
 

@@ -37,6 +37,7 @@ from ._devices import (
     own_rows,
     place,
     shard_rows,
+    wait_for_all,
 )
 from ._loop import Loop
 from ._pool import MakeModel, PoolSchedule
@@ -236,6 +237,7 @@ def distill(
     }
 
     asked = {"images": len(train), "method": describe(recipe.method)}
+    asked["steps there"] = found[1]["history.seconds"].size if found else 0
     check_agreement(mesh, settings | asked)
 
     def result(state: State, history: dict[str, list[float]]) -> DistillResult:
@@ -274,6 +276,7 @@ def distill(
             bar.note(f"No checkpoint in {checkpoint_dir} yet: starting at the beginning.")
         loop = Loop(batches, steps, result, callbacks, bar, checkpoints, card, mesh, batch_size)
         state, history = loop.run(state, history)
+    wait_for_all(mesh)  # the last checkpoint is there for whoever resumes next
     return result(state, history)
 
 
