@@ -138,7 +138,8 @@ def main() -> None:
         print(f"\n{fault}\n    {outcome}", *(f"    “{text.strip()}”" for text in said), sep="\n")
 
     cases = {part: (train, {"method": faulty(part)}) for part in ("solve", "loss", "gradient")}
-    cases["a network's filter"] = (train, {"model": sometimes_diverged})
+    pool = {"model": sometimes_diverged, "pool": PoolSchedule(size=6)}
+    cases["a network's filter"] = (train, pool)
     late = grain.MapDataset.source(LatePixels(train))
     cases["a picture's pixels"] = (late, {"batch_size": 500})
     for part, (images, changed) in cases.items():

@@ -166,7 +166,8 @@ def say_what_fell_short(history: History) -> None:
     if len(rejected):
         shown = [explain(i + 1, {k: v[i] for k, v in history.items()}) for i in rejected[:3]]
         more = f"; and {len(rejected) - 3} more" if len(rejected) > 3 else ""
-        text = f"{len(rejected)} steps were rejected: {'; '.join(shown)}{more}."
+        what = "1 step was" if len(rejected) == 1 else f"{len(rejected)} steps were"
+        text = f"{what} rejected: {'; '.join(shown)}{more}."
         if _rejected_lately(history):
             text = (
                 f"Stopped: {_GIVE_UP_AFTER} steps in a row had no finite hypergradient. What had "
