@@ -20,3 +20,10 @@ def pytest_configure(config: pytest.Config) -> None:
         if name.upper() not in os.environ:
             os.environ[name.upper()] = str(value)
             jax.config.update(name, value)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests may take as long as they do."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(0))
