@@ -2,7 +2,8 @@
 
     python train_with_numpy.py FOLDER TEST.npz [NETWORKS]
 
-FOLDER is what rcig_eqx's `export` wrote; TEST.npz has `images`, uint8 [n h w c], and `labels` [n].
+FOLDER is what rcig_eqx's `export` wrote; TEST.npz has `images`, uint8 [n h w c], and `labels` [n]:
+`np.savez("test.npz", images=images, labels=labels)` writes one.
 """
 
 import json
@@ -125,6 +126,7 @@ def main(folder, test, networks=1):
         labels = np.concatenate([labels, labels])
     net = card["training"]["network"]
     assert (net["name"], net["activation"]) == ("ConvNet", "relu"), net
+    assert (net["normalization"], net.get("growth", 2)) == ("none", 2), net
     assert "(output - label)^2" in card["training"]["loss"], card["training"]["loss"]
     accuracies = []
     for seed in range(int(networks)):
@@ -143,4 +145,6 @@ def main(folder, test, networks=1):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (3, 4):
+        sys.exit(__doc__)
     main(*sys.argv[1:])

@@ -3,7 +3,8 @@
     pip install torch safetensors numpy
     python train_with_pytorch.py FOLDER TEST.npz [NETWORKS]
 
-FOLDER is what rcig_eqx's `export` wrote; TEST.npz has `images`, uint8 [n h w c], and `labels` [n].
+FOLDER is what rcig_eqx's `export` wrote; TEST.npz has `images`, uint8 [n h w c], and `labels` [n]:
+`np.savez("test.npz", images=images, labels=labels)` writes one.
 """
 
 import json
@@ -30,6 +31,7 @@ def preprocess(pixels, arrays):
 
 def fresh_network(net, images, classes):
     assert (net["name"], net["activation"]) == ("ConvNet", "relu"), net
+    assert (net["normalization"], net.get("growth", 2)) == ("none", 2), net
     layers, channels = [], images.shape[1]
     for i, padding in enumerate(net["padding"]):
         layers += [nn.Conv2d(channels, net["width"] * 2**i, 3, padding=padding), nn.ReLU()]
@@ -79,4 +81,6 @@ def main(folder, test, networks=1):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (3, 4):
+        sys.exit(__doc__)
     main(*sys.argv[1:])

@@ -51,7 +51,8 @@ def test_distill_writes_a_set_a_picture_and_a_report(out, folder):
     assert result.coreset.images.shape == (4, 8, 8, 1)
     assert result.class_names == ("dark", "bright")
     assert result.recipe["dataset"] == str(folder)
-    assert result.recipe["model"] == {"name": "ConvNet", "width": 2, "depth": 1}
+    model = {"name": "ConvNet", "width": 2, "depth": 1, "normalization": "none"}
+    assert result.recipe["model"] == model
     assert result.recipe["method"]["name"] == "frepo"
     report = json.loads((out / "evaluation.json").read_text())
     for numbers in (report, report["baseline"]):
@@ -190,9 +191,9 @@ ERRORS = {
     "no such file": ("distill {folder}/none.npz", "check the path"),
     "out is below a file": ("distill --out {folder}/train.npz/x", "Cannot write to .*another"),
     "learning rate": ("distill --learning-rate -1", "make it positive"),
-    "no images": ("distill {folder} -n 0 --out {out}", "images_per_class is 0"),
+    "no images": ("distill {folder} -n 0 --out {out}", "--images-per-class is 0"),
     "more than there are": ("distill {folder} -n 99 --batch-size 5 --out {out}", "too few"),
-    "batch": ("distill {folder} --batch-size 21 --out {out}", r"batch_size is 21: .* 1\.\.20"),
+    "batch": ("distill {folder} --batch-size 21 --out {out}", r"--batch-size is 21: .* 1\.\.20"),
     "depth": ("distill {folder} --batch-size 5 --depth 9 --out {out}", "smaller depth"),
     "method": ("distill --method best", "'rcig', 'rcig_paper'"),
     "no result": ("evaluate {folder}/none", "does not exist"),

@@ -143,7 +143,8 @@ def test_a_result_describes_itself(result, train):
     assert result.class_names == train.class_names
     assert not result.interrupted
     assert result.recipe["steps_done"] == result.recipe["steps"] == STEPS
-    assert result.recipe["model"] == {"name": "ConvNet", "width": 4, "depth": 1}
+    model = {"name": "ConvNet", "width": 4, "depth": 1, "normalization": "none"}
+    assert result.recipe["model"] == model
     assert result.recipe["method"]["name"] == "rcig"
     assert {"loss", "accuracy", "residual", "seconds", "rejected"} <= result.history.keys()
     assert all(len(series) == STEPS for series in result.history.values())

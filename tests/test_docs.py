@@ -29,8 +29,10 @@ _BRIEF = {
     "steps=100": "steps=4",
     "test, key=jr.key(1)": "test, key=jr.key(1), num_networks=1, steps=4",
 }
-LONG = {"docs/custom.md"}  # a minute or two: with the slow tests, which CI picks it from
-SHORTENED = {"README.md": _BRIEF, "docs/index.md": _BRIEF}
+_FEW_STEPS = {"width=32": "width=2, depth=1", '"steps": 100': '"steps": 2'}
+# A minute or two each: with the slow tests, which CI picks them from.
+LONG = {"docs/custom.md", "docs/tutorials/fashion-mnist.md"}
+SHORTENED = {"README.md": _BRIEF, "docs/index.md": _BRIEF, "docs/devices.md": _FEW_STEPS}
 
 
 # Every public name

@@ -43,7 +43,7 @@ def in_float64(problem):
         return jax.device_get(hypergradient(wide, DualCholesky()))
 
 
-@pytest.mark.parametrize("pool_steps", [0, 60])
+@pytest.mark.parametrize("pool_steps", [pytest.param(0, marks=pytest.mark.slow), 60])
 def test_one_image_per_class(pool_steps):
     """Eight preconditioned products a solve, and the route the library picks."""
     case = problem(1, pool_steps)
@@ -58,6 +58,7 @@ def test_one_image_per_class(pool_steps):
         np.testing.assert_allclose(result.value, exact.value, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_primal_route():
     """By conjugate gradients to the exact one; near it by the paper's 20 and 20 Adam steps."""
     case = problem(1, 60)

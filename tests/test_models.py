@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 
 from rcig_eqx import ConvNet, convnet_for, partition
-from rcig_eqx.models import average_pool, conv2d, count_parameters, softplus
+from rcig_eqx.models import average_pool, conv2d, count_parameters, max_pool, softplus
 
 
-def test_patches_equal_lax_convolution(monkeypatch):
+@pytest.mark.parametrize("options", [{"padding": 3}, {"padding": 1, "stride": 2}])
+def test_patches_equal_lax_convolution(options, monkeypatch):
     """Values, both Jacobian products and the second derivative that the hypergradient takes."""
     keys = jr.split(jr.key(0), 4)
     x, dx = jr.normal(keys[0], (2, 7, 6, 3)), jr.normal(keys[1], (2, 7, 6, 3))
     w, dw = jr.normal(keys[2], (3, 3, 3, 4)), jr.normal(keys[3], (3, 3, 3, 4))
 
     def everything(x, w):
-        f = lambda x, w: conv2d(x, w, padding=3) ** 2  # noqa: E731
+        f = lambda x, w: conv2d(x, w, **options) ** 2  # noqa: E731
         y, tangent = jax.jvp(f, (x, w), (dx, dw))
         second = jax.grad(lambda x: jnp.sum(jax.jvp(lambda w: f(x, w), (w,), (dw,))[1] ** 2))(x)
         return y, tangent, jax.grad(lambda w: jnp.sum(f(x, w) ** 2))(w), second
@@ -43,10 +44,15 @@ def test_softplus_and_its_derivatives():
     np.testing.assert_allclose(second, jax.nn.sigmoid(x) * jax.nn.sigmoid(-x), rtol=1e-5, atol=1e-7)
 
 
-def test_average_pool_drops_an_odd_edge():
+def test_pools_drop_an_odd_edge():
     x = jnp.arange(25.0).reshape(1, 5, 5, 1)
     expected = np.array([[3.0, 5.0], [13.0, 15.0]])
     np.testing.assert_array_equal(average_pool(x)[0, :, :, 0], expected)
+    np.testing.assert_array_equal(max_pool(x)[0, :, :, 0], expected + 3)
+    gradient = np.zeros((5, 5))
+    gradient[1:4:2, 1:4:2] = 1
+    summed = lambda x: max_pool(x).sum()  # noqa: E731
+    np.testing.assert_array_equal(jax.grad(summed)(x)[0, :, :, 0], gradient)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +107,7 @@ def test_lecun_normal_kernels_and_zero_biases():
     ]:
         np.testing.assert_allclose(float(kernel.std()), fan_in**-0.5, rtol=0.05)
         assert abs(float(kernel.mean())) < 0.1 * fan_in**-0.5
-    assert all(not block.bias.any() for block in model.blocks)
+    assert all(block.bias is not None and not block.bias.any() for block in model.blocks)
     assert not model.head.bias.any()
 
 

@@ -94,7 +94,9 @@ def test_the_draw_of_a_method_is_unbiased(setting, method):
     assert samples.std(0).min() > 0
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize(
+    "name", [n if n == "rcig" else pytest.param(n, marks=pytest.mark.slow) for n in FUNCTIONS]
+)
 def test_chunks_change_nothing(setting, name, monkeypatch):
     """Flipped, so that 10 images go in chunks of 3, of which the last has one."""
     model, coreset, images, targets = setting

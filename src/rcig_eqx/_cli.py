@@ -16,16 +16,19 @@ import jax.random as jr
 
 from . import methods
 from ._coreset import Initialization
-from ._distill import distill
+from ._distill import describe_model, distill
 from ._evaluate import evaluate, fresh_network
 from ._evaluation import Evaluation
 from ._export import check_place, export
 from ._files import write_atomically
 from ._plot import save_grid
+from ._pool import MakeModel
 from ._result import DistillResult, load_result
 from ._step import coreset_optimizer
 from .data import DataError, Dataset, load
-from .models import convnet_for
+from .models import network_for
+from .models._architectures import ARCHITECTURES
+from .models._normalize import NORMALIZATIONS
 
 try:
     from typer import Argument, Exit, Option, Typer, echo
@@ -33,9 +36,8 @@ except ImportError:
     sys.exit("The command line needs typer: pip install 'rcig-eqx[cli]'")
 
 
-_DISTILL, _EVALUATE, _CONVNET, _OPTIMIZER = (
-    inspect.signature(function).parameters
-    for function in (distill, evaluate, convnet_for, coreset_optimizer)
+_DISTILL, _EVALUATE, _OPTIMIZER = (
+    inspect.signature(function).parameters for function in (distill, evaluate, coreset_optimizer)
 )
 
 
@@ -63,8 +65,9 @@ def _root(
     """Distil image data sets into a few synthetic images a class."""
 
 
-Width = Annotated[int, Option(help="Filters of the ConvNet's first block.")]
-Depth = Annotated[int | None, Option(help="Blocks of the ConvNet.", show_default="by image size")]
+_ARCHITECTURE = f"The network: {', '.join(ARCHITECTURES)}."
+_NORMALIZATION = f"Its normalisation: {', '.join(NORMALIZATIONS)}."
+_WIDTH, _DEPTH = "Filters of the network's first block.", "Blocks of a convnet."
 Networks = Annotated[int, Option(min=1, help="Fresh networks to evaluate with.")]
 Seed = Annotated[int, Option(help="The same seed gives the same result.")]
 Directory = Annotated[
@@ -90,8 +93,12 @@ def _distill(
     batch_size: Annotated[
         int | None, Option(help="Real images a step.", show_default="64, or all of a smaller set")
     ] = None,
-    width: Width = _CONVNET["width"].default,
-    depth: Depth = None,
+    architecture: Annotated[str, Option(help=_ARCHITECTURE)] = "convnet",
+    normalization: Annotated[str, Option(help=_NORMALIZATION)] = "none",
+    width: Annotated[
+        int | None, Option(help=_WIDTH, show_default="128; 64 of resnet18 and vgg11")
+    ] = None,
+    depth: Annotated[int | None, Option(help=_DEPTH, show_default="by image size")] = None,
     method: Annotated[
         Literal["rcig", "rcig_paper", "frepo", "rig", "cig", "vig", "random_subset"] | None,
         Option(
@@ -152,6 +159,15 @@ def _distill(
             )
     optimizer = coreset_optimizer(learning_rate)
     train = load(dataset, "train", directory=directory)
+    make_model = network_for(
+        architecture,
+        train.image_shape,
+        train.num_classes,
+        width=width,
+        depth=depth,
+        normalization=normalization,
+    )
+    describe_model(make_model)  # raises for one that cannot be made, before a folder is
     test = load_test(dataset, directory) if evaluate_ else None
     if resume and file.exists() and not any(checkpoints.glob("*.safetensors")):
         raise FileNotFoundError(
@@ -175,7 +191,7 @@ def _distill(
             images_per_class=images_per_class,
             key=jr.key(seed),
             method=method and getattr(methods, method)(),
-            model=convnet_for(train.image_shape, train.num_classes, width=width, depth=depth),
+            model=make_model,
             optimizer=optimizer,
             steps=steps,
             batch_size=batch_size,
@@ -193,7 +209,11 @@ def _distill(
             earlier.rename(checkpoints)
         raise
     except KeyboardInterrupt:
-        echo("Stopped at once: what the last checkpoint holds, --resume goes on with.", err=True)
+        kept = any(checkpoints.glob("*.safetensors"))
+        then = (
+            "--resume goes on from the last checkpoint." if kept else "nothing was there to keep."
+        )
+        echo(f"Stopped at once: {then}", err=True)
         raise Exit(130) from None
     shutil.rmtree(earlier, ignore_errors=True)
     recipe = result.recipe | {"dataset": dataset, "seed": seed, "learning_rate": learning_rate}
@@ -214,7 +234,8 @@ def _distill(
         echo_paths(written)
         raise Exit(130)
     if test is not None:
-        say(f"Evaluating on {len(test):,} test images with {networks} fresh networks.")
+        fresh = say_networks(fresh_network(result), networks)
+        say(f"Evaluating on {len(test):,} test images with {fresh}.")
         try:
             report = evaluate(
                 result,
@@ -258,16 +279,14 @@ def _evaluate(
             show_default="by the set's size",
         ),
     ] = None,
-    width: Annotated[
-        int | None,
-        Option(
-            help="Filters of the ConvNet's first block.",
-            show_default="as distilled",
-        ),
+    architecture: Annotated[
+        str | None, Option(help=_ARCHITECTURE, show_default="as distilled")
     ] = None,
-    depth: Annotated[
-        int | None, Option(help="Blocks of the ConvNet.", show_default="as distilled")
+    normalization: Annotated[
+        str | None, Option(help=_NORMALIZATION, show_default="as distilled")
     ] = None,
+    width: Annotated[int | None, Option(help=_WIDTH, show_default="as distilled")] = None,
+    depth: Annotated[int | None, Option(help=_DEPTH, show_default="as distilled")] = None,
     seed: Seed = 0,
     directory: Directory = None,
     json_: Annotated[
@@ -283,13 +302,16 @@ def _evaluate(
         raise ValueError(f"{data} has no test split: name other images with --data.")
     if json_:
         check_writable(json_.parent)
+    model = fresh_network(
+        result, architecture=architecture, normalization=normalization, width=width, depth=depth
+    )
     if not quiet:
-        echo(f"Evaluating on {len(test):,} images of {data} with {networks} fresh networks.")
+        echo(f"Evaluating on {len(test):,} images of {data} with {say_networks(model, networks)}.")
     report = evaluate(
         result,
         test,
         key=evaluation_key(seed),
-        model=fresh_network(result, width=width, depth=depth),
+        model=model,
         num_networks=networks,
         steps=steps,
         progress=not quiet,
@@ -337,7 +359,8 @@ def _export(
         report = read_report(known, result)
     elif test is not None:
         if not quiet:
-            echo(f"Evaluating on {len(test):,} images of {data} with {networks} fresh networks.")
+            fresh = say_networks(fresh_network(result), networks)
+            echo(f"Evaluating on {len(test):,} images of {data} with {fresh}.")
         key = evaluation_key(seed)
         report = evaluate(
             result, test, key=key, num_networks=networks, steps=steps, progress=not quiet
@@ -345,6 +368,14 @@ def _export(
     elif not quiet:
         echo(f"{data} has no test split: the card states no accuracy.")
     echo_paths([export(result, folder, evaluation=report, overwrite=overwrite)])
+
+
+def say_networks(make_model: MakeModel, networks: int) -> str:
+    """How many networks of which kind."""
+    kind = describe_model(make_model)
+    normalization = kind.get("normalization", "none")
+    normalized = "without" if normalization == "none" else normalization
+    return f"{networks} fresh networks ({kind['name']}, {normalized} normalisation)"
 
 
 def test_images(
@@ -425,6 +456,17 @@ def echo_paths(paths: list[Path]) -> None:
     echo("Wrote " + "\n      ".join(map(str, paths)))
 
 
+# What errors of the library call arguments that are options here.
+_OPTIONS = {
+    "resume=True": "--resume",
+    "overwrite=True": "--overwrite",
+    "checkpoint_dir": "--out",
+    "images_per_class": "--images-per-class",
+    "batch_size": "--batch-size",
+    "directory=": "--directory ",
+}
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Errors of the library end it with one line and exit code 2."""
     try:
@@ -434,5 +476,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError, ImportError) as error:
         notes = getattr(error, "__notes__", [])
         message = re.sub(r"^\[Errno \d+\] ", "", " ".join([str(error), *notes]))
+        for python, option in _OPTIONS.items():
+            message = message.replace(python, option)
         echo(f"Error: {' '.join(message.split())}", err=True)
         sys.exit(2)

@@ -58,7 +58,8 @@ from .data import (
 )
 from .methods import AbstractMethod, default_method
 from .methods._method import has_closed_form
-from .models import AbstractNetwork, ConvNet, Network, convnet_for
+from .models import AbstractNetwork, Network, convnet_for, describe_network
+from .models._architectures import is_ready
 from .models._network import check_independent
 
 Train = Dataset | ImageFolder | grain.MapDataset[Any] | tuple[Any, Any]
@@ -197,6 +198,11 @@ def distill(
 
     baseline = real_coreset(seen, images_per_class, preprocess, flip=flip, key=coreset_key)
     start = starting_coreset(given, baseline, key=noise_key)
+    model = model or convnet_for(seen.image_shape, seen.num_classes)
+    check_model(model, baseline)
+    decoded = check_parameterization(parameterization, start) if parameterization else start
+    if method is not None:
+        check_losses(method, decoded, batch_size)
     checkpoints, found = None, None
     if checkpoint_dir is not None:
         checkpoints = CheckpointFolder(
@@ -206,15 +212,12 @@ def distill(
     asked_first = found[0]["steps"] if found else steps
     recipe = Recipe(
         method or default_method(asked_first),
-        model or convnet_for(seen.image_shape, seen.num_classes),
+        model,
         optimizer or coreset_optimizer(),
         pool or PoolSchedule(),
         average or growing_average(),
         parameterization,
     )
-    decoded = check_parameterization(parameterization, start) if parameterization else start
-    check_model(recipe.make_model, baseline)
-    check_losses(recipe.method, decoded, batch_size)
     fold = has_closed_form(recipe.method) if fold is None else fold
     settings = {
         "dataset": seen.name,
@@ -267,6 +270,8 @@ def distill(
     first, state = int(state.step), place(state, mesh) if mesh else state
     batches = _batches(train, seen, preprocess, mesh, batch_size, seed, first, workers)
     with ProgressBar(enabled=progress and leads(mesh)) as bar:
+        if resume and found is None:
+            bar.note(f"No checkpoint in {checkpoint_dir} yet: starting at the beginning.")
         loop = Loop(batches, steps, result, callbacks, bar, checkpoints, card, mesh, batch_size)
         state, history = loop.run(state, history)
     return result(state, history)
@@ -375,7 +380,7 @@ def check_model(make_model: MakeModel, coreset: Coreset) -> None:
             f"The network does not take images {coreset.images.shape[1:]}: build it for their "
             f"size and channels. It says: {str(error).splitlines()[0]}"
         ) from error
-    if not isinstance(model, ConvNet | Network):
+    if not (is_ready(model) or isinstance(model, Network)):
         check_independent(make_model(jr.key(0)), coreset.images[0])
     if outputs.shape != coreset.labels.shape:
         raise ValueError(
@@ -416,17 +421,14 @@ def check_losses(method: AbstractMethod, coreset: Coreset, batch_size: int) -> N
             value = eqx.filter_eval_shape(loss, *arguments)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name} cannot be called ({error}): {wanted}.") from error
-        if getattr(value, "shape", None) != ():
-            raise ValueError(f"{name} returned {value}, not one number: {wanted} that does.")
+        if (shape := getattr(value, "shape", None)) != ():
+            what = type(value).__name__ if shape is None else f"an array {shape}"
+            raise ValueError(f"{name} returned {what}, not one number: {wanted} that does.")
 
 
 def describe_model(make_model: MakeModel) -> dict[str, Any]:
-    """A network in plain values, enough to build a `ConvNet` again."""
-    model = eqx.filter_eval_shape(make_model, jr.key(0))
-    if not isinstance(model, ConvNet):
-        return {"name": type(model).__name__}
-    width = model.blocks[0].kernel.shape[-1]
-    return {"name": "ConvNet", "width": width, "depth": len(model.blocks)}
+    """A network in plain values, enough to build a ready one again."""
+    return describe_network(eqx.filter_eval_shape(make_model, jr.key(0)))
 
 
 def describe(strategy: eqx.Module) -> dict[str, Any]:

@@ -22,7 +22,14 @@ from ._pool import MakeModel
 from ._result import DistillResult
 from ._types import PyTree
 from .data import Dataset, ImageFolder, apply_in_chunks
-from .models import AbstractNetwork, ConvNet, convnet_for
+from .models import AbstractNetwork, ConvNet, network_for, split_parameters
+from .models._architectures import (
+    ARCHITECTURES,
+    architecture_name,
+    describe_network,
+    is_ready,
+)
+from .models._training import running_rate, training_outputs
 
 _TEST_BATCH = 500
 
@@ -56,8 +63,9 @@ def evaluate(
       budget, or a `Coreset` that carries its preprocessing.
     - `test`: raw test images with labels, in any form `distill` takes in memory.
     - `key`: source of the fresh networks.
-    - `model`: a function from a key to a network. If `None`, a `ConvNet` with ReLU, of the width
-      and depth the set was distilled with where that is known, else of the paper's.
+    - `model`: a function from a key to a network. If `None`, the ready network that the set was
+      distilled with, its normalisation included, with ReLU; where that is not known, or it is one
+      of your own, the paper's `ConvNet`.
     - `num_networks`: fresh networks, one random seed each.
     - `steps`, `learning_rate`, `batch_size`: of Adam, as in
       [`train_network`][rcig_eqx.train_network]; 1000 steps for up to ten distilled images and
@@ -119,22 +127,38 @@ def evaluate(
 
 
 def fresh_network(
-    distilled: DistillResult | Coreset, *, width: int | None = None, depth: int | None = None
+    distilled: DistillResult | Coreset,
+    *,
+    architecture: str | None = None,
+    normalization: str | None = None,
+    width: int | None = None,
+    depth: int | None = None,
 ) -> MakeModel:
-    """A ReLU `ConvNet` for a distilled set, in the size given, else as distilled, else the paper's.
+    """A ready network with ReLU for a distilled set: as distilled, but for what is given here.
 
-    The size a set was distilled with is in the recipe of a `DistillResult`.
+    The network a set was distilled with is in the recipe of a `DistillResult`; where it is not
+    known, or none of the ready ones, it is the paper's `ConvNet`. Another architecture has its
+    usual size, and the normalisation distilled with; `normalization="none"` leaves that out.
     """
     is_result = isinstance(distilled, DistillResult)
     coreset = distilled.coreset if is_result else distilled
-    known = distilled.recipe.get("model", {}) if is_result else {}
-    size = {"width": width or known.get("width"), "depth": depth or known.get("depth")}
+    known = dict(distilled.recipe.get("model", {})) if is_result else {}
+    name = str(known.get("name")).lower()
+    if name not in ARCHITECTURES:
+        name, known = "convnet", {k: known[k] for k in ("width", "depth") if k in known}
+    wanted = architecture_name(architecture or name)
+    if wanted != name:
+        known = {"normalization": known.get("normalization")}
     _, height, width_px, channels = coreset.images.shape
-    return convnet_for(
+    return network_for(
+        wanted,
         (height, width_px, channels),
         coreset.num_classes,
+        width=width or known.get("width"),
+        depth=depth or known.get("depth"),
+        growth=known.get("growth"),
+        normalization=normalization or known.get("normalization"),
         softplus=None,
-        **{name: value for name, value in size.items() if value},
     )
 
 
@@ -237,20 +261,23 @@ def training_recipe(
 ) -> dict[str, Any]:
     """What [`train_network`][rcig_eqx.train_network] does to a fresh network, in plain values.
 
-    For a `ConvNet` it is enough to build and train it without this library; of any other network,
-    and of a loss of one's own, it has the name alone.
+    For a `ConvNet` without normalisation it is enough to build and train it without this library;
+    of another ready network it has the name and options, of one's own, and of a loss of one's own,
+    the name alone.
     """
     network = eqx.filter_eval_shape(model, jr.key(0))
-    layout: dict[str, Any] = {"name": type(network).__name__}
+    layout = describe_network(network)
+    if is_ready(network):
+        beta = network.softplus
+        layout["activation"] = "relu" if beta is None else f"softplus({beta} x) / {beta}"
     if isinstance(network, ConvNet):
-        beta = network.blocks[0].softplus
+        normalized = layout["normalization"] != "none"
+        filters = f"width * {layout.get('growth', 2)}^i"
         layout |= {
-            "width": network.blocks[0].kernel.shape[-1],
-            "depth": len(network.blocks),
             "padding": [block.padding for block in network.blocks],
-            "activation": "relu" if beta is None else f"softplus({beta} x) / {beta}",
-            "blocks": "convolution 3x3 of width * 2^i filters with bias, stride 1, zero-padded by "
-            "padding[i]; activation; mean over 2x2, stride 2, an odd last row or column dropped",
+            "blocks": f"convolution 3x3 of {filters} filters with bias, stride 1, zero-padded by "
+            f"padding[i]; {'normalization; ' if normalized else ''}activation; mean over 2x2, "
+            "stride 2, an odd last row or column dropped",
             "head": "features flattened in the order h, w, c; one linear layer with bias",
             "initialization": "kernels: normal of standard deviation s, cut off at 2 s, where s is "
             "1 / sqrt(inputs of a unit) / 0.87962566; biases: 0",
@@ -288,26 +315,37 @@ def train_network(
     """Train one network on a distilled set by the paper's protocol (appendix C).
 
     Adam on the mean-squared error against the learned labels, or another `loss`, the whole set
-    every step, or a random `batch_size` of it where it is larger. Jittable.
+    every step, or a random `batch_size` of it where it is larger. Batch normalisation is by the
+    images of a step; what it stores, a tenth of it renewed by each, is what the network that is
+    returned normalises by. Jittable.
     """
     optimizer = optax.adam(evaluation_schedule(steps, learning_rate))
-    parameters, static = eqx.partition(model, eqx.is_inexact_array)
+    parameters, rest = split_parameters(model)
+    stored, static = eqx.partition(rest, eqx.is_array)
 
-    def loss_of(parameters: PyTree, images: Array, labels: Array) -> Array:
-        return loss(eqx.combine(parameters, static)(images), labels)
+    def loss_of(
+        parameters: PyTree, stored: PyTree, rate: Scalar, images: Array, labels: Array
+    ) -> tuple[Array, PyTree]:
+        network = eqx.combine(parameters, stored, static)
+        outputs, network = training_outputs(network, images, rate=rate)
+        return loss(outputs, labels), eqx.filter(split_parameters(network)[1], eqx.is_array)
 
-    def step(carry, key):
-        parameters, opt_state = carry
+    def step(carry, number_and_key):
+        parameters, stored, opt_state = carry
+        number, key = number_and_key
         batch = (images, labels)
         if len(images) > batch_size:
             chosen = jr.choice(key, len(images), (batch_size,), replace=False)
             batch = (images[chosen], labels[chosen])
-        updates, opt_state = optimizer.update(jax.grad(loss_of)(parameters, *batch), opt_state)
-        return (optax.apply_updates(parameters, updates), opt_state), None
+        rate = running_rate(number)
+        gradient, stored = jax.grad(loss_of, has_aux=True)(parameters, stored, rate, *batch)
+        updates, opt_state = optimizer.update(gradient, opt_state)
+        return (optax.apply_updates(parameters, updates), stored, opt_state), None
 
-    start = (parameters, optimizer.init(parameters))
-    (parameters, _), _ = jax.lax.scan(step, start, jr.split(key, steps))
-    return eqx.combine(parameters, static)  # pyright: ignore[reportReturnType]
+    start = (parameters, stored, optimizer.init(parameters))
+    numbered = (jnp.arange(steps), jr.split(key, steps))
+    (parameters, stored, _), _ = jax.lax.scan(step, start, numbered)
+    return eqx.combine(parameters, stored, static)  # pyright: ignore[reportReturnType]
 
 
 def correct(

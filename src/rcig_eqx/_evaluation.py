@@ -40,12 +40,16 @@ class Evaluation:
         """Sample standard deviation over the networks; 0 for one network."""
         return float(self.accuracies.std(ddof=1)) if len(self.accuracies) > 1 else 0.0
 
+    @property
+    def _summary(self) -> str:
+        return f"{self.mean:.2%}" + (f" ± {self.std:.2%}" if len(self.accuracies) > 1 else "")
+
     def __str__(self) -> str:
-        text = f"{self.mean:.2%} ± {self.std:.2%}"
-        lines = [f"distilled set   {text}   ({len(self.accuracies)} networks, {self.steps} steps)"]
+        count = len(self.accuracies)
+        budget = f"{count} network{'s' * (count > 1)}, {self.steps} steps"
+        lines = [f"distilled set   {self._summary}   ({budget})"]
         if self.baseline:
-            base = self.baseline
-            lines.append(f"random real     {base.mean:.2%} ± {base.std:.2%}   (same budget)")
+            lines.append(f"random real     {self.baseline._summary}   (same budget)")
         width = max(map(len, self.class_names))
         for c, name in enumerate(self.class_names):
             row = f"  {name:<{width}}  {self.per_class[:, c].mean():7.2%}"

@@ -17,7 +17,6 @@ from ._bilevel import (
     check_solver,
     outcome,
     solve_adjoint,
-    solve_stats as solve_stats,
     solver_options,
     split,
 )

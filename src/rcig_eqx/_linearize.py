@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from ._subsample import in_chunks
 from ._types import PyTree
-from .models import AbstractNetwork
+from .models import AbstractNetwork, split_parameters
 from .models._network import check_whole
 
 
@@ -43,14 +43,14 @@ def linearize(model: AbstractNetwork, images: Float[Array, "n h w c"]) -> Linear
 
     *Centred*: the displacement (θ_B, θ_F) starts at zero and the network's own output at θ⁰ is
     not added (paper, section 3.2). Body and head displacement are one pytree, shaped like the
-    network's inexact arrays; [`partition`][rcig_eqx.models.partition] splits it. h is the
-    features at θ⁰: it does not move with θ_B.
+    network's parameters; [`partition`][rcig_eqx.models.partition] splits it. h is the features at
+    θ⁰: it does not move with θ_B. Stored statistics are constants of f_lin.
 
     **Returns:** a `Linearization` with the features `[n features]` and the products with J
     (one tangent pass) and with Jᵀ (one transpose pass).
     """
     check_whole(model)
-    parameters, static = eqx.partition(model, eqx.is_inexact_array)
+    parameters, static = split_parameters(model)
 
     def outputs(parameters: PyTree) -> tuple[Array, Array]:
         network = eqx.combine(parameters, static)

@@ -99,15 +99,18 @@ class Loop:
                     stop = [callback(report) for callback in self.callbacks]
                     if agreed(any(stop) or interrupted()) or _rejected_lately(history):
                         break
-                    if self.checkpoints and self.checkpoints.due and save():
-                        saved = number
+                    if self.checkpoints and self.checkpoints.due:
+                        flush()
+                        saved = number if save() else saved
             except (Exception, SystemExit) as error:
                 if int(state.step) > first and (path := save()):
                     error.add_note(f"The run up to here is in {path}: resume=True continues it.")
                 raise
-            if number > saved:
-                save()
-            flush()
+            try:
+                flush()
+            finally:
+                if number > saved:
+                    save()
             if interrupted() and number < self.steps:
                 self.bar.note(f"Stopped by a signal after step {number:,} of {self.steps:,}.")
         if leads(self.mesh):

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Scalar
 
 from ._devices import NETWORK, split
 from ._hypergradient import Hypergradient
 from ._subsample import in_chunks
 from ._types import PyTree
-from .models import AbstractNetwork
+from .models import AbstractNetwork, split_parameters
+from .models._training import has_statistics, running_rate, training_outputs
 
 T = TypeVar("T")
 MakeModel = Callable[[PRNGKeyArray], AbstractNetwork]
@@ -77,7 +78,7 @@ class Member(eqx.Module):
 def new_member(make_model: MakeModel, schedule: PoolSchedule, *, key: PRNGKeyArray) -> Member:
     """A freshly initialised network."""
     model = make_model(key)
-    opt_state = schedule.optimizer().init(eqx.filter(model, eqx.is_inexact_array))
+    opt_state = schedule.optimizer().init(split_parameters(model)[0])
     return Member(model, opt_state, jnp.zeros((), jnp.int32))
 
 
@@ -155,21 +156,34 @@ def train_member(
     steps: Int[Array, ""] | int,
     schedule: PoolSchedule,
 ) -> Member:
-    """Train a network on the distilled set for `steps` full-batch steps (Algorithm 1)."""
+    """Train a network on the distilled set for `steps` full-batch steps (Algorithm 1).
+
+    One that normalises by batches takes the set as one batch, without chunks.
+    """
     optimizer = schedule.optimizer()
-    parameters, static = eqx.partition(member.model, eqx.is_inexact_array)
+    whole = has_statistics(member.model)
+    parameters, rest = split_parameters(member.model)
+    stored, static = eqx.partition(rest, eqx.is_array)
 
-    def loss(parameters: PyTree) -> Array:
-        errors = in_chunks(eqx.combine(parameters, static), images) - labels
-        return jnp.mean(jnp.sum(errors**2, axis=-1))
+    def loss(parameters: PyTree, stored: PyTree, rate: Scalar) -> tuple[Array, PyTree]:
+        model = eqx.combine(parameters, stored, static)
+        if whole:
+            outputs, model = training_outputs(model, images, rate=rate)
+        else:
+            outputs = in_chunks(model, images)
+        value = jnp.mean(jnp.sum((outputs - labels) ** 2, axis=-1))
+        return value, eqx.filter(split_parameters(model)[1], eqx.is_array)
 
-    def step(_, carry):
-        parameters, opt_state = carry
-        updates, opt_state = optimizer.update(jax.grad(loss)(parameters), opt_state)
-        return optax.apply_updates(parameters, updates), opt_state
+    def step(i, carry):
+        parameters, stored, opt_state = carry
+        rate = running_rate(member.age + i)
+        gradient, stored = jax.grad(loss, has_aux=True)(parameters, stored, rate)
+        updates, opt_state = optimizer.update(gradient, opt_state)
+        return optax.apply_updates(parameters, updates), stored, opt_state
 
-    parameters, opt_state = jax.lax.fori_loop(0, steps, step, (parameters, member.opt_state))
-    return Member(eqx.combine(parameters, static), opt_state, member.age + steps)
+    start = (parameters, stored, member.opt_state)
+    parameters, stored, opt_state = jax.lax.fori_loop(0, steps, step, start)
+    return Member(eqx.combine(parameters, stored, static), opt_state, member.age + steps)
 
 
 def visit(

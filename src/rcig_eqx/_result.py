@@ -40,6 +40,14 @@ class DistillResult:
     history: dict[str, np.ndarray]
     psi: PyTree = None
 
+    def __repr__(self) -> str:
+        images, recipe = self.coreset.images, self.recipe
+        return (
+            f"DistillResult({len(images)} images {tuple(images.shape[1:])} of "
+            f"{len(self.class_names)} classes, {recipe['steps_done']} of {recipe['steps']} steps "
+            f"on {recipe.get('dataset')})"
+        )
+
     @property
     def interrupted(self) -> bool:
         """Whether the run was stopped before its last step."""

@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray, Scalar
 
 from ._backend import compiler_options
-from ._coreset import AbstractParameterization, Coreset
+from ._coreset import AbstractParameterization, Coreset, growing_average
 from ._devices import replicate
 from ._faults import all_finite, diagnose, next_raises, raise_l2
 from ._hypergradient import Hypergradient
@@ -30,6 +30,35 @@ from ._pool import (
 )
 from ._types import PyTree
 from .methods import AbstractAdaptiveMethod, AbstractMethod
+from .models import AbstractNetwork, with_statistics
+
+
+@functools.cache  # the same strategy object twice is compiled once
+def coreset_optimizer(
+    learning_rate: optax.ScalarOrSchedule = 0.03,
+    temperature_learning_rate: optax.ScalarOrSchedule = 0.03,
+) -> optax.GradientTransformation:
+    """AdaBelief, with one rate for images and labels and one for log τ (paper, appendix C).
+
+    The paper's rates are 0.003 and 0.03; the default's tenfold larger first one goes further in
+    short runs. Either may be an optax schedule. A parameterisation's ψ that is no `Coreset` takes
+    the first throughout.
+    """
+    for rate in (learning_rate, temperature_learning_rate):
+        if isinstance(rate, int | float) and rate <= 0:
+            raise ValueError(f"A learning rate of {rate} learns nothing: make it positive.")
+    where = lambda c: (c.images, c.labels, c.log_temperature)  # noqa: E731
+    return optax.partition(
+        {
+            "data": optax.adabelief(learning_rate),
+            "temperature": optax.adabelief(temperature_learning_rate),
+        },
+        lambda psi: (
+            eqx.tree_at(where, psi, ("data", "data", "temperature"))
+            if isinstance(psi, Coreset)
+            else jax.tree.map(lambda _: "data", psi)
+        ),
+    )
 
 
 class Recipe(eqx.Module):
@@ -45,9 +74,9 @@ class Recipe(eqx.Module):
 
     method: AbstractMethod
     make_model: MakeModel
-    optimizer: optax.GradientTransformation
-    schedule: PoolSchedule
-    average: Callable[[Array], Array]
+    optimizer: optax.GradientTransformation = coreset_optimizer()
+    schedule: PoolSchedule = PoolSchedule()
+    average: Callable[[Array], Array] = eqx.field(default_factory=growing_average)
     parameterization: AbstractParameterization | None = None
 
     def encode(self, coreset: Coreset) -> PyTree:
@@ -90,34 +119,6 @@ class State(eqx.Module):
     recipe: Recipe
 
 
-@functools.cache  # the same strategy object twice is compiled once
-def coreset_optimizer(
-    learning_rate: optax.ScalarOrSchedule = 0.03,
-    temperature_learning_rate: optax.ScalarOrSchedule = 0.03,
-) -> optax.GradientTransformation:
-    """AdaBelief, with one rate for images and labels and one for log τ (paper, appendix C).
-
-    The paper's rates are 0.003 and 0.03; the default's tenfold larger first one goes further in
-    short runs. Either may be an optax schedule. A parameterisation's ψ that is no `Coreset` takes
-    the first throughout.
-    """
-    for rate in (learning_rate, temperature_learning_rate):
-        if isinstance(rate, int | float) and rate <= 0:
-            raise ValueError(f"A learning rate of {rate} learns nothing: make it positive.")
-    where = lambda c: (c.images, c.labels, c.log_temperature)  # noqa: E731
-    return optax.partition(
-        {
-            "data": optax.adabelief(learning_rate),
-            "temperature": optax.adabelief(temperature_learning_rate),
-        },
-        lambda psi: (
-            eqx.tree_at(where, psi, ("data", "data", "temperature"))
-            if isinstance(psi, Coreset)
-            else jax.tree.map(lambda _: "data", psi)
-        ),
-    )
-
-
 def init(coreset: Coreset, recipe: Recipe, *, key: PRNGKeyArray) -> State:
     """The state before the first step: a pool of fresh networks around a starting ψ."""
     pool_key, run_key = jr.split(key)
@@ -152,7 +153,7 @@ def tune(state: State, batch: tuple[Float[Array, "b h w c"], Integer[Array, " b"
     if state.recipe.schedule.networks_per_step > 1:
         member = get_member(member, jnp.zeros((), jnp.int32))
     coreset = state.recipe.decode(state.coreset)
-    tuned = method.tune(member.model, coreset, images, targets)
+    tuned = method.tune(on_set(member.model, coreset), coreset, images, targets)
     return replicate(eqx.tree_at(lambda s: s.recipe.method, state, tuned))
 
 
@@ -174,13 +175,23 @@ def _draw(state: State, batch: tuple[Array, Array]):
     return index, get_member(state.pool, index), keys, images, targets
 
 
+def on_set(model: AbstractNetwork, coreset: Coreset) -> AbstractNetwork:
+    """The network with the statistics that it has on the distilled set as it is now.
+
+    What it has stored is of an earlier set, and of a fresh network of none.
+    """
+    return with_statistics(model, coreset.support()[0])
+
+
 def step(
     state: State, batch: tuple[Float[Array, "b h w c"], Integer[Array, " b"]]
 ) -> tuple[State, dict[str, Array]]:
     """One iteration of Algorithm 1. Pure and jittable (`equinox.filter_jit`).
 
     Draws a network from the pool, moves ψ along the method's hypergradient on the outer batch,
-    averages it, then trains that network on the new ψ. A step whose hypergradient or update is
+    averages it, then trains that network on the new ψ. A network that normalises by batches is
+    differentiated at its statistics on ψ, held fixed, and trained with those of each training
+    step. A step whose hypergradient or update is
     not finite is rejected: ψ and its optimiser stay, the network that gave it is replaced, and
     the method's λ is ten times larger in the next step, up to 10⁴ times; every accepted step takes
     one such raise back. Of several networks a step (`PoolSchedule.networks_per_step`) the
@@ -199,7 +210,8 @@ def step(
     method = raise_l2(recipe.method, state.raises, decoded.labels.dtype)
 
     def at(member: Member, key: PRNGKeyArray) -> tuple[Hypergradient, Bool[Array, ""]]:
-        result = method.hypergradient(member.model, decoded, images, targets, key=key)
+        model = on_set(member.model, decoded)
+        result = method.hypergradient(model, decoded, images, targets, key=key)
         return result, all_finite((result.value, result.gradient))
 
     each, sound = each_network(at, member, recipe.schedule, key=key)
@@ -228,7 +240,8 @@ def step(
 
     def explained() -> tuple[Int[Array, ""], Scalar]:
         one = get_member((member, each), worst) if several else (member, each)
-        cause, condition = diagnose(method, one[0].model, decoded, images, one[1])
+        model = on_set(one[0].model, decoded)
+        cause, condition = diagnose(method, model, decoded, images, one[1])
         return cause, condition.astype(result.value.dtype)
 
     worst = jnp.argmin(sound)  # the first network to give no finite hypergradient, if one did

@@ -13,8 +13,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from .._backend import IMAGES_AT_ONCE, full_precision
+from .._bilevel import solve_stats
 from .._coreset import Coreset
-from .._hypergradient import Hypergradient, solve_stats
+from .._hypergradient import Hypergradient
 from .._linearize import Linearization, linearize
 from .._losses import SQUARED_ERROR, InnerLoss, platt_loss
 from .._subsample import partial_vjp

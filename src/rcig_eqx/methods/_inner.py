@@ -12,7 +12,7 @@ from .._linearize import Linearization, linearize
 from .._losses import SQUARED_ERROR, InnerLoss, squared_norm
 from .._ridge import ridge_head
 from .._subsample import in_chunks
-from ..models import AbstractNetwork, partition
+from ..models import AbstractNetwork, partition, split_parameters
 from ._method import check_quadratic, is_quadratic
 
 # What a network makes of some images before its head: features and offset, its predictions being
@@ -65,7 +65,7 @@ class InnerProblem(eqx.Module):
 
     def start(self) -> PyTree:
         """The inner variable before the first step."""
-        theta = self.restrict(eqx.filter(self.model, eqx.is_inexact_array))
+        theta = self.restrict(split_parameters(self.model)[0])
         return zeros(theta) if self.linearized else theta
 
     def restrict(self, parameters: AbstractNetwork) -> PyTree:
@@ -75,7 +75,7 @@ class InnerProblem(eqx.Module):
 
     def pad(self, theta: PyTree) -> AbstractNetwork:
         """The inner variable as a network's parameters, the head's zero if it has none."""
-        _, head = partition(eqx.filter(self.model, eqx.is_inexact_array))
+        _, head = partition(split_parameters(self.model)[0])
         return eqx.combine(theta[0], zeros(head) if theta[1] is None else theta[1])
 
     def expand(self, images: Float[Array, "n h w c"]) -> Expansion:

@@ -1,11 +1,14 @@
 """Networks as Equinox modules with a body and a head."""
 
-from ._conv import average_pool as average_pool, conv2d as conv2d, softplus as softplus
-from ._convnet import (
-    ConvBlock as ConvBlock,
-    ConvNet as ConvNet,
-    convnet_for as convnet_for,
+from ._architectures import describe_network as describe_network, network_for as network_for
+from ._blocks import ConvBlock as ConvBlock
+from ._conv import (
+    average_pool as average_pool,
+    conv2d as conv2d,
+    max_pool as max_pool,
+    softplus as softplus,
 )
+from ._convnet import ConvNet as ConvNet, convnet_for as convnet_for
 from ._network import (
     AbstractNetwork as AbstractNetwork,
     Head as Head,
@@ -13,6 +16,15 @@ from ._network import (
     count_parameters as count_parameters,
     partition as partition,
     split_network as split_network,
+    split_parameters as split_parameters,
+)
+from ._normalize import Normalize as Normalize, Statistics as Statistics
+from ._plain import VGG11 as VGG11, AlexNet as AlexNet
+from ._resnet import ResNet18 as ResNet18
+from ._training import (
+    AbstractBatchNetwork as AbstractBatchNetwork,
+    training_outputs as training_outputs,
+    with_statistics as with_statistics,
 )
 
 # So that help() lists them.

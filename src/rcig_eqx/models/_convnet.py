@@ -1,56 +1,26 @@
 """The convolutional network of dataset distillation."""
 
+import math
 from typing import Literal
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
-from ._conv import average_pool, conv2d, softplus
-from ._network import AbstractNetwork, Head
-
-
-class ConvBlock(eqx.Module):
-    """3×3 convolution, activation, 2×2 average pool."""
-
-    kernel: Float[Array, "3 3 in_channels out_channels"]
-    bias: Float[Array, " out_channels"]
-    padding: int = eqx.field(static=True)
-    softplus: float | None = eqx.field(static=True)
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        padding: int,
-        softplus: float | None,
-        dtype: DTypeLike,
-        key: PRNGKeyArray,
-    ):
-        shape = (3, 3, in_channels, out_channels)
-        self.kernel = jax.nn.initializers.lecun_normal()(key, shape, dtype)
-        self.bias = jnp.zeros(out_channels, dtype)
-        self.padding = padding
-        self.softplus = softplus
-
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 o"]:
-        """Half the height and width, `out_channels` channels."""
-        x = conv2d(x, self.kernel, padding=self.padding) + self.bias[None, None, None]
-        beta = self.softplus
-        x = jax.nn.relu(x) if beta is None else softplus(beta * x) / beta
-        return average_pool(x)
+from ._blocks import AbstractBlockNetwork, ConvBlock, check_options, conv_block, pair
+from ._network import Head
+from ._normalize import check_normalization
 
 
-class ConvNet(AbstractNetwork):
+class ConvNet(AbstractBlockNetwork):
     """`depth` blocks of convolution, activation and pooling, then one linear layer.
 
-    The filters double from block to block: `width`, `2 width`, `4 width`, … (paper, appendix C).
-    With one input channel the first convolution pads by 3 instead of 1, so that 28×28 images
-    become 32×32. Kernels start LeCun-normal, biases at zero.
+    The filters double from block to block: `width`, `2 width`, `4 width`, … (paper, appendix C);
+    with `growth=1` they stay `width`, which with `normalization="instance"` is the other common
+    form (Zhao and Bilen). With one input channel the first convolution pads by 3 instead of 1, so
+    that 28×28 images become 32×32. Kernels start LeCun-normal, biases at zero.
 
     **Arguments:**
 
@@ -59,15 +29,19 @@ class ConvNet(AbstractNetwork):
     - `num_classes`: outputs of the head.
     - `width`: filters of the first block. The paper's is 128.
     - `depth`: number of blocks. The paper takes 3, 4 and 5 for 28–32, 64 and 128 pixels.
-    - `normalization`: `None`, the only one so far and the paper's default.
+    - `normalization`: `"batch"`, `"instance"`, `"layer"` or `"group"`, between convolution and
+      activation, as [`Normalize`][rcig_eqx.models.Normalize] has them; `"none"` or `None`, the
+      paper's default, for none.
     - `softplus`: the inverse temperature β of softplus(βx)/β, which the paper distils with at
       depth 3 (β = 60); `None` for ReLU, which it evaluates with.
+    - `growth`: how many times as many filters each block has as the one before.
     - `dtype`: of the parameters, whether or not JAX has 64-bit numbers switched on.
     - `key`: source of the random kernels.
     """
 
     blocks: tuple[ConvBlock, ...]
     head: Head
+    softplus: float | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -77,45 +51,38 @@ class ConvNet(AbstractNetwork):
         num_classes: int,
         width: int = 128,
         depth: int = 3,
-        normalization: None = None,
+        normalization: str | None = None,
         softplus: float | None = None,
+        growth: int = 2,
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
-        if normalization is not None:
-            raise ValueError(f"normalization={normalization!r} is not there yet; pass None.")
-        if min(in_channels, num_classes, width, depth) < 1:
-            raise ValueError("in_channels, num_classes, width and depth must be at least 1.")
-        if softplus is not None and softplus <= 0:
-            raise ValueError(f"softplus must be positive, or None for ReLU; got {softplus}.")
-        height, width_px = (image_size, image_size) if isinstance(image_size, int) else image_size
+        sizes = {"in_channels": in_channels, "num_classes": num_classes}
+        check_options(softplus, **sizes, width=width, depth=depth, growth=growth)
+        height, width_px = pair(image_size)
         first_padding = 3 if in_channels == 1 else 1
-        final = [(side + 2 * first_padding - 2) // 2**depth for side in (height, width_px)]
-        if min(final) < 1:
+        if min((side + 2 * first_padding - 2) // 2**depth for side in (height, width_px)) < 1:
             raise ValueError(
                 f"Images of {height}×{width_px} pixels are too small for depth={depth}: every "
                 f"block halves them. Use a smaller depth."
             )
-        channels = [in_channels, *(width * 2**i for i in range(depth))]
         *block_keys, head_key = jr.split(key, depth + 1)
-        self.blocks = tuple(
-            ConvBlock(
-                channels[i],
-                channels[i + 1],
+        shape, blocks = (height, width_px, in_channels), []
+        for i in range(depth):
+            block, shape = conv_block(
+                shape,
+                width * growth**i,
                 padding=first_padding if i == 0 else 1,
+                normalization=normalization,
+                pool="average",
                 softplus=softplus,
                 dtype=dtype,
                 key=block_keys[i],
             )
-            for i in range(depth)
-        )
-        self.head = Head(final[0] * final[1] * channels[-1], num_classes, dtype=dtype, key=head_key)
-
-    def features(self, images: Float[Array, "n h w c"]) -> Float[Array, "n features"]:
-        x = images
-        for block in self.blocks:
-            x = block(x)
-        return x.reshape(x.shape[0], -1)
+            blocks.append(block)
+        self.blocks = tuple(blocks)
+        self.head = Head(math.prod(shape), num_classes, dtype=dtype, key=head_key)
+        self.softplus = softplus
 
 
 class convnet_for(eqx.Module):
@@ -129,6 +96,9 @@ class convnet_for(eqx.Module):
     - `depth`: blocks; `None` is the paper's 3, 4 or 5 for images of up to 32, 64 or more pixels.
     - `softplus`: `"paper"` distils depth 3 with β = 60 and the rest with ReLU (appendix C); a
       number or `None` as in [`ConvNet`][rcig_eqx.ConvNet].
+    - `normalization`, `growth`: as in [`ConvNet`][rcig_eqx.ConvNet].
+
+    Raises `ValueError` for a normalisation that is none, and names the nearest.
     """
 
     image_shape: tuple[int, int, int] = eqx.field(static=True)
@@ -136,6 +106,11 @@ class convnet_for(eqx.Module):
     width: int = eqx.field(static=True, default=128)
     depth: int | None = eqx.field(static=True, default=None)
     softplus: float | Literal["paper"] | None = eqx.field(static=True, default="paper")
+    normalization: str | None = eqx.field(static=True, default=None)
+    growth: int = eqx.field(static=True, default=2)
+
+    def __check_init__(self):
+        check_normalization(self.normalization)
 
     def __call__(self, key: PRNGKeyArray) -> ConvNet:
         """A fresh network."""
@@ -153,6 +128,8 @@ class convnet_for(eqx.Module):
             num_classes=self.num_classes,
             width=self.width,
             depth=depth,
+            normalization=self.normalization,
             softplus=softplus,
+            growth=self.growth,
             key=key,
         )

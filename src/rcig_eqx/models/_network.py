@@ -1,6 +1,7 @@
 """What every network is to the library: a body that makes features, and a linear head."""
 
 import abc
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,24 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
+
+from ._normalize import Statistics
+
+
+def lecun_normal(
+    shape: tuple[int, ...], dtype: DTypeLike, *, key: PRNGKeyArray
+) -> Float[Array, "..."]:
+    """A kernel `[... outputs]` of variance 1 / (inputs of a unit), cut off at two deviations.
+
+    The numbers of `jax.nn.initializers.lecun_normal`, drawn as a vector: XLA takes several times
+    as long to compile random bits of more axes on CPU (`benchmarks/start.py`).
+    """
+    size = math.prod(shape)
+    z = jax.random.truncated_normal(key, -2, 2, (size,), dtype).reshape(shape)
+    return z * jnp.asarray(math.sqrt(shape[-1] / size) / _CUT_OFF, dtype)
+
+
+_CUT_OFF = 0.87962566103423978  # standard deviation of a normal that is cut off at ±2
 
 
 class Head(eqx.Module):
@@ -29,7 +48,7 @@ class Head(eqx.Module):
         key: PRNGKeyArray,
     ):
         shape = (in_features, num_classes)
-        self.kernel = jax.nn.initializers.lecun_normal()(key, shape, dtype)
+        self.kernel = lecun_normal(shape, dtype, key=key)
         self.bias = jnp.zeros(num_classes, dtype)
 
     def __call__(self, features: Float[Array, "n features"]) -> Float[Array, "n classes"]:
@@ -42,7 +61,9 @@ class AbstractNetwork(eqx.Module):
 
     Subclass it to distil with a network of your own: give it a `head` and a `features` method.
     The features of an image must not depend on the other images of the batch, and every inexact
-    array counts as a parameter.
+    array counts as a parameter, but those in [`Statistics`][rcig_eqx.models.Statistics]. One that
+    normalises by batches in training is an
+    [`AbstractBatchNetwork`][rcig_eqx.models.AbstractBatchNetwork].
     """
 
     head: eqx.AbstractVar[Head]
@@ -177,16 +198,17 @@ def check_independent(network: AbstractNetwork, image: Float[Array, "h w c"]) ->
     if not jnp.allclose(alone, beside, rtol=1e-4, atol=1e-6, equal_nan=True):
         raise ValueError(
             f"{type(network).__name__} makes other features of an image beside another image: they "
-            "must not depend on the batch, so leave batch normalisation out."
+            "must not depend on the batch. Use a normalisation of one image, or stored statistics "
+            "as models.AbstractBatchNetwork has them."
         )
 
 
 def partition(model: AbstractNetwork) -> tuple[AbstractNetwork, AbstractNetwork]:
     """Split a network into `(body, head)`, two pytrees of the network's own structure.
 
-    `head` holds the last layer's kernel θ_F alone, `body` everything else, the head's bias
-    included (paper, section 3.3); each has `None` where the other has an array. Put them
-    together again with `equinox.combine(body, head)`.
+    `head` holds the last layer's kernel θ_F alone, `body` everything else, the head's bias and
+    stored statistics included (paper, section 3.3); each has `None` where the other has an array.
+    Put them together again with `equinox.combine(body, head)`.
     """
     is_head = jax.tree.map(lambda _: False, model)
     is_head = eqx.tree_at(lambda m: m.head.kernel, is_head, True)
@@ -202,6 +224,18 @@ def check_whole(model: AbstractNetwork) -> None:
         )
 
 
+def split_parameters(model: Any) -> tuple[Any, Any]:
+    """Split a network, or one half of `partition`, into `(parameters, rest)`.
+
+    The one place that says what is a parameter: every inexact array that is not in a
+    [`Statistics`][rcig_eqx.models.Statistics]. Two pytrees of the network's own structure, each
+    with `None` where the other has something; `equinox.combine(parameters, rest)` is the network.
+    """
+    is_statistics = lambda x: isinstance(x, Statistics)  # noqa: E731
+    learned = lambda x: not is_statistics(x) and eqx.is_inexact_array(x)  # noqa: E731
+    return eqx.partition(model, jax.tree.map(learned, model, is_leaf=is_statistics))
+
+
 def count_parameters(model: eqx.Module) -> int:
-    """The number of trainable numbers in a network."""
-    return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array)))
+    """The number of trainable numbers in a network; stored statistics are none."""
+    return sum(leaf.size for leaf in jax.tree.leaves(split_parameters(model)[0]))

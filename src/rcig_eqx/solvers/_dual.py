@@ -23,7 +23,7 @@ from .._backend import JACOBIAN_NUMBERS, JACOBIAN_ROWS
 from .._linearize import Linearization
 from .._ridge import solve_dtype
 from .._types import PyTree
-from ..models import AbstractNetwork, partition
+from ..models import AbstractNetwork, partition, split_parameters
 from ._cg import ConjugateGradient
 from ._definite import relative
 
@@ -118,7 +118,7 @@ def dual_gram(model: AbstractNetwork, images: Float[Array, "n h w c"]) -> Float[
     images (more where a large layer is split) and ½ (nC)² P multiply-adds for P body parameters.
     """
     body, head = partition(model)
-    parameters, static = eqx.partition(body, eqx.is_inexact_array)
+    parameters, static = split_parameters(body)
     leaves, structure = jax.tree.flatten(parameters)
     classes = model.head.kernel.shape[-1]
     per_block = max(1, JACOBIAN_ROWS // classes)

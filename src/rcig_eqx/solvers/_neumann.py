@@ -96,7 +96,10 @@ def largest_eigenvalue(operator: lx.AbstractLinearOperator, *, steps: int = 10) 
     """
     leaves, structure = jax.tree.flatten(operator.in_structure())
     keys = jr.split(jr.key(0), len(leaves))
-    start = [jr.normal(key, leaf.shape, leaf.dtype) for key, leaf in zip(keys, leaves, strict=True)]
+    start = [  # drawn as vectors, which compile sooner
+        jr.normal(key, (leaf.size,), leaf.dtype).reshape(leaf.shape)
+        for key, leaf in zip(keys, leaves, strict=True)
+    ]
     v = jax.tree.unflatten(structure, start)
 
     def product(_, carry):

@@ -1,0 +1,107 @@
+"""Ready networks by name: makers for a data set, and descriptions to make them again by."""
+
+from typing import Any, Literal, TypeGuard
+
+import equinox as eqx
+from jaxtyping import PRNGKeyArray
+
+from ._blocks import AbstractBlockNetwork
+from ._convnet import ConvNet, convnet_for
+from ._normalize import check_known, check_normalization
+from ._plain import VGG11, AlexNet
+from ._resnet import ResNet18
+
+ARCHITECTURES = {"convnet": ConvNet, "resnet18": ResNet18, "vgg11": VGG11, "alexnet": AlexNet}
+_CONVNET_ONLY = ("depth", "growth")
+
+
+class network_for(eqx.Module):
+    """A function from a key to a ready network that fits a data set: what `model=` takes.
+
+    **Arguments:**
+
+    - `name`: `"convnet"`, `"resnet18"`, `"vgg11"` or `"alexnet"`; case and hyphens are as you like.
+    - `image_shape`: height, width, channels.
+    - `num_classes`: outputs.
+    - `width`: filters of the first convolution; the usual number if `None`, 128 for convnet and
+      alexnet, 64 for the others.
+    - `normalization`: `"batch"`, `"instance"`, `"layer"`, `"group"`, or `"none"`, which `None`
+      means as well.
+    - `softplus`: the inverse temperature to smooth the activation with, `None` for ReLU.
+      `"paper"` is 60 for a convnet of depth 3, and ReLU for the rest (appendix C).
+    - `depth`, `growth`: of a convnet alone, as in [`convnet_for`][rcig_eqx.convnet_for].
+
+    Raises `ValueError` for a name or a normalisation that is none, with the nearest that are, and
+    for options that an architecture has not.
+    """
+
+    name: str = eqx.field(static=True)
+    image_shape: tuple[int, int, int] = eqx.field(static=True)
+    num_classes: int = eqx.field(static=True)
+    width: int | None = eqx.field(static=True, default=None, kw_only=True)
+    normalization: str | None = eqx.field(static=True, default=None, kw_only=True)
+    softplus: float | Literal["paper"] | None = eqx.field(
+        static=True, default="paper", kw_only=True
+    )
+    depth: int | None = eqx.field(static=True, default=None, kw_only=True)
+    growth: int | None = eqx.field(static=True, default=None, kw_only=True)
+
+    def __check_init__(self):
+        name = architecture_name(self.name)
+        check_normalization(self.normalization)
+        for option in _CONVNET_ONLY:
+            if getattr(self, option) is not None and name != "convnet":
+                raise ValueError(f"{option} is of a convnet alone: leave it out for {self.name}.")
+
+    def __call__(self, key: PRNGKeyArray) -> AbstractBlockNetwork:
+        """A fresh network."""
+        name = architecture_name(self.name)
+        options = {option: getattr(self, option) for option in ("width", *_CONVNET_ONLY)}
+        options = {option: value for option, value in options.items() if value is not None}
+        if name == "convnet":
+            return convnet_for(
+                self.image_shape,
+                self.num_classes,
+                softplus=self.softplus,
+                normalization=self.normalization,
+                **options,
+            )(key)
+        height, width, channels = self.image_shape
+        return ARCHITECTURES[name](
+            in_channels=channels,
+            image_size=(height, width),
+            num_classes=self.num_classes,
+            normalization=self.normalization,
+            softplus=None if self.softplus == "paper" else self.softplus,
+            key=key,
+            **options,
+        )
+
+
+def architecture_name(name: str) -> str:
+    """The plain form of a name; `ValueError` with the nearest for one that is none."""
+    plain = name.lower().replace("-", "").replace("_", "")
+    if plain not in ARCHITECTURES:
+        check_known("architecture", name, ARCHITECTURES)
+    return plain
+
+
+def is_ready(model: Any) -> TypeGuard[AbstractBlockNetwork]:
+    """Whether a network is one of the ready ones."""
+    return isinstance(model, tuple(ARCHITECTURES.values()))
+
+
+def describe_network(model: eqx.Module) -> dict[str, Any]:
+    """A network in plain values: its name and, of a ready one, enough to make it again."""
+    name = type(model).__name__
+    if not is_ready(model):
+        return {"name": name}
+    first = model.blocks[0]
+    description = {"name": name, "width": first.kernel.shape[-1]}
+    if isinstance(model, ConvNet):
+        description["depth"] = len(model.blocks)
+        widths = [block.kernel.shape[-1] for block in model.blocks[:2]]
+        if len(widths) == 2 and widths[1] != 2 * widths[0]:
+            description["growth"] = widths[1] // widths[0]
+    description["normalization"] = first.normalize.kind if first.normalize else "none"
+    return description

@@ -1,0 +1,135 @@
+"""VGG-11 and AlexNet in the forms for small images: convolutions and pools in one row."""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+from jax.typing import DTypeLike
+from jaxtyping import PRNGKeyArray
+
+from ._blocks import AbstractBlockNetwork, ConvBlock, check_options, conv_block, pair
+from ._network import Head
+
+# Filters in widths, size of the filters, whether a pool follows.
+_VGG11 = (
+    (1, 3, True),
+    (2, 3, True),
+    (4, 3, False),
+    (4, 3, True),
+    (8, 3, False),
+    (8, 3, True),
+    (8, 3, False),
+    (8, 3, True),
+)
+_ALEXNET = ((1, 5, True), (1.5, 5, True), (2, 3, False), (1.5, 3, False), (1.5, 3, True))
+
+
+class VGG11(AbstractBlockNetwork):
+    """Eight 3×3 convolutions and five 2×2 maximum pools, then one linear layer.
+
+    The form for small images (Zhao and Bilen): one linear layer instead of three, and with one
+    input channel the first convolution pads by 3. Images of 32 pixels, grey ones of 28, end as
+    one pixel. Kernels start LeCun-normal, biases at zero, scales at one.
+
+    **Arguments:**
+
+    - `in_channels`: 1 or 3 for the usual sets.
+    - `image_size`: height and width in pixels, one integer if they are equal; at least 32, or 28
+      with one channel.
+    - `num_classes`: outputs of the head.
+    - `width`: filters of the first convolution; the last four have eight times as many.
+    - `normalization`, `softplus`, `dtype`, `key`: as in [`ConvNet`][rcig_eqx.ConvNet].
+    """
+
+    blocks: tuple[ConvBlock, ...]
+    head: Head
+    softplus: float | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        image_size: int | tuple[int, int],
+        num_classes: int,
+        width: int = 64,
+        normalization: str | None = None,
+        softplus: float | None = None,
+        dtype: DTypeLike = jnp.float32,
+        key: PRNGKeyArray,
+    ):
+        shape = (*pair(image_size), in_channels)
+        options = {"normalization": normalization, "softplus": softplus, "dtype": dtype}
+        self.blocks, self.head = _row(_VGG11, shape, num_classes, width, options, key)
+        self.softplus = softplus
+
+
+class AlexNet(AbstractBlockNetwork):
+    """Five convolutions and three 2×2 maximum pools, then one linear layer.
+
+    The form for small images (Zhao and Bilen): two convolutions of 5×5 and three of 3×3, stride
+    one throughout, with `width`, `1.5 width`, `2 width`, `1.5 width` and `1.5 width` filters, and
+    one linear layer instead of three. With one input channel the first convolution pads by 4, so
+    that 28×28 images become 32×32. Kernels start LeCun-normal, biases at zero.
+
+    **Arguments:**
+
+    - `in_channels`: 1 or 3 for the usual sets.
+    - `image_size`: height and width in pixels, one integer if they are equal; at least 8.
+    - `num_classes`: outputs of the head.
+    - `width`: filters of the first convolution, an even number.
+    - `normalization`, `softplus`, `dtype`, `key`: as in [`ConvNet`][rcig_eqx.ConvNet]; the usual
+      form has no normalisation.
+    """
+
+    blocks: tuple[ConvBlock, ...]
+    head: Head
+    softplus: float | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        image_size: int | tuple[int, int],
+        num_classes: int,
+        width: int = 128,
+        normalization: str | None = None,
+        softplus: float | None = None,
+        dtype: DTypeLike = jnp.float32,
+        key: PRNGKeyArray,
+    ):
+        if width % 2:
+            raise ValueError(f"width is {width}: AlexNet's must be even, as 1.5 of it is needed.")
+        shape = (*pair(image_size), in_channels)
+        options = {"normalization": normalization, "softplus": softplus, "dtype": dtype}
+        self.blocks, self.head = _row(_ALEXNET, shape, num_classes, width, options, key)
+        self.softplus = softplus
+
+
+def _row(
+    layers: tuple[tuple[int | float, int, bool], ...],
+    shape: tuple[int, int, int],
+    num_classes: int,
+    width: int,
+    options: dict[str, Any],
+    key: PRNGKeyArray,
+) -> tuple[tuple[ConvBlock, ...], Head]:
+    """The blocks of a table, and the head; one channel is padded by two pixels more at first."""
+    check_options(options["softplus"], in_channels=shape[2], num_classes=num_classes, width=width)
+    *keys, head_key = jr.split(key, len(layers) + 1)
+    extra, blocks = (2 if shape[2] == 1 else 0), []
+    for (filters, size, pooled), block_key in zip(layers, keys, strict=True):
+        block, shape = conv_block(
+            shape,
+            int(filters * width),
+            size=size,
+            padding=size // 2 + extra,
+            pool="max" if pooled else None,
+            key=block_key,
+            **options,
+        )
+        extra = 0
+        blocks.append(block)
+    head = Head(math.prod(shape), num_classes, dtype=options["dtype"], key=head_key)
+    return tuple(blocks), head

@@ -1,0 +1,79 @@
+"""Networks that normalise by batches: their training forward pass, and their stored statistics."""
+
+import abc
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Scalar
+
+from ._network import AbstractNetwork, check_whole
+from ._normalize import Statistics
+
+Net = TypeVar("Net", bound=AbstractNetwork)
+
+
+class AbstractBatchNetwork(AbstractNetwork):
+    """A network that may have layers which normalise by a batch in training.
+
+    What it stores of batches is in [`Statistics`][rcig_eqx.models.Statistics]. Its features, and so
+    all that is linearised, are by what is stored: no image sees another.
+    """
+
+    @abc.abstractmethod
+    def update(
+        self, images: Float[Array, "n h w c"], rate: float | Scalar | None
+    ) -> tuple[Float[Array, "n features"], "AbstractBatchNetwork"]:
+        """The features, and this network.
+
+        With a `rate` they are by the batch at hand, and the statistics of the network that is
+        returned are moved this far towards it; with `None` by the stored ones.
+        """
+
+    def features(self, images: Float[Array, "n h w c"]) -> Float[Array, "n features"]:
+        features, _ = self.update(images, None)
+        return features
+
+
+def has_statistics(model: AbstractNetwork) -> bool:
+    """Whether a network stores statistics of batches."""
+    is_statistics = lambda x: isinstance(x, Statistics)  # noqa: E731
+    return any(map(is_statistics, jax.tree.leaves(model, is_leaf=is_statistics)))
+
+
+def training_outputs(
+    model: Net, images: Float[Array, "n h w c"], *, rate: float | Scalar
+) -> tuple[Float[Array, "n classes"], Net]:
+    """The outputs as in training, and the network with its statistics moved on.
+
+    A network that stores no statistics gives its outputs, and is returned as it is.
+
+    **Arguments:**
+
+    - `model`: any network.
+    - `images`: a batch. Batch normalisation is by this batch alone.
+    - `rate`: how far stored statistics move towards the batch's.
+    """
+    if not has_statistics(model):
+        return model(images), model
+    assert isinstance(model, AbstractBatchNetwork), "a network with statistics knows to move them"
+    check_whole(model)
+    features, updated = model.update(images, rate)
+    return model.head(features), updated  # pyright: ignore[reportReturnType]
+
+
+def with_statistics(model: Net, images: Float[Array, "n h w c"]) -> Net:
+    """The network with the statistics of these images in the place of those stored.
+
+    One without statistics is returned as it is.
+    """
+    return training_outputs(model, images, rate=1.0)[1] if has_statistics(model) else model
+
+
+def running_rate(step: Int[Array, ""]) -> Scalar:
+    """How far training step number `step` moves the stored statistics: 0.1, the first steps more.
+
+    The mean of all batches so far until they are ten, so that nothing is left of what a fresh
+    network has stored.
+    """
+    return jnp.maximum(0.1, 1.0 / (step.astype(jnp.float32) + 1.0))
