@@ -1,12 +1,9 @@
 """Networks that learn all classes seen from the memory alone."""
 
-import functools
-from collections.abc import Callable
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from rcig_eqx import ConvNet, convnet_for, evaluate
+from rcig_eqx import convnet_for, evaluate
 from rcig_eqx.data import Dataset
 
 from .memory import Memory
@@ -27,17 +24,12 @@ def accuracies(
         memory.coreset,
         held_out,
         key=key,
-        model=_network(held_out.image_shape, memory.num_classes, width, depth),
+        model=convnet_for(
+            held_out.image_shape, memory.num_classes, width=width, depth=depth, softplus=None
+        ),
         num_networks=networks,
         steps=steps,
         learning_rate=1e-3,
         progress=False,
     )
     return jnp.asarray(report.accuracies)
-
-
-@functools.cache  # one function for all memories of a size, so that they share what is compiled
-def _network(
-    image_shape: tuple[int, int, int], num_classes: int, width: int, depth: int
-) -> Callable[[PRNGKeyArray], ConvNet]:
-    return convnet_for(image_shape, num_classes, width=width, depth=depth, softplus=None)
