@@ -65,6 +65,7 @@ CASES: dict[str, tuple[str, str]] = {
     "inner_loss_closed_form": ("ValueError", r"closed form.*methods\.cig\(inner_loss=\.\.\.\)"),
     "inner_loss_weights": ("ValueError", r"weights have shape \(3, 1\).*pass \[n 1\]"),
     "inner_loss_rows": ("ValueError", "inner_loss returned .*, not one number"),
+    "l2_a_number": ("ValueError", r"l2 is 0\.1: pass a function"),
     "network_head": ("ValueError", r"head is a Conv2d: .*must be an equinox\.nn\.Linear"),
     "network_sizes": ("ValueError", "build it for .* 64 features .* the head takes 9"),
     "initialization_images": ("ValueError", r"initialization has images \(1, 8, 8, 1\), where"),
@@ -217,6 +218,7 @@ def collect() -> dict[str, list[str]]:
         "inner_loss_rows": lambda: distill(
             method=r.methods.cig(inner_loss=lambda f, y: (f - y).sum(1))
         ),
+        "l2_a_number": lambda: r.LeastSquares(lambda theta, psi: theta, 0.1),  # pyright: ignore
         "network_head": lambda: r.Network(np.ravel, eqx.nn.Conv2d(1, 1, 1, key=key)),  # pyright: ignore
         "network_sizes": lambda: distill(
             model=lambda key: r.Network(jnp.ravel, eqx.nn.Linear(9, 2, key=key))

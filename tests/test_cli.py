@@ -153,7 +153,7 @@ def test_export_takes_the_evaluation_beside_the_file(out, tmp_path, capsys, monk
     monkeypatch.setattr(_cli, "evaluate", lambda *_, **__: pytest.fail("measured again"))
     place = tmp_path / "new" / "e"
     assert run("export", out / "distilled.safetensors", place) == 0
-    assert capsys.readouterr().out == f"Wrote {place}\n"
+    assert capsys.readouterr().out.endswith(f"evaluation.json.\nWrote {place}\n")
     report = json.loads((out / "evaluation.json").read_text())
     stated = load_export(place).card["evaluation"]
     assert stated["accuracies"] == report["accuracies"]

@@ -84,6 +84,14 @@ class LeastSquares(eqx.Module):
     residuals: Callable[..., PyTree]
     l2: Callable[..., PyTree]
 
+    def __check_init__(self) -> None:
+        for name in ("residuals", "l2"):
+            if not callable(getattr(self, name)):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}: pass a function, such as "
+                    "l2=lambda outer_params: 0.1 for a fixed λ."
+                )
+
     def __call__(self, inner_params: PyTree, outer_params: PyTree, *args: Any) -> Scalar:
         """The inner loss."""
         theta = eqx.filter(inner_params, eqx.is_inexact_array)

@@ -144,8 +144,8 @@ class CheckpointFolder:
                 warnings.warn(f"Passed over: {error}", RuntimeWarning, stacklevel=2)
         if files := self.files():
             raise DataError(
-                f"All {len(files)} checkpoints in {self.folder} are damaged: choose an empty "
-                "folder to start anew."
+                f"All {len(files)} checkpoints in {self.folder} are damaged: choose another "
+                "checkpoint_dir to start anew."
             )
         return None
 

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import inspect
 import json
+import os
 import re
 import shutil
 import sys
@@ -214,7 +215,7 @@ def _distill(
             "--resume goes on from the last checkpoint." if kept else "nothing was there to keep."
         )
         echo(f"Stopped at once: {then}", err=True)
-        raise Exit(130) from None
+        raise Exit(_INTERRUPTED) from None
     shutil.rmtree(earlier, ignore_errors=True)
     recipe = result.recipe | {"dataset": dataset, "seed": seed, "learning_rate": learning_rate}
     result = dataclasses.replace(result, recipe=recipe)
@@ -228,11 +229,11 @@ def _distill(
         echo(f"No picture. {error}", err=True)
     if result.interrupted:
         echo(
-            f"Stopped after step {recipe['steps_done']:,} of {steps:,}. The result so far is kept, "
-            "and --resume goes on from here:"
+            f"Stopped after step {recipe['steps_done']:,} of {steps:,}. The result so far is kept; "
+            "--resume goes on."
         )
         echo_paths(written)
-        raise Exit(130)
+        raise Exit(_INTERRUPTED)
     if test is not None:
         fresh = say_networks(fresh_network(result), networks)
         say(f"Evaluating on {len(test):,} test images with {fresh}.")
@@ -248,7 +249,7 @@ def _distill(
         except KeyboardInterrupt:
             echo("Evaluation stopped. The distilled set is kept:")
             echo_paths(written)
-            raise Exit(130) from None
+            raise Exit(_INTERRUPTED) from None
         echo(f"\n{report}\n")
         path = out / "evaluation.json"
         written.append(write_report(path, result, report, dataset, "test", test, seed))
@@ -357,6 +358,8 @@ def _export(
     report = None
     if known:
         report = read_report(known, result)
+        if not quiet:
+            echo(f"The card states the accuracies in {known}.")
     elif test is not None:
         if not quiet:
             fresh = say_networks(fresh_network(result), networks)
@@ -375,7 +378,8 @@ def say_networks(make_model: MakeModel, networks: int) -> str:
     kind = describe_model(make_model)
     normalization = kind.get("normalization", "none")
     normalized = "without" if normalization == "none" else normalization
-    return f"{networks} fresh networks ({kind['name']}, {normalized} normalisation)"
+    fresh = f"{networks} fresh network{'s' * (networks > 1)}"
+    return f"{fresh} ({kind['name']}, {normalized} normalisation)"
 
 
 def test_images(
@@ -456,6 +460,24 @@ def echo_paths(paths: list[Path]) -> None:
     echo("Wrote " + "\n      ".join(map(str, paths)))
 
 
+def run() -> None:
+    """The command `rcig-eqx`: `main`, then the end of the process.
+
+    After Ctrl-C a computation may still be going on in XLA's threads, which Python cannot end:
+    leaving the usual way may crash.
+    """
+    try:
+        main()
+    except SystemExit as end:
+        if end.code != _INTERRUPTED:
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_INTERRUPTED)
+
+
+_INTERRUPTED = 130  # as shells count SIGINT
+
 # What errors of the library call arguments that are options here.
 _OPTIONS = {
     "resume=True": "--resume",
@@ -474,7 +496,8 @@ def main(arguments: list[str] | None = None) -> None:
             warnings.showwarning = lambda message, *_, **__: echo(f"Warning: {message}", err=True)
             app(arguments, prog_name="rcig-eqx")
     except (ValueError, OSError, ImportError) as error:
-        notes = getattr(error, "__notes__", [])
+        # JAX's own note is about a traceback that is not shown.
+        notes = [n for n in getattr(error, "__notes__", []) if "internal frames" not in n]
         message = re.sub(r"^\[Errno \d+\] ", "", " ".join([str(error), *notes]))
         for python, option in _OPTIONS.items():
             message = message.replace(python, option)

@@ -104,9 +104,7 @@ def check_place(folder: Path, overwrite: bool) -> None:
     if not (folder / CARD).is_file():
         raise FileExistsError(f"{folder} is there and no export: choose another place.")
     if not overwrite:
-        raise FileExistsError(
-            f"{folder} is there already: pass overwrite=True, or --overwrite, to replace it."
-        )
+        raise FileExistsError(f"{folder} is there already: pass overwrite=True to replace it.")
 
 
 def check_described(result: DistillResult) -> None:

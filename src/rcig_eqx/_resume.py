@@ -119,11 +119,13 @@ def check_same_run(
     settings = differences(there["settings"], here["settings"])
     differ = settings or differences(there, here)
     if differ:
+        hashes = (
+            " (`program` is a hash of what a step computes: losses, optimiser and learning rates, "
+            "average, network; `starting state` one of the key and the first state's numbers.)"
+        )
         raise ValueError(
             f"{folder.folder} holds a run that differs from this one: {'; '.join(differ)}. Ask "
-            "for the same, or choose another checkpoint_dir. (Of the hashes, `program` covers the "
-            "losses, the optimiser, the average and the network, `starting state` the key and "
-            "every number among them.)"
+            f"for the same, or choose another checkpoint_dir.{'' if settings else hashes}"
         )
 
 
