@@ -44,7 +44,9 @@ def write_idx(folder, split, images, labels, *, gz=True):
     for what, array in (("images-idx3", images[..., 0]), ("labels-idx1", labels)):
         name, data = f"{IDX_PREFIX[split]}-{what}-ubyte", idx_bytes(array)
         if gz:
-            (folder / f"{name}.gz").write_bytes(gzip.compress(data))
+            (folder / f"{name}.gz").write_bytes(
+                gzip.compress(data, mtime=0)
+            )  # the same bytes at any time
         else:
             (folder / name).write_bytes(data)
 
