@@ -54,7 +54,7 @@ def main() -> None:
             sizes.append((progress.step, resident()))
 
     with tempfile.TemporaryDirectory() as folder:
-        distill(
+        result = distill(
             train,
             images_per_class=1,
             key=jr.key(0),
@@ -69,10 +69,9 @@ def main() -> None:
     took = np.diff(ends)
     at, size = map(np.array, zip(*sizes, strict=True))
     early, late = size[at == args.settle][0], size[-1]
-    first, last = (
-        float(np.median(took[part])) * 1e3
-        for part in (slice(args.settle, 2 * args.settle), slice(-args.settle, None))
-    )
+    parts = slice(args.settle, 2 * args.settle), slice(-args.settle, None)
+    first, last = (float(np.median(took[part])) * 1e3 for part in parts)
+    solves = [float(result.history["iterations"][part].mean()) for part in parts]
     print(f"resident after step {args.settle}: {early:.1f} MB, after the last: {late:.1f} MB")
     print(
         f"change: {late / early - 1:+.2%}; largest in between {size[at >= args.settle].max():.1f}"
@@ -80,6 +79,7 @@ def main() -> None:
     print(
         f"a step: {first:.1f} CPU ms in the {args.settle} after, {last:.1f} ms in the last as many"
     )
+    print(f"products with J Jᵀ a step: {solves[0]:.1f} and {solves[1]:.1f}")
     print(f"network traced after the first step: {sum(number > 0 for number in traces)} times")
     if args.figure:
         draw(at, size, took, args)
