@@ -168,7 +168,6 @@ def _distill(
         depth=depth,
         normalization=normalization,
     )
-    describe_model(make_model)  # raises for one that cannot be made, before a folder is
     test = load_test(dataset, directory) if evaluate_ else None
     if resume and file.exists() and not any(checkpoints.glob("*.safetensors")):
         raise FileNotFoundError(

@@ -22,14 +22,14 @@ from ._pool import MakeModel
 from ._result import DistillResult
 from ._types import PyTree
 from .data import Dataset, ImageFolder, apply_in_chunks
-from .models import AbstractNetwork, ConvNet, network_for, split_parameters
+from .models import AbstractNetwork, ConvNet, network_for
 from .models._architectures import (
     ARCHITECTURES,
     architecture_name,
     describe_network,
     is_ready,
 )
-from .models._training import running_rate, training_outputs
+from .models._training import running_rate, split_for_training, training_outputs
 
 _TEST_BATCH = 500
 
@@ -320,15 +320,14 @@ def train_network(
     returned normalises by. Jittable.
     """
     optimizer = optax.adam(evaluation_schedule(steps, learning_rate))
-    parameters, rest = split_parameters(model)
-    stored, static = eqx.partition(rest, eqx.is_array)
+    parameters, stored, static = split_for_training(model)
 
     def loss_of(
         parameters: PyTree, stored: PyTree, rate: Scalar, images: Array, labels: Array
     ) -> tuple[Array, PyTree]:
         network = eqx.combine(parameters, stored, static)
         outputs, network = training_outputs(network, images, rate=rate)
-        return loss(outputs, labels), eqx.filter(split_parameters(network)[1], eqx.is_array)
+        return loss(outputs, labels), split_for_training(network)[1]
 
     def step(carry, number_and_key):
         parameters, stored, opt_state = carry

@@ -15,7 +15,7 @@ from ._hypergradient import Hypergradient
 from ._subsample import in_chunks
 from ._types import PyTree
 from .models import AbstractNetwork, split_parameters
-from .models._training import has_statistics, running_rate, training_outputs
+from .models._training import has_statistics, running_rate, split_for_training, training_outputs
 
 T = TypeVar("T")
 MakeModel = Callable[[PRNGKeyArray], AbstractNetwork]
@@ -162,8 +162,7 @@ def train_member(
     """
     optimizer = schedule.optimizer()
     whole = has_statistics(member.model)
-    parameters, rest = split_parameters(member.model)
-    stored, static = eqx.partition(rest, eqx.is_array)
+    parameters, stored, static = split_for_training(member.model)
 
     def loss(parameters: PyTree, stored: PyTree, rate: Scalar) -> tuple[Array, PyTree]:
         model = eqx.combine(parameters, stored, static)
@@ -172,7 +171,7 @@ def train_member(
         else:
             outputs = in_chunks(model, images)
         value = jnp.mean(jnp.sum((outputs - labels) ** 2, axis=-1))
-        return value, eqx.filter(split_parameters(model)[1], eqx.is_array)
+        return value, split_for_training(model)[1]
 
     def step(i, carry):
         parameters, stored, opt_state = carry

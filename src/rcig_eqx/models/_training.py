@@ -1,13 +1,14 @@
 """Networks that normalise by batches: their training forward pass, and their stored statistics."""
 
 import abc
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Scalar
 
-from ._network import AbstractNetwork, check_whole
+from ._network import AbstractNetwork, check_whole, split_parameters
 from ._normalize import Statistics
 
 Net = TypeVar("Net", bound=AbstractNetwork)
@@ -60,6 +61,16 @@ def training_outputs(
     check_whole(model)
     features, updated = model.update(images, rate)
     return model.head(features), updated  # pyright: ignore[reportReturnType]
+
+
+def split_for_training(model: AbstractNetwork) -> tuple[Any, Any, Any]:
+    """`(parameters, stored, static)`: what is learned, the other arrays, all else.
+
+    Each has the network's structure; put them together again with `equinox.combine`.
+    """
+    parameters, rest = split_parameters(model)
+    stored, static = eqx.partition(rest, eqx.is_array)
+    return parameters, stored, static
 
 
 def with_statistics(model: Net, images: Float[Array, "n h w c"]) -> Net:
