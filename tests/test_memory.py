@@ -17,6 +17,7 @@ from rcig_eqx import (
     growing_average,
     init,
 )
+from rcig_eqx._backend import product_workspace
 from rcig_eqx.data import Dataset, load
 from rcig_eqx.methods import frepo, rcig_paper
 from rcig_eqx.solvers import Adam
@@ -55,6 +56,13 @@ def test_wider_takes_more(coreset):
     narrow, wide = (estimate_memory(recipe(frepo(), w), coreset, BATCH) for w in (4, 16))
     assert 2 < wide.state / narrow.state < 5
     assert wide.temporaries > narrow.temporaries
+
+
+def test_what_products_make_on_the_side_is_counted():
+    text = lambda f, *x: jax.jit(f).lower(*x).compile().as_text()  # noqa: E731
+    X, W = jnp.ones((4096, 64)), jnp.ones((64, 128))
+    assert product_workspace(text(lambda x, w: jnp.exp(x @ w), X, W)) == 2 * 4096 * 128 * 4
+    assert product_workspace(text(jnp.exp, X)) == 0
 
 
 def test_a_method_whose_rates_are_yet_to_be_found(coreset):

@@ -6,6 +6,8 @@ a function is first traced, not by where its arrays are.
 """
 
 import functools
+import math
+import re
 from collections.abc import Callable
 from typing import Literal, ParamSpec, TypeVar
 
@@ -49,6 +51,25 @@ def compiler_options() -> dict[str, str]:
     if jax.default_backend() != "cpu":
         return {}
     return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+
+
+def product_workspace(program: str) -> int:
+    """Bytes that the largest matrix product of a compiled program asks for on the side.
+
+    XLA's CPU compiler leaves them out of its account: a product of two matrices as they are, the
+    form a convolution of patches has, makes two more arrays of its result's size
+    (`benchmarks/memory.py`). What other backends do is unmeasured.
+    """
+    if jax.default_backend() != "cpu":
+        return 0
+    results = _PLAIN_PRODUCT.findall(program)
+    sizes = [int(bits) // 8 * math.prod(map(int, shape.split(","))) for bits, shape in results]
+    return 2 * max(sizes, default=0)
+
+
+_PLAIN_PRODUCT = re.compile(
+    r"= [a-z]+(\d+)\[([\d,]+)\]\S* dot\(.*lhs_contracting_dims=\{1\}, rhs_contracting_dims=\{0\}"
+)
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import PyTree
 
-from ._backend import available_memory, compiler_options
+from ._backend import available_memory, compiler_options, product_workspace
 from ._coreset import Coreset
 from ._step import Recipe, init, step, tuned_structure
 
@@ -44,8 +44,8 @@ def estimate_memory(recipe: Recipe, coreset: Coreset, batch_size: int) -> Memory
     """What a step of this recipe will take, without taking it.
 
     Compiles the step for arrays of the right shapes, of which none is made, and reads the
-    compiler's allocation. Beside it a run holds the training images, and the compiler itself, for
-    a while, some hundred megabytes.
+    compiler's allocation; what matrix products make on the side is added. Beside it a run holds
+    the training images, and the compiler itself, for a while, some hundred megabytes.
 
     **Arguments:**
 
@@ -69,12 +69,13 @@ def estimate_memory(recipe: Recipe, coreset: Coreset, batch_size: int) -> Memory
 def memory_of(compiled: jax.stages.Compiled, batch: tuple) -> MemoryEstimate:
     """The estimate of a compiled step and the batch it is compiled for, of one device."""
     analysis: Any = compiled.memory_analysis()
+    temporaries = analysis.temp_size_in_bytes + product_workspace(compiled.as_text() or "")
     shape = lambda x: x.sharding.shard_shape(x.shape) if x.sharding else x.shape  # noqa: E731
     of_batch = sum(math.prod(shape(x)) * x.dtype.itemsize for x in batch)
     return MemoryEstimate(
         analysis.argument_size_in_bytes - of_batch,
         of_batch,
-        analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        temporaries + analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
     )
 
 
