@@ -57,14 +57,14 @@ def product_workspace(program: str) -> int:
     """Bytes that the largest matrix product of a compiled program asks for on the side.
 
     XLA's CPU compiler leaves them out of its account: a product of two matrices as they are, the
-    form a convolution of patches has, makes two more arrays of its result's size
+    form a convolution of patches has, fills another array of its result's size
     (`benchmarks/memory.py`). What other backends do is unmeasured.
     """
     if jax.default_backend() != "cpu":
         return 0
     results = _PLAIN_PRODUCT.findall(program)
     sizes = [int(bits) // 8 * math.prod(map(int, shape.split(","))) for bits, shape in results]
-    return 2 * max(sizes, default=0)
+    return max(sizes, default=0)
 
 
 _PLAIN_PRODUCT = re.compile(
