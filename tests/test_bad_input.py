@@ -101,6 +101,16 @@ CASES: dict[str, tuple[str, str]] = {
     "evaluate_on_an_array": ("ValueError", r"pass a Dataset, \(images, labels\)"),
     "evaluate_no_networks": ("ValueError", "num_networks is 0.*at least 1"),
     "evaluate_key_an_int": ("ValueError", "pass one key"),
+    "evaluate_augment": ("ValueError", "augment is 3: pass True"),
+    "evaluate_augment_unknown": ("ValueError", "did you mean 'flip'"),
+    "augment_mode": ("ValueError", "mode='any' is not known.*one, all"),
+    "evaluate_labels": ("ValueError", "did you mean 'hard'"),
+    "cross_evaluate_nothing": ("ValueError", "pass one set and one model"),
+    "cross_evaluate_empty_row": ("ValueError", "no sets in row 'a'"),
+    "hold_out_all": ("ValueError", "leaves none on one side"),
+    "hold_out_part": ("ValueError", "part is 2.0"),
+    "keep_best_on_arrays": ("ValueError", "pass a Dataset, as hold_out returns"),
+    "keep_best_never": ("ValueError", "every is 0"),
     "evaluate_model_instance": ("ValueError", "a function from a key to a network"),
     "grid_without_preprocess": ("ValueError", r"use result\.coreset"),
     "grid_names": ("ValueError", "pass one name a class"),
@@ -130,7 +140,8 @@ def collect() -> dict[str, list[str]]:
     key, folder = jr.key(0), Path(tempfile.mkdtemp())
     network = r.convnet_for((8, 8, 1), 2, width=2, depth=1)
     preprocess = r.data.standardize(images)
-    bare = r.real_coreset(r.data.Dataset(images, labels, ("a", "b")), 1, preprocess, key=key)
+    dataset = r.data.Dataset(images, labels, ("a", "b"))
+    bare = r.real_coreset(dataset, 1, preprocess, key=key)
     coreset = eqx.tree_at(lambda c: c.preprocess, bare, preprocess, is_leaf=lambda x: x is None)
     (folder / "junk.npz").write_bytes(b"PK junk")
     (folder / "junk.safetensors").write_bytes(b"junk" * 10)
@@ -258,6 +269,20 @@ def collect() -> dict[str, list[str]]:
         "evaluate_on_an_array": lambda: evaluate(test=images),
         "evaluate_no_networks": lambda: evaluate(num_networks=0),
         "evaluate_key_an_int": lambda: evaluate(key=0),
+        "evaluate_augment": lambda: evaluate(augment=3),
+        "evaluate_augment_unknown": lambda: evaluate(augment="flop_crop"),
+        "augment_mode": lambda: r.Augment("flip", "any"),  # pyright: ignore[reportArgumentType]
+        "evaluate_labels": lambda: evaluate(labels="hrad"),
+        "cross_evaluate_nothing": lambda: r.cross_evaluate(
+            {}, (images, labels), key=key, models={}
+        ),
+        "cross_evaluate_empty_row": lambda: r.cross_evaluate(
+            {"a": []}, dataset, key=key, models={"b": network}
+        ),
+        "hold_out_all": lambda: r.data.hold_out(dataset, 0.99, seed=0),
+        "hold_out_part": lambda: r.data.hold_out(dataset, 2.0, seed=0),
+        "keep_best_on_arrays": lambda: r.KeepBest(images, every=1, key=key),  # pyright: ignore[reportArgumentType]
+        "keep_best_never": lambda: r.KeepBest(dataset, every=0, key=key),
         "evaluate_model_instance": lambda: evaluate(model=network(key)),
         "grid_without_preprocess": lambda: r.save_grid(bare, ("a", "b"), folder / "x.png"),
         "grid_names": lambda: r.save_grid(coreset, ("a",), folder / "x.png"),

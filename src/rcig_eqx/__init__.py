@@ -7,6 +7,9 @@ from . import (
     presets as presets,
     solvers as solvers,
 )
+from ._across import CrossEvaluation as CrossEvaluation, cross_evaluate as cross_evaluate
+from ._augment import Augment as Augment, paper_strategy as paper_strategy
+from ._best import KeepBest as KeepBest
 from ._bilevel import (
     RESULTS as RESULTS,
     GaussNewton as GaussNewton,
@@ -20,6 +23,7 @@ from ._coreset import (
     ema as ema,
     fold_temperature as fold_temperature,
     growing_average as growing_average,
+    hard_labels as hard_labels,
     noise_coreset as noise_coreset,
     real_coreset as real_coreset,
 )
@@ -28,6 +32,7 @@ from ._differentiable import implicitly_differentiable as implicitly_differentia
 from ._distill import distill as distill
 from ._evaluate import (
     correct as correct,
+    cross_entropy as cross_entropy,
     evaluate as evaluate,
     evaluation_schedule as evaluation_schedule,
     train_network as train_network,

@@ -47,6 +47,13 @@ class Coreset(eqx.Module):
         return self.labels.shape[-1]
 
 
+def hard_labels(coreset: Coreset) -> Coreset:
+    """The same images with one-hot labels of the class that each learned label ranks first."""
+    top = jnp.argmax(coreset.labels, axis=-1)
+    one_hot = jax.nn.one_hot(top, coreset.num_classes, dtype=coreset.labels.dtype)
+    return eqx.tree_at(lambda c: c.labels, coreset, one_hot)
+
+
 class AbstractParameterization(eqx.Module):
     """What is optimised in place of images and labels: ψ, and the set it stands for.
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,8 +13,9 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Scalar, Shaped
 from rich.progress import track
 
+from ._augment import Augmentation, as_augmentation, describe_augmentation
 from ._backend import networks_at_once
-from ._coreset import Coreset
+from ._coreset import Coreset, hard_labels
 from ._distill import check_counts, check_key, check_model
 from ._evaluation import Evaluation
 from ._losses import InnerLoss
@@ -29,9 +30,20 @@ from .models._architectures import (
     describe_network,
     is_ready,
 )
+from .models._normalize import check_known
 from .models._training import running_rate, split_for_training, training_outputs
 
 _TEST_BATCH = 500
+
+
+class Training(NamedTuple):
+    """What `train_network` takes by name, but for the key."""
+
+    steps: int
+    learning_rate: float
+    batch_size: int
+    loss: InnerLoss
+    augment: Augmentation | None
 
 
 def mean_squared(
@@ -39,6 +51,19 @@ def mean_squared(
 ) -> Scalar:
     """The mean of (f − y)²: what evaluation networks minimise (paper, appendix C)."""
     return jnp.mean((predictions - labels) ** 2)
+
+
+def cross_entropy(
+    predictions: Float[Array, "n classes"], labels: Float[Array, "n classes"]
+) -> Scalar:
+    """The mean softmax cross-entropy: what evaluation networks minimise on hard labels."""
+    return jnp.mean(optax.softmax_cross_entropy(predictions, labels))
+
+
+_LOSSES = (
+    (mean_squared, "mean over images and classes of (output - label)^2"),
+    (cross_entropy, "mean over images of the softmax cross-entropy"),
+)
 
 
 def evaluate(
@@ -51,7 +76,9 @@ def evaluate(
     steps: int | None = None,
     learning_rate: float = 1e-4,
     batch_size: int = 256,
-    loss: InnerLoss = mean_squared,
+    labels: Literal["learned", "hard"] = "learned",
+    loss: InnerLoss | None = None,
+    augment: bool | str | Augmentation | None = None,
     at_once: int | None = None,
     progress: bool = True,
 ) -> Evaluation:
@@ -70,8 +97,13 @@ def evaluate(
     - `steps`, `learning_rate`, `batch_size`: of Adam, as in
       [`train_network`][rcig_eqx.train_network]; 1000 steps for up to ten distilled images and
       2000 above if `None`.
+    - `labels`: `"learned"` ones as they are, or `"hard"`, the class each of them ranks first.
     - `loss`: what the networks minimise, a function `(predictions, labels) -> scalar` of a batch;
-      the paper's mean-squared error, unless a set was distilled for another inner loss.
+      if `None` the paper's mean-squared error, and cross-entropy on hard labels.
+    - `augment`: how images change at random at every step: `True` for the paper's augmentation
+      (six operations in colour, four in grey; appendix C), a strategy such as `"flip_crop"`, an
+      [`Augment`][rcig_eqx.Augment], or a function `(images, *, key) -> images`. The paper finds it
+      to help sets of over 200 images and to harm smaller ones (Table 8).
     - `at_once`: networks trained together by `vmap`; chosen by the backend if `None`.
     - `progress`: whether to show a progress bar.
 
@@ -84,6 +116,8 @@ def evaluate(
         **{name: value for name, value in counts.items() if value is not None},
     )
     check_key(key)
+    check_known("labels", labels, ("learned", "hard"))
+    loss = loss or (mean_squared if labels == "learned" else cross_entropy)
     coreset = distilled.coreset if isinstance(distilled, DistillResult) else distilled
     test = test.read() if isinstance(test, ImageFolder) else test
     test = Dataset.from_arrays(*test) if isinstance(test, tuple) else test
@@ -95,29 +129,25 @@ def evaluate(
     sets = [coreset]
     if isinstance(distilled, DistillResult):
         sets.append(distilled.baseline)
+    sets = [hard_labels(s) for s in sets] if labels == "hard" else sets
+    augmentation = as_augmentation(augment, coreset.images.shape[3])
     steps = steps or default_steps(len(coreset.images))
     at_once = min(at_once or networks_at_once(num_networks), num_networks)
     images = jnp.asarray(apply_in_chunks(coreset.preprocess, test.images))
-    labels = jnp.asarray(test.labels, jnp.int32)
+    truth = jnp.asarray(test.labels, jnp.int32)
+    training = Training(steps, learning_rate, batch_size, loss, augmentation)
+    hard = {"labels": "hard: one-hot, of the class that the learned label ranks first"}
     keys = [jr.split(key, num_networks)[i : i + at_once] for i in range(0, num_networks, at_once)]
     jobs = [(s, k) for s in range(len(sets)) for k in keys]
     hits: list[list[np.ndarray]] = [[] for _ in sets]
     for s, k in track(jobs, "evaluating", disable=not progress):
         X, y = sets[s].support()
-        hits[s].append(
-            np.asarray(
-                _train_and_test(
-                    model, X, y, images, labels, k, steps, learning_rate, batch_size, loss
-                )
-            )
-        )
+        hits[s].append(np.asarray(_train_and_test(model, X, y, images, truth, k, training)))
     reports = [_report(np.concatenate(h), test.labels, names, steps) for h in hits]
     return dataclasses.replace(
         reports[0],
         baseline=reports[1] if len(reports) > 1 else None,
-        training=training_recipe(
-            model, steps=steps, learning_rate=learning_rate, batch_size=batch_size, loss=loss
-        ),
+        training=training_recipe(model, **training._asdict()) | (hard if labels == "hard" else {}),
         tested_on={
             "dataset": test.name,
             "images": len(test),
@@ -197,25 +227,13 @@ def _train_and_test(
     images: Float[Array, "t h w c"],
     labels: Int[Array, " t"],
     keys: Shaped[Array, "networks ..."],
-    steps: int,
-    learning_rate: float,
-    batch_size: int,
-    loss: InnerLoss,
+    training: Training,
 ) -> Bool[Array, "networks t"]:
     """Whether each of `len(keys)` networks trained on (X, y) gets each test image right."""
 
     def one(key: PRNGKeyArray) -> Array:
         model_key, train_key = jr.split(key)
-        model = train_network(
-            make_model(model_key),
-            X,
-            y,
-            steps=steps,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            loss=loss,
-            key=train_key,
-        )
+        model = train_network(make_model(model_key), X, y, **training._asdict(), key=train_key)
         return correct(model, images, labels)
 
     return one(keys[0])[None] if len(keys) == 1 else eqx.filter_vmap(one)(keys)
@@ -258,6 +276,7 @@ def training_recipe(
     learning_rate: float = 1e-4,
     batch_size: int = 256,
     loss: InnerLoss = mean_squared,
+    augment: Augmentation | None = None,
 ) -> dict[str, Any]:
     """What [`train_network`][rcig_eqx.train_network] does to a fresh network, in plain values.
 
@@ -282,11 +301,11 @@ def training_recipe(
             "initialization": "kernels: normal of standard deviation s, cut off at 2 s, where s is "
             "1 / sqrt(inputs of a unit) / 0.87962566; biases: 0",
         }
-    return {
+    changed = {"augmentation": describe_augmentation(augment)} if augment else {}
+    own = f"{getattr(loss, '__name__', type(loss).__name__)}, which is not described here"
+    return changed | {
         "network": layout,
-        "loss": "mean over images and classes of (output - label)^2"
-        if loss is mean_squared
-        else f"{getattr(loss, '__name__', type(loss).__name__)}, which is not described here",
+        "loss": next((text for known, text in _LOSSES if known is loss), own),
         "optimizer": {"name": "adam", "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
         "learning_rate": {
             "peak": float(learning_rate),
@@ -310,14 +329,15 @@ def train_network(
     learning_rate: float = 1e-4,
     batch_size: int = 256,
     loss: InnerLoss = mean_squared,
+    augment: Augmentation | None = None,
     key: PRNGKeyArray,
 ) -> AbstractNetwork:
     """Train one network on a distilled set by the paper's protocol (appendix C).
 
     Adam on the mean-squared error against the learned labels, or another `loss`, the whole set
-    every step, or a random `batch_size` of it where it is larger. Batch normalisation is by the
-    images of a step; what it stores, a tenth of it renewed by each, is what the network that is
-    returned normalises by. Jittable.
+    every step, or a random `batch_size` of it where it is larger, changed by `augment`. Batch
+    normalisation is by the images of a step; what it stores, a tenth of it renewed by each, is
+    what the network that is returned normalises by. Jittable.
     """
     optimizer = optax.adam(evaluation_schedule(steps, learning_rate))
     parameters, stored, static = split_for_training(model)
@@ -336,6 +356,8 @@ def train_network(
         if len(images) > batch_size:
             chosen = jr.choice(key, len(images), (batch_size,), replace=False)
             batch = (images[chosen], labels[chosen])
+        if augment is not None:
+            batch = (augment(batch[0], key=jr.fold_in(key, 1)), batch[1])
         rate = running_rate(number)
         gradient, stored = jax.grad(loss_of, has_aux=True)(parameters, stored, rate, *batch)
         updates, opt_state = optimizer.update(gradient, opt_state)

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import numpy as np
+import scipy.special
 from jaxtyping import Float64
 
 
@@ -39,6 +40,18 @@ class Evaluation:
     def std(self) -> float:
         """Sample standard deviation over the networks; 0 for one network."""
         return float(self.accuracies.std(ddof=1)) if len(self.accuracies) > 1 else 0.0
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Confidence interval of the mean over networks, by Student's t.
+
+        Of one distilled set it does not know how sets differ from seed to seed: pool several. NaN
+        for one network.
+        """
+        n = len(self.accuracies)
+        if n < 2:
+            return math.nan, math.nan
+        reach = float(scipy.special.stdtrit(n - 1, (1 + level) / 2)) * self.std / math.sqrt(n)
+        return self.mean - reach, self.mean + reach
 
     @property
     def _summary(self) -> str:

@@ -68,6 +68,11 @@ def export(
         raise ValueError(
             "evaluation is not of this result: pass what evaluate(result, …) returned."
         )
+    if evaluation and not evaluation.training.keys().isdisjoint(("augmentation", "labels")):
+        raise ValueError(
+            "evaluation changed the images or labels that are exported, and whoever reads the card "
+            "would not: measure one without augment= and with labels='learned'."
+        )
     check_place(folder, overwrite)
     check_described(result)
     staging = old = None

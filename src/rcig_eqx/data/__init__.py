@@ -1,6 +1,6 @@
 """Image sets: loading, preprocessing and streaming. Everything here is numpy until it is used."""
 
-from ._dataset import DataError as DataError, Dataset as Dataset
+from ._dataset import DataError as DataError, Dataset as Dataset, hold_out as hold_out
 from ._folder import ImageFolder as ImageFolder
 from ._load import load as load
 from ._preprocess import (

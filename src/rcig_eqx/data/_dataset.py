@@ -101,6 +101,28 @@ class Dataset:
         return np.concatenate([rng.choice(m, size=k, replace=False) for m in members])
 
 
+def hold_out(train: Dataset, part: float, *, seed: int) -> tuple[Dataset, Dataset]:
+    """`train` without a random `part` of each class, and that part, to choose and stop by.
+
+    Raises `ValueError` unless each class keeps an image on both sides.
+    """
+    if not 0 < part < 1:
+        raise ValueError(f"part is {part}: choose a fraction between 0 and 1, such as 0.1.")
+    rng = np.random.default_rng(seed)
+    held: list[np.ndarray] = []
+    for number, name in enumerate(train.class_names):
+        members = np.flatnonzero(train.labels == number)
+        count = round(part * len(members))
+        if not 0 < count < len(members):
+            raise ValueError(
+                f"{part} of the {len(members)} images of {name!r} leaves none on one side: choose "
+                "another part, or add images."
+            )
+        held.append(rng.choice(members, count, replace=False))
+    chosen = np.sort(np.concatenate(held))
+    return train.subset(np.setdiff1d(np.arange(len(train)), chosen)), train.subset(chosen)
+
+
 def validate(images: Any, labels: Any, class_names: Any) -> None:
     """Raise `ValueError`, naming the fix, unless the three make a `Dataset`."""
     _validate_arrays(images, labels)
