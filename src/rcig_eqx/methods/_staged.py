@@ -84,6 +84,8 @@ def default_method(
     *,
     outer_loss: OuterLoss = platt_loss,
     inner_loss: InnerLoss = SQUARED_ERROR,
+    l2_rate: float = 5e-4,
+    subset: int | None = None,
 ) -> AbstractMethod:
     """What `distill` does in a run of so many steps: head-only first, then the exact method.
 
@@ -93,13 +95,12 @@ def default_method(
     Both need the closed form that a [`SquaredError`][rcig_eqx.SquaredError] has. With an inner
     loss of any other type it is [`cig`][rcig_eqx.methods.cig] instead: the head trained, 100 Adam
     steps, and conjugate gradients with the Hessian where they end.
+
+    `l2_rate` and `subset` are those of either method.
     """
+    shared: dict[str, Any] = {"l2_rate": l2_rate, "subset": subset}
+    shared |= {"inner_loss": inner_loss, "outer_loss": outer_loss}
     if not is_quadratic(inner_loss):
-        return cig(
-            inner_loss=inner_loss,
-            outer_loss=outer_loss,
-            inner=Adam(steps=100),
-            solver=ConjugateGradient(rtol=1e-2, max_steps=200),
-        )
-    losses = {"inner_loss": inner_loss, "outer_loss": outer_loss}
-    return staged(frepo(**losses), rcig(**losses), min(1000, max(1, steps // 2)))
+        solver = ConjugateGradient(rtol=1e-2, max_steps=200)
+        return cig(**shared, inner=Adam(steps=100), solver=solver)
+    return staged(frepo(**shared), rcig(**shared), min(1000, max(1, steps // 2)))

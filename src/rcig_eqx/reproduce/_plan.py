@@ -1,0 +1,142 @@
+"""How a row is run: at which scale, by which method, with which arguments of `distill`."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from .. import presets
+from .._evaluate import default_steps
+from .._losses import platt_loss
+from .._pool import PoolSchedule
+from ..data import AbstractPreprocess, standardize, zca
+from ..methods import cig, default_method, frepo, random_subset, rcig, rig, vig
+from ..models import network_for
+from ._rows import Row
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """How much of the paper's work is done; what is `None` is the row's own, or the method's.
+
+    - `name`: what runs of this scale are filed under.
+    - `part`: of the row's outer iterations.
+    - `steps`, `width`, `batch_size`, `pool`: outer iterations, filters of the first block, outer
+      batch, networks of the pool.
+    - `seeds`: distilled sets of a row; `networks`: evaluated on each.
+    - `evaluation_steps`: of an evaluation network.
+    """
+
+    name: str
+    part: float = 1.0
+    steps: int | None = None
+    width: int | None = None
+    batch_size: int | None = None
+    pool: int | None = None
+    seeds: int = 3
+    networks: int = 5
+    evaluation_steps: int | None = None
+
+    def steps_of(self, row: Row) -> int:
+        """Outer iterations."""
+        return self.steps or max(1, round(self.part * row.steps))
+
+    def width_of(self, row: Row) -> int:
+        """Filters of the first block."""
+        return self.width or row.width
+
+    def evaluation_steps_of(self, row: Row) -> int:
+        """Of an evaluation network."""
+        return self.evaluation_steps or default_steps(row.images)
+
+    def changed(self, **given: Any) -> "Scale":
+        """With what is not `None`; runs of it are filed apart."""
+        given = {k: v for k, v in given.items() if v is not None and v != getattr(self, k)}
+        # More seeds or networks add to what is there; all else makes other sets.
+        apart = [f"{k}{v}" for k, v in given.items() if k not in ("seeds", "networks")]
+        return dataclasses.replace(self, **given, name="-".join([self.name, *apart]))
+
+
+SCALES = {
+    "paper": Scale("paper"),
+    "small": Scale("small", part=0.02, width=32, batch_size=64, pool=10, seeds=1, networks=3),
+}
+
+
+def _default(row: Row, steps: int, dtype: Any) -> dict[str, Any]:
+    return {"method": default_method(steps, **_common(row))}
+
+
+def _paper(row: Row, steps: int, dtype: Any) -> dict[str, Any]:
+    return presets.paper(**_common(row), dtype=dtype)
+
+
+def _authors_code(row: Row, steps: int, dtype: Any) -> dict[str, Any]:
+    return presets.authors_code(**_common(row), dtype=dtype)
+
+
+def _like_paper(method: Callable[..., Any], **fixed: Any) -> Callable[..., dict[str, Any]]:
+    """The paper's settings with another method in it, as its ablations have."""
+
+    def settings(row: Row, steps: int, dtype: Any) -> dict[str, Any]:
+        return presets.paper() | {"method": method(**_common(row), **fixed, dtype=dtype)}
+
+    return settings
+
+
+def _exact(row: Row, steps: int, dtype: Any) -> dict[str, Any]:
+    return {"method": rcig(**_common(row))}
+
+
+def _random(row: Row, steps: int, dtype: Any) -> dict[str, Any]:
+    return {"method": random_subset()}
+
+
+def _common(row: Row) -> dict[str, Any]:
+    return {"l2_rate": row.l2_rate, "subset": row.subset}
+
+
+METHODS: dict[str, Callable[[Row, int, Any], dict[str, Any]]] = {
+    "default": _default,
+    "rcig": _exact,
+    "rcig_paper": _paper,
+    "authors_code": _authors_code,
+    "rig": _like_paper(rig),
+    "cig": _like_paper(cig),
+    "vig": _like_paper(vig),
+    "frepo": _like_paper(frepo),
+    "frepo_platt": _like_paper(frepo, outer_loss=platt_loss),
+    "random": _random,
+}
+
+
+def model_of(row: Row, scale: Scale, normalization: str | None = None, **changed: Any):
+    """The row's ConvNet, to distil with."""
+    given = {"width": scale.width_of(row), "depth": row.depth, "normalization": normalization}
+    return network_for("convnet", row.facts.shape, row.facts.classes, **(given | changed))
+
+
+def preprocess_of(row: Row, train: Any) -> AbstractPreprocess:
+    """Standardised if grey, whitened if colour, large images in blocks (appendix C)."""
+    if row.facts.shape[2] == 1:
+        return standardize(train)
+    return zca(train, 0.1, **({"block": row.block} if row.block else {}))
+
+
+def arguments(row: Row, scale: Scale, method: str, normalization: str | None = None):
+    """Keyword arguments of `distill` for this row, but for data, key and preprocessing."""
+    steps = 1 if method == "random" else scale.steps_of(row)
+    wide: Any = jnp.float64 if row.float64 else None
+    given = METHODS[method](row, steps, wide)
+    if scale.batch_size is not None:
+        given["batch_size"] = scale.batch_size
+    if scale.pool is not None:
+        pool = given.get("pool", PoolSchedule())
+        given["pool"] = dataclasses.replace(pool, size=scale.pool)
+    return given | {
+        "images_per_class": row.images_per_class,
+        "steps": steps,
+        "model": model_of(row, scale, normalization),
+        "flip": row.flip,
+    }

@@ -1,0 +1,169 @@
+"""Distilled sets and their accuracies, made once and filed in a folder."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.random as jr
+
+from .._across import pooled
+from .._distill import distill
+from .._evaluate import evaluate
+from .._evaluation import Evaluation
+from .._files import write_atomically
+from .._pool import MakeModel
+from .._result import DistillResult, load_result
+from ..data import DataError, Dataset, load
+from ._plan import Scale, arguments, model_of, preprocess_of
+from ._rows import Row
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error
+    """Ctrl-C, or another signal, ended a distillation; what there is has been filed."""
+
+
+@dataclasses.dataclass
+class Workshop:
+    """Where the rows of a table are run, and what is there is taken as it is.
+
+    `folder/<row>-<method>/<scale>/seed<k>/` holds the set, its checkpoints until it is whole, and
+    one JSON file an evaluation; called again, it goes on where it stopped.
+
+    - `folder`: of all runs.
+    - `scale`, `method`: how rows are run; a method's name in `METHODS`.
+    - `directory`: looked in first for data sets.
+    - `say`: is given a line of text at every new piece of work.
+    - `progress`: whether bars are shown.
+    """
+
+    folder: Path
+    scale: Scale
+    method: str = "default"
+    directory: Path | None = None
+    say: Callable[[str], None] = print
+    progress: bool = True
+    _sets: dict[tuple[str, str], Any] = dataclasses.field(default_factory=dict)
+
+    def data(self, row: Row, split: str) -> Any:
+        """A split of the row's data set, in memory or on disk; read once."""
+        key = (row.dataset, split)
+        if key not in self._sets:
+            self._sets[key] = load(row.dataset, split, directory=self.directory)
+            shape, facts = self._sets[key].image_shape, row.facts
+            if tuple(shape) != facts.shape:
+                raise DataError(f"{facts.title} has images of {shape}, not {facts.shape}.")
+        return self._sets[key]
+
+    def place(
+        self, row: Row, seed: int, method: str | None = None, variant: str = "", **_: Any
+    ) -> Path:
+        """The folder of one distilled set."""
+        name = row.name.replace("/", "-") + f"-{method or self.method}" + variant
+        return self.folder / name / self.scale.name / f"seed{seed}"
+
+    def distilled(
+        self,
+        row: Row,
+        seed: int = 0,
+        *,
+        method: str | None = None,
+        normalization: str | None = None,
+        variant: str = "",
+        callbacks: tuple[Any, ...] = (),
+        **changed: Any,
+    ) -> DistillResult:
+        """The row's set of this seed: the one filed, or distilled now, from its last checkpoint.
+
+        `variant` is added to the folder's name where `changed`, arguments of `distill`, make it
+        another run. Raises `Interrupted` if it was ended before its last step.
+        """
+        variant += f"-{normalization}" if normalization else ""
+        method = method or self.method
+        folder = self.place(row, seed, method, variant)
+        file = folder / "distilled.safetensors"
+        if file.exists():
+            return load_result(file)
+        settings = arguments(row, self.scale, method, normalization) | changed
+        self.say(f"Distilling {row.name}, {method}{variant}, seed {seed}: {settings['steps']} steps")
+        train = self.data(row, "train")
+        if row.float64:
+            jax.config.update("jax_enable_x64", True)
+        result = distill(
+            train,
+            key=jr.key(seed),
+            preprocess=preprocess_of(row, train),
+            checkpoint_dir=folder / "checkpoints",
+            keep_checkpoints=2,
+            resume=True,
+            callbacks=callbacks,
+            progress=self.progress,
+            **settings,
+        )
+        if result.interrupted:
+            raise Interrupted
+        result = dataclasses.replace(result, recipe=result.recipe | {"dataset": row.dataset})
+        result.save(file)
+        for old in (folder / "checkpoints").glob("*.safetensors"):
+            old.unlink()
+        return result
+
+    def accuracy(
+        self,
+        row: Row,
+        *,
+        augment: bool = False,
+        labels: str = "learned",
+        network: tuple[str, MakeModel] | None = None,
+        **how: Any,
+    ) -> Evaluation:
+        """Test accuracy pooled over the scale's seeds; each is measured once, and filed.
+
+        `network` is a name and a function to evaluate with, the row's own with ReLU if `None`;
+        `how` is handed to `distilled`.
+        """
+        name = "-".join(
+            ["evaluation", *["augmented"] * augment, *["hard"] * (labels == "hard")]
+            + ([network[0]] if network else [])
+            + [f"{self.scale.networks}x{self.scale.evaluation_steps_of(row)}"]
+        )
+        normalization = how.get("normalization")
+        model = network[1] if network else model_of(row, self.scale, normalization, softplus=None)
+
+        def one(seed: int) -> Evaluation:
+            result = self.distilled(row, seed, **how)
+            variant = how.get("variant", "") + (f"-{normalization}" if normalization else "")
+            file = self.place(row, seed, how.get("method"), variant) / f"{name}.json"
+            if file.exists():
+                return Evaluation.from_json(json.loads(file.read_bytes()))
+            self.say(f"Evaluating {row.name}, seed {seed}: {self.scale.networks} networks")
+            report = evaluate(
+                result if network is None else result.coreset,
+                self.data(row, "test"),
+                key=jr.fold_in(jr.key(seed), 2**31),
+                model=model,
+                num_networks=self.scale.networks,
+                steps=self.scale.evaluation_steps_of(row),
+                labels=labels,  # pyright: ignore[reportArgumentType]
+                augment=augment,
+                progress=self.progress,
+            )
+            write_atomically(file, json.dumps(report.to_json(), indent=2).encode())
+            return report
+
+        return pooled(map(one, range(self.scale.seeds)))
+
+    def seconds(self, row: Row, **how: Any) -> list[float]:
+        """Seconds of each iteration of the first seed's run, what compiles left out."""
+        history = self.distilled(row, **how).history["seconds"]
+        return [float(b - a) for a, b in zip(history[1:], history[2:], strict=False)]
+
+    def subset_of(self, row: Row, split: str, count: int, seed: int) -> Dataset:
+        """So many random images of a split."""
+        import numpy as np
+
+        whole = self.data(row, split)
+        chosen = np.random.default_rng(seed).choice(len(whole), count, replace=False)
+        return whole.subset(np.sort(chosen))
