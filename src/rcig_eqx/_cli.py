@@ -36,6 +36,7 @@ try:
 except ImportError:
     sys.exit("The command line needs typer: pip install 'rcig-eqx[cli]'")
 
+from .reproduce._command import reproduce
 
 _DISTILL, _EVALUATE, _OPTIMIZER = (
     inspect.signature(function).parameters for function in (distill, evaluate, coreset_optimizer)
@@ -287,6 +288,17 @@ def _evaluate(
     ] = None,
     width: Annotated[int | None, Option(help=_WIDTH, show_default="as distilled")] = None,
     depth: Annotated[int | None, Option(help=_DEPTH, show_default="as distilled")] = None,
+    augment: Annotated[
+        str | None,
+        Option(
+            help="Change the images at random while networks train: 'paper' for the paper's "
+            "augmentation, or operations such as flip_crop.",
+            show_default=False,
+        ),
+    ] = None,
+    labels: Annotated[
+        Literal["learned", "hard"], Option(help="Hard ones are the class each ranks first.")
+    ] = "learned",
     seed: Seed = 0,
     directory: Directory = None,
     json_: Annotated[
@@ -314,6 +326,8 @@ def _evaluate(
         model=model,
         num_networks=networks,
         steps=steps,
+        augment=True if augment == "paper" else augment,
+        labels=labels,
         progress=not quiet,
     )
     echo(f"\n{report}\n")
@@ -370,6 +384,9 @@ def _export(
     elif not quiet:
         echo(f"{data} has no test split: the card states no accuracy.")
     echo_paths([export(result, folder, evaluation=report, overwrite=overwrite)])
+
+
+app.command("reproduce")(reproduce)
 
 
 def say_networks(make_model: MakeModel, networks: int) -> str:

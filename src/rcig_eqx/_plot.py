@@ -3,6 +3,7 @@
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -31,7 +32,6 @@ def save_grid(
 
     Of more than ten images a class the first ten are shown. Needs matplotlib, the extra `plot`.
     """
-    matplotlib = _matplotlib()
     path = Path(path)
     pixels = to_pixels(coreset)
     classes = len(class_names)
@@ -51,7 +51,7 @@ def save_grid(
     height, width = strips.shape[1:3]
     beside = columns == 1
     name_width = 0.14 * max(map(len, class_names)) if beside else 0
-    figure = matplotlib.figure.Figure(
+    figure = matplotlib_figure(
         figsize=(
             columns * (width / height + (0.24 if shown > 1 else 0.1)) + name_width,
             rows * (1.06 if beside else 1.28) + 0.5 * bool(title),
@@ -71,12 +71,7 @@ def save_grid(
         else:
             axis.set_title(name, fontsize=11, pad=3, loc="center" if shown == 1 else "left")
     figure.suptitle(title, fontsize=13)
-    picture = io.BytesIO()
-    figure.savefig(
-        picture, format=path.suffix.removeprefix(".") or "png", dpi=150, bbox_inches="tight"
-    )
-    write_atomically(path, picture.getvalue())
-    return path
+    return write_figure(figure, path)
 
 
 def save_class(pixels: Float[np.ndarray, "n h w c"], path: str | os.PathLike[str]) -> Path:
@@ -96,6 +91,20 @@ def save_class(pixels: Float[np.ndarray, "n h w c"], path: str | os.PathLike[str
     sheet = sheet.repeat(side, axis=0).repeat(side, axis=1)
     picture = io.BytesIO()
     matplotlib.image.imsave(picture, sheet, format="png", cmap="gray", vmin=0, vmax=1)
+    write_atomically(path, picture.getvalue())
+    return path
+
+
+def matplotlib_figure(**options: Any) -> Any:
+    """A matplotlib figure, apart from any window; `ImportError` names the extra."""
+    return _matplotlib().figure.Figure(**options)
+
+
+def write_figure(figure: Any, path: Path) -> Path:
+    """Write a figure as PNG or PDF, by the suffix, whole or not at all."""
+    picture = io.BytesIO()
+    form = path.suffix.removeprefix(".") or "png"
+    figure.savefig(picture, format=form, dpi=150, bbox_inches="tight")
     write_atomically(path, picture.getvalue())
     return path
 

@@ -2,26 +2,29 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.random as jr
+import numpy as np
 
 from .._across import pooled
+from .._coreset import Coreset
 from .._distill import distill
 from .._evaluate import evaluate
 from .._evaluation import Evaluation
 from .._files import write_atomically
 from .._pool import MakeModel
 from .._result import DistillResult, load_result
-from ..data import DataError, Dataset, load
+from ..data import DataError, load
 from ._plan import Scale, arguments, model_of, preprocess_of
 from ._rows import Row
 
 
-class Interrupted(Exception):  # noqa: N818 - not an error
+class Interrupted(Exception):
     """Ctrl-C, or another signal, ended a distillation; what there is has been filed."""
 
 
@@ -72,13 +75,14 @@ class Workshop:
         method: str | None = None,
         normalization: str | None = None,
         variant: str = "",
-        callbacks: tuple[Any, ...] = (),
-        **changed: Any,
+        train: Any = None,
+        changed: Mapping[str, Any] = MappingProxyType({}),
     ) -> DistillResult:
         """The row's set of this seed: the one filed, or distilled now, from its last checkpoint.
 
-        `variant` is added to the folder's name where `changed`, arguments of `distill`, make it
-        another run. Raises `Interrupted` if it was ended before its last step.
+        `variant` is added to the folder's name where `changed`, arguments of `distill`, or other
+        images in `train`, make it another run. Raises `Interrupted` if it was ended before its
+        last step.
         """
         variant += f"-{normalization}" if normalization else ""
         method = method or self.method
@@ -86,9 +90,11 @@ class Workshop:
         file = folder / "distilled.safetensors"
         if file.exists():
             return load_result(file)
-        settings = arguments(row, self.scale, method, normalization) | changed
-        self.say(f"Distilling {row.name}, {method}{variant}, seed {seed}: {settings['steps']} steps")
-        train = self.data(row, "train")
+        settings = arguments(row, self.scale, method, normalization) | dict(changed)
+        self.say(
+            f"Distilling {row.name}, {method}{variant}, seed {seed}: {settings['steps']} steps"
+        )
+        train = self.data(row, "train") if train is None else train
         if row.float64:
             jax.config.update("jax_enable_x64", True)
         result = distill(
@@ -98,7 +104,6 @@ class Workshop:
             checkpoint_dir=folder / "checkpoints",
             keep_checkpoints=2,
             resume=True,
-            callbacks=callbacks,
             progress=self.progress,
             **settings,
         )
@@ -136,34 +141,37 @@ class Workshop:
             result = self.distilled(row, seed, **how)
             variant = how.get("variant", "") + (f"-{normalization}" if normalization else "")
             file = self.place(row, seed, how.get("method"), variant) / f"{name}.json"
-            if file.exists():
-                return Evaluation.from_json(json.loads(file.read_bytes()))
-            self.say(f"Evaluating {row.name}, seed {seed}: {self.scale.networks} networks")
-            report = evaluate(
-                result if network is None else result.coreset,
-                self.data(row, "test"),
-                key=jr.fold_in(jr.key(seed), 2**31),
-                model=model,
-                num_networks=self.scale.networks,
-                steps=self.scale.evaluation_steps_of(row),
-                labels=labels,  # pyright: ignore[reportArgumentType]
-                augment=augment,
-                progress=self.progress,
-            )
-            write_atomically(file, json.dumps(report.to_json(), indent=2).encode())
-            return report
+            given = {"augment": augment, "labels": labels}
+            own = result if network is None else result.coreset
+            return self.evaluated(row, own, file, seed=seed, model=model, **given)
 
         return pooled(map(one, range(self.scale.seeds)))
 
+    def evaluated(
+        self,
+        row: Row,
+        distilled: DistillResult | Coreset,
+        file: Path,
+        *,
+        seed: int = 0,
+        **options: Any,
+    ) -> Evaluation:
+        """The scale's networks trained on a set and tested, once: the numbers are in `file`."""
+        if file.exists():
+            return Evaluation.from_json(json.loads(file.read_bytes()))
+        self.say(f"Evaluating {row.name}, seed {seed}: {self.scale.networks} networks")
+        report = evaluate(
+            distilled,
+            self.data(row, "test"),
+            key=jr.fold_in(jr.key(seed), 2**31),
+            num_networks=self.scale.networks,
+            steps=self.scale.evaluation_steps_of(row),
+            progress=self.progress,
+            **options,
+        )
+        write_atomically(file, json.dumps(report.to_json(), indent=2).encode())
+        return report
+
     def seconds(self, row: Row, **how: Any) -> list[float]:
         """Seconds of each iteration of the first seed's run, what compiles left out."""
-        history = self.distilled(row, **how).history["seconds"]
-        return [float(b - a) for a, b in zip(history[1:], history[2:], strict=False)]
-
-    def subset_of(self, row: Row, split: str, count: int, seed: int) -> Dataset:
-        """So many random images of a split."""
-        import numpy as np
-
-        whole = self.data(row, split)
-        chosen = np.random.default_rng(seed).choice(len(whole), count, replace=False)
-        return whole.subset(np.sort(chosen))
+        return np.diff(self.distilled(row, **how).history["seconds"]).tolist()

@@ -1,0 +1,101 @@
+"""`rcig-eqx reproduce`: a table or figure of the paper, by name."""
+
+import dataclasses
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Exit, Option, echo
+
+from ..models._normalize import check_known
+from ._dry import dry_run
+from ._figures import FIGURES
+from ._plan import METHODS, SCALES
+from ._report import Report
+from ._rows import ROWS, Row
+from ._tables import TABLES, check_method, find_rows
+from ._workshop import Interrupted, Workshop
+
+TARGETS = {name: rows for name, (_, rows) in (TABLES | FIGURES).items()}
+
+
+def reproduce(
+    target: Annotated[str, Argument(help=f"One of {', '.join(TARGETS)}; or rows, to list them.")],
+    rows: Annotated[
+        list[str] | None,
+        Option(
+            "--rows",
+            help="Such as fashion_mnist/1; may be given several times, or comma-separated.",
+            show_default="the paper's",
+        ),
+    ] = None,
+    scale: Annotated[str, Option(help=f"{' or '.join(SCALES)}.")] = "paper",
+    method: Annotated[str, Option(help=f"One of {', '.join(METHODS)}.")] = "default",
+    out: Annotated[Path, Option(help="Folder of runs and results.")] = Path("runs/reproduce"),
+    seeds: Annotated[int | None, Option(min=1, help="Distilled sets of a row.")] = None,
+    networks: Annotated[int | None, Option(min=1, help="Evaluated on each set.")] = None,
+    steps: Annotated[int | None, Option(min=1, help="Outer iterations.")] = None,
+    width: Annotated[int | None, Option(min=1, help="Filters of the first block.")] = None,
+    batch_size: Annotated[int | None, Option(min=1, help="Real images a step.")] = None,
+    pool: Annotated[int | None, Option(min=1, help="Networks of the pool.")] = None,
+    evaluation_steps: Annotated[int | None, Option(min=1, help="Of an evaluation.")] = None,
+    directory: Annotated[
+        Path | None, Option(help="Folder to look for data sets in first.", show_default=False)
+    ] = None,
+    dry: Annotated[
+        bool, Option("--dry-run", help="Say what each row would take; compiles, runs nothing.")
+    ] = False,
+    quiet: Annotated[bool, Option("--quiet", "-q", help="Print the outcome only.")] = False,
+) -> None:
+    """Run a table or figure of the paper, and print it with the paper's numbers beside.
+
+    Every distilled set and accuracy is filed in the folder as soon as it is there: interrupted, the
+    same command goes on; with more seeds or networks it adds what is missing.
+    """
+    if target == "rows":
+        for name, row in ROWS.items():
+            echo(f"{name:<20} {row.steps:>6,} steps, paper {row.paper[0]:.1f} ± {row.paper[1]:.1f}")
+        return
+    check_known("target", target, [*TARGETS, "rows"])
+    check_known("scale", scale, SCALES)
+    check_method(method)
+    wanted = [name for given in rows or [] for name in given.split(",")] or TARGETS[target]
+    chosen = find_rows(wanted)
+    changed = {"seeds": seeds, "networks": networks, "steps": steps, "width": width}
+    changed |= {"batch_size": batch_size, "pool": pool, "evaluation_steps": evaluation_steps}
+    workshop = Workshop(
+        out / "sets",
+        SCALES[scale].changed(**changed),
+        method,
+        directory,
+        say=(lambda text: None) if quiet else echo,
+        progress=not quiet,
+    )
+    if dry:
+        for row in chosen:
+            _echo_dry(row, workshop)
+        return
+    try:
+        report = run(target, workshop, chosen, out)
+    except Interrupted:
+        echo("Stopped. All there is has been kept: the same command goes on.")
+        raise Exit(130) from None
+    command = f"`{shlex.join(['rcig-eqx', *sys.argv[1:]])}`"
+    report = dataclasses.replace(report, notes=[*report.notes, command])
+    echo(f"\n{report}\n")
+    echo("Wrote " + "\n      ".join(map(str, report.write(out))))
+
+
+def run(target: str, workshop: Workshop, rows: list[Row], folder: Path) -> Report:
+    """The report of a table or figure; figures are written into the folder as well."""
+    if target in TABLES:
+        return TABLES[target][0](workshop, rows)
+    return FIGURES[target][0](workshop, rows, folder)
+
+
+def _echo_dry(row: Row, workshop: Workshop) -> None:
+    echo(f"{row.name}, {workshop.method}, {workshop.scale.name}:")
+    for name, value in dry_run(row, workshop.scale, workshop.method).items():
+        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
+        echo(f"  {name:<12} {shown}")

@@ -1,0 +1,224 @@
+"""The paper's figures, each a function from a workshop, rows and a folder to a `Report`.
+
+Every one writes a PNG and a PDF beside the table of its numbers.
+"""
+
+import contextlib
+import dataclasses
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .._across import percent
+from .._evaluation import Evaluation
+from .._memory import estimate_memory
+from .._plot import matplotlib_figure, save_grid, write_figure
+from .._result import load_result
+from ..solvers import Adam
+from ._dry import parts_of
+from ._plan import METHODS
+from ._report import Report
+from ._rows import Row
+from ._tables import notes
+from ._workshop import Workshop
+
+Rows = Sequence[Row]
+COUNTS = (0, 2, 5, 10, 20, 30)  # of inner and of inverse-Hessian steps
+SUBSETS = (0.04, 0.1, 0.2, 0.4, 1.0)  # of |S|: 200, 500, 1,000, 2,000 and 5,000 of 5,000
+WIDTHS = (16, 32, 64, 128, 256, 512)
+_TIMED = 6  # iterations of a timed run; the first one compiles
+
+
+def figure1(workshop: Workshop, rows: Rows, folder: Path) -> Report:
+    """Time of an iteration against inner and inverse-Hessian steps."""
+    scale = workshop.scale.changed(steps=_TIMED)
+    timed = dataclasses.replace(workshop, scale=scale, method="rcig_paper")
+
+    def milliseconds(row: Row, inner: int, inverse: int) -> float:
+        how = _counts(row, timed, inner, inverse)
+        return 1e3 * statistics.median(timed.seconds(row, **how))
+
+    title = "Figure 1: milliseconds of an iteration"
+    return _grid(timed, rows, folder, "figure1", title, milliseconds, "ms an iteration")
+
+
+def figure2(workshop: Workshop, rows: Rows, folder: Path) -> Report:
+    """Accuracy against inner and inverse-Hessian steps."""
+
+    def accuracy(row: Row, inner: int, inverse: int) -> float:
+        how = _counts(row, workshop, inner, inverse)
+        return 100 * workshop.accuracy(row, augment=row.augment, **how).mean
+
+    workshop = dataclasses.replace(workshop, method="rcig_paper")
+    title = "Figure 2: test accuracy in %"
+    return _grid(workshop, rows, folder, "figure2", title, accuracy, "test accuracy, %")
+
+
+def _counts(row: Row, workshop: Workshop, inner: int, inverse: int) -> dict[str, Any]:
+    """The paper's method with other numbers of steps, and what its run is filed under."""
+    method = METHODS["rcig_paper"](row, workshop.scale.steps_of(row), None)["method"]
+    method = dataclasses.replace(method, inner=Adam(steps=inner), solver=Adam(steps=inverse))
+    return {"variant": f"-{inner}x{inverse}", "changed": {"method": method}}
+
+
+def _grid(
+    workshop: Workshop,
+    rows: Rows,
+    folder: Path,
+    name: str,
+    title: str,
+    measure: Callable[[Row, int, int], float],
+    label: str,
+) -> Report:
+    values = {
+        row.name: {i: {j: measure(row, i, j) for j in COUNTS} for i in COUNTS} for row in rows
+    }
+    lines = [
+        [row.name, str(inner), *(f"{x:.1f}" for x in values[row.name][inner].values())]
+        for row in rows
+        for inner in COUNTS
+    ]
+    with _panels(len(rows), folder / name) as axes:
+        for axis, row in zip(axes, rows, strict=True):
+            for inner, line in values[row.name].items():
+                axis.plot(list(line), list(line.values()), "o-", markersize=3, label=str(inner))
+            axis.plot(20, values[row.name][20][20], "*", color="green", markersize=14)
+            where = f"{row.facts.title}, {row.images_per_class} a class"
+            axis.set(title=where, xlabel="inverse-Hessian steps", ylabel=label)
+        axes[-1].legend(title="inner steps", fontsize=8)
+    head = ["Row", "Inner steps", *(f"{j} inverse" for j in COUNTS)]
+    return Report(name, title, head, lines, values, notes(workshop))
+
+
+def figure5(workshop: Workshop, rows: Rows, folder: Path) -> Report:
+    """Memory, time and accuracy against the images of the backward pass."""
+    lines, values = [], {}
+    for row in rows:
+        for part in SUBSETS:
+            subset = max(1, round(part * row.images))
+            of_part = dataclasses.replace(row, subset=None if part == 1 else subset)
+            how: Any = {"variant": f"-subset{subset}"}
+            report = workshop.accuracy(of_part, augment=row.augment, **how)
+            seconds = statistics.median(workshop.seconds(of_part, **how))
+            recipe, coreset, batch = parts_of(of_part, workshop.scale, workshop.method)
+            megabytes = estimate_memory(recipe, coreset, batch).total / 1e6
+            values[f"{row.name} {subset}"] = {
+                "subset": subset, "MB": megabytes, "seconds": seconds, "accuracy": report.to_json(),
+            }  # fmt: skip
+            numbers = [f"{megabytes:,.0f}", f"{seconds:.3f}", percent(report)]
+            lines.append([row.name, f"{subset:,} of {row.images:,}", *numbers])
+    with _panels(3, folder / "figure5") as axes:
+        for row in rows:
+            mine = [v for k, v in values.items() if k.startswith(row.name + " ")]
+            at = [v["subset"] for v in mine]
+            accuracies = [100 * v["accuracy"]["mean"] for v in mine]
+            ys = [[v["MB"] for v in mine], [v["seconds"] for v in mine], accuracies]
+            labels = ("peak memory, MB", "seconds an iteration", "test accuracy, %")
+            for axis, y, label in zip(axes, ys, labels, strict=True):
+                axis.plot(at, y, "o-", label=row.name)
+                axis.set(xlabel="images of the backward pass", ylabel=label)
+        axes[0].legend(fontsize=8)
+    head = ["Row", "Backward pass", "MB", "s/iteration", "Accuracy"]
+    title = "Figure 5: the backward pass through part of the images"
+    more = ["Memory is `estimate_memory`'s."]
+    return Report("figure5", title, head, lines, values, [*more, *notes(workshop)])
+
+
+def figure8(workshop: Workshop, rows: Rows, folder: Path) -> Report:
+    """Accuracy against wall-clock time, and memory against width."""
+    lines, values = [], {}
+    for row in rows:
+        series = [
+            {"step": step, "seconds": seconds, "accuracy": report.to_json()}
+            for step, seconds, report in _along(workshop, row)
+        ]
+        memory = {}
+        for width in WIDTHS:
+            scale = dataclasses.replace(workshop.scale, width=width)
+            recipe, coreset, batch = parts_of(row, scale, workshop.method)
+            memory[width] = estimate_memory(recipe, coreset, batch).total / 1e6
+        values[row.name] = {"accuracy": series, "MB by width": memory}
+        for point in series:
+            texts = [f"{point['seconds']:.0f}", f"{100 * point['accuracy']['mean']:.1f}"]
+            lines.append([row.name, f"{point['step']:,}", *texts, ""])
+        lines += [[row.name, f"width {w}", "", "", f"{mb:,.0f}"] for w, mb in memory.items()]
+    with _panels(3, folder / "figure8") as axes:
+        for row in rows:
+            series, memory = values[row.name]["accuracy"], values[row.name]["MB by width"]
+            at = [p["seconds"] for p in series]
+            means = [100 * p["accuracy"]["mean"] for p in series]
+            for axis in axes[:2]:
+                axis.plot(at, means, "o-", markersize=3, label=row.name)
+                axis.set(xlabel="seconds of distilling", ylabel="test accuracy, %")
+            axes[2].plot(list(memory), list(memory.values()), "o-", label=row.name)
+        axes[1].set_xscale("log")
+        axes[2].set(xlabel="width", ylabel="memory of a step, MB", xscale="log", yscale="log")
+        axes[0].legend(fontsize=8)
+    head = ["Row", "Iterations", "Seconds", "Accuracy", "MB"]
+    title = "Figure 8: accuracy against wall-clock time, memory against width"
+    more = ["Seconds are from the start of the first iteration, compilation left out."]
+    return Report("figure8", title, head, lines, values, [*more, *notes(workshop)])
+
+
+def _along(workshop: Workshop, row: Row) -> Iterator[tuple[int, float, Evaluation]]:
+    """Step, seconds and accuracy at 1, 2, 5, 10, 20, 50, … steps of one run, and at its end."""
+    folder = workshop.place(row, 0, variant="-along")
+    steps = workshop.scale.steps_of(row)
+    marks = sorted({m * 10**e for e in range(7) for m in (1, 2, 5) if m * 10**e < steps} | {steps})
+
+    def keep(progress: Any) -> None:
+        if progress.step in marks:
+            folder.mkdir(parents=True, exist_ok=True)
+            progress.result().save(folder / f"after-{progress.step}.safetensors")
+
+    run = workshop.distilled(row, variant="-along", changed={"callbacks": (keep,)})
+    clock = run.history["seconds"]
+    for mark in marks:
+        result = load_result(folder / f"after-{mark}.safetensors")
+        report = workshop.evaluated(row, result, folder / f"after-{mark}.json")
+        yield mark, float(clock[mark - 1] - clock[0]), report
+
+
+def gallery(workshop: Workshop, rows: Rows, folder: Path) -> Report:
+    """Pictures of the distilled sets (Figures 9 to 19)."""
+    lines = []
+    for row in rows:
+        result = workshop.distilled(row)
+        title = f"{row.facts.title}, {row.images_per_class} a class"
+        stem = folder / f"gallery-{row.name.replace('/', '-')}"
+        for suffix in (".png", ".pdf"):
+            path = save_grid(
+                result.coreset, result.class_names, stem.with_suffix(suffix), title=title
+            )
+            lines.append([row.name, path.name])
+    title = "Figures 9 to 19: distilled sets"
+    return Report("gallery", title, ["Row", "Picture"], lines, {}, notes(workshop))
+
+
+@contextlib.contextmanager
+def _panels(count: int, path: Path) -> Iterator[list[Any]]:
+    """Axes side by side, written as PNG and PDF at the end."""
+    figure = matplotlib_figure(figsize=(3.6 * count + 0.4, 3.2), layout="constrained")
+    axes = list(figure.subplots(1, count, squeeze=False)[0])
+    yield axes
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    for suffix in (".png", ".pdf"):
+        write_figure(figure, path.with_suffix(suffix))
+
+
+FIGURES: dict[str, tuple[Callable[[Workshop, Rows, Path], Report], list[str]]] = {
+    "figure1": (figure1, ["cifar100/1", "cifar10/1", "cifar10/10"]),
+    "figure2": (figure2, ["cifar100/1", "cifar10/1", "cifar10/10"]),
+    "figure5": (figure5, ["cifar100/50"]),
+    "figure8": (figure8, ["cifar100/1"]),
+    "gallery": (
+        gallery,
+        [
+            "mnist/1", "mnist/10", "fashion_mnist/1", "fashion_mnist/10", "cifar10/1",
+            "cifar10/10", "cifar100/1", "tiny_imagenet/1", "imagewoof/1", "imagenette/1",
+        ],
+    ),
+}  # fmt: skip
+"""Each figure's function, and the names of the rows the paper has."""

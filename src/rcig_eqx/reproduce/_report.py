@@ -1,0 +1,65 @@
+"""A table as text, Markdown and JSON, written together."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from .._across import markdown_table
+from .._evaluation import Evaluation
+from .._files import write_atomically
+from ._rows import Number
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """One table or figure: what it shows, its rows, and where its numbers come from.
+
+    - `name`: such as `table2`; `title`: one line.
+    - `head`, `rows`: texts.
+    - `values`: everything measured, as plain values.
+    - `notes`: what a reader must know, such as the scale.
+    """
+
+    name: str
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+    values: dict[str, Any]
+    notes: list[str]
+
+    def __str__(self) -> str:
+        lines = [self.head, *self.rows]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        table = (
+            "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        )
+        return "\n".join([self.title, "", *table, "", *self.notes])
+
+    def to_markdown(self) -> str:
+        """The same in Markdown."""
+        parts = [f"# {self.title}", markdown_table([self.head, *self.rows]), *self.notes]
+        return "\n\n".join(parts) + "\n"
+
+    def write(self, folder: Path) -> list[Path]:
+        """`name.txt`, `.md` and `.json` in a folder."""
+        content = {
+            ".txt": str(self) + "\n",
+            ".md": self.to_markdown(),
+            ".json": json.dumps(dataclasses.asdict(self), indent=2) + "\n",
+        }
+        paths = [folder / f"{self.name}{suffix}" for suffix in content]
+        for path, text in zip(paths, content.values(), strict=True):
+            write_atomically(path, text.encode())
+        return paths
+
+
+def of_paper(number: Number | None) -> str:
+    """A number of the paper's, in percent."""
+    return "" if number is None else f"{number[0]:.1f} ± {number[1]:.1f}"
+
+
+def mean_only(evaluation: Evaluation | None) -> str:
+    """A mean in percent."""
+    return "" if evaluation is None else f"{100 * evaluation.mean:.1f}"

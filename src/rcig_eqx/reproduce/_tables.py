@@ -1,0 +1,155 @@
+"""The paper's tables, each a function from a workshop and rows to a `Report`."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .._across import percent
+from .._distill import versions
+from ..models import network_for
+from ..models._normalize import check_known
+from ._plan import METHODS, model_of
+from ._report import Report, mean_only, of_paper
+from ._rows import ROWS, TABLE_1, TABLE_2, TABLE_3, TABLE_4, Row
+from ._workshop import Workshop
+
+Rows = Sequence[Row]
+
+
+def table1(workshop: Workshop, rows: Rows) -> Report:
+    """The method taken apart: random images, VIG, CIG, RIG, RCIG."""
+    methods = [*TABLE_1["mnist/1"], "frepo", "frepo_platt", "default"]
+    lines, values = [], {}
+    for row in rows:
+        for method in methods:
+            report = workshop.accuracy(row, augment=row.augment, method=method)
+            values[f"{row.name} {method}"] = report.to_json()
+            paper = TABLE_1.get(row.name, {}).get(method)
+            lines.append([*_where(row), method, percent(report), of_paper(paper)])
+    head = ["Data set", "Img/cls", "Method", "Here", "Paper"]
+    title = "Table 1: the method taken apart, test accuracy in %"
+    return Report("table1", title, head, lines, values, notes(workshop, method="each"))
+
+
+def table2(workshop: Workshop, rows: Rows) -> Report:
+    """Test accuracy, data set by data set."""
+    return _accuracies(workshop, rows, "table2", "Table 2: test accuracy in %")
+
+
+def table4(workshop: Workshop, rows: Rows) -> Report:
+    """Test accuracy on the ImageNet sets."""
+    return _accuracies(workshop, rows, "table4", "Table 4: test accuracy on ImageNet sets, in %")
+
+
+def _accuracies(workshop: Workshop, rows: Rows, name: str, title: str) -> Report:
+    lines, values = [], {}
+    for row in rows:
+        report = workshop.accuracy(row, augment=row.augment)
+        values[row.name] = report.to_json()
+        random = mean_only(report.baseline)
+        paper = [of_paper(row.paper), of_paper(row.frepo)]
+        lines.append([*_where(row), random, percent(report), *paper])
+    head = ["Data set", "Img/cls", "Random real", "Here", "Paper", "Paper's FRePo"]
+    return Report(name, title, head, lines, values, notes(workshop))
+
+
+def table3(workshop: Workshop, rows: Rows) -> Report:
+    """Sets distilled with one network, evaluated with others."""
+    lines, values = [], {}
+    for row in rows:
+        for distilled_with, paper in TABLE_3.items():
+            for column in paper:
+                network = evaluation_network(column, row, workshop, distilled_with)
+                how: dict[str, Any] = {}
+                if distilled_with != "none":
+                    how["normalization"] = distilled_with
+                report = workshop.accuracy(row, network=(column, network), **how)
+                values[f"{row.name} {distilled_with} {column}"] = report.to_json()
+                stated = of_paper(paper[column] if row.name == "cifar10/10" else None)
+                with_ = f"convnet, {distilled_with}"
+                lines.append([*_where(row), with_, column, percent(report), stated])
+    head = ["Data set", "Img/cls", "Distilled with", "Evaluated with", "Here", "Paper"]
+    title = "Table 3: across architectures, test accuracy in %"
+    more = ["dn: normalised as distilled; nn: not; bn: by batches. The others have ReLU."]
+    return Report("table3", title, head, lines, values, [*more, *notes(workshop)])
+
+
+def evaluation_network(column: str, row: Row, workshop: Workshop, distilled_with: str):
+    """The network that a column of Table 3 stands for, with ReLU."""
+    name, _, kind = column.partition("-")
+    normalization = {"dn": distilled_with, "nn": "none", "bn": "batch", "": "none"}[kind]
+    if name == "conv":
+        return model_of(row, workshop.scale, normalization, softplus=None)
+    known = {"resnet": "resnet18", "vgg": "vgg11", "alexnet": "alexnet"}
+    given = {"normalization": normalization, "softplus": None, "width": workshop.scale.width}
+    return network_for(known[name], row.facts.shape, row.facts.classes, **given)
+
+
+def table7(workshop: Workshop, rows: Rows) -> Report:
+    """Time of an iteration and of all, without compilation."""
+    lines, values = [], {}
+    for row in rows:
+        each = workshop.seconds(row)
+        step = statistics.median(each) if each else float("nan")
+        values[row.name] = {"seconds": each, "median": step}
+        steps = workshop.scale.steps_of(row)
+        hours = [f"{sum(each) / 3600:.2f}", f"{row.seconds * row.steps / 3600:.2f}"]
+        lines.append(
+            [*_where(row), f"{steps:,}", f"{step:.3f}", f"{row.seconds:.2f}", *hours],
+        )
+    head = ["Data set", "Img/cls", "Iterations", "s/iteration", "Paper", "Hours", "Paper"]
+    return Report("table7", "Table 7: time", head, lines, values, notes(workshop))
+
+
+def table8(workshop: Workshop, rows: Rows) -> Report:
+    """Evaluation without and with augmentation."""
+    lines, values = [], {}
+    for row in rows:
+        plain, augmented = (workshop.accuracy(row, augment=a) for a in (False, True))
+        values[row.name] = {"plain": plain.to_json(), "augmented": augmented.to_json()}
+        here = [percent(plain), percent(augmented)]
+        lines.append([*_where(row), *here, of_paper(row.plain), of_paper(row.augmented)])
+    head = ["Data set", "Img/cls", "Without", "With", "Paper, without", "Paper, with"]
+    title = "Table 8: evaluation without and with augmentation, test accuracy in %"
+    return Report("table8", title, head, lines, values, notes(workshop))
+
+
+def _where(row: Row) -> list[str]:
+    return [row.facts.title, str(row.images_per_class)]
+
+
+def notes(workshop: Workshop, method: str | None = None) -> list[str]:
+    """How the numbers were made."""
+    scale = workshop.scale
+    share = f"{scale.part:.0%} of the paper's outer iterations"
+    steps = f"{scale.steps} outer iterations" if scale.steps else share
+    width = f"width {scale.width}" if scale.width else "the paper's width"
+    return [
+        f"Scale {scale.name}: {steps}, {width}, {scale.seeds} distilled "
+        f"set{'s' * (scale.seeds > 1)} a row and {scale.networks} networks on each; method: "
+        f"{method or workshop.method}. Mean ± standard deviation over all networks; the whole "
+        f"test set. {', '.join(f'{name} {version}' for name, version in versions().items())}."
+    ]
+
+
+TABLES: dict[str, tuple[Callable[[Workshop, Rows], Report], list[str]]] = {
+    "table1": (table1, list(TABLE_1)),
+    "table2": (table2, [row.name for row in TABLE_2]),
+    "table3": (table3, ["cifar10/10"]),
+    "table4": (table4, [row.name for row in TABLE_4]),
+    "table7": (table7, list(ROWS)),
+    "table8": (table8, list(ROWS)),
+}
+"""Each table's function, and the names of the rows the paper has."""
+
+
+def find_rows(names: Sequence[str]) -> list[Row]:
+    """Rows by name; `ValueError` with the nearest for one that is none."""
+    for name in names:
+        check_known("row", name, ROWS)
+    return [ROWS[name] for name in names]
+
+
+def check_method(name: str) -> None:
+    """`ValueError` with the nearest for a method that is none."""
+    check_known("method", name, METHODS)
