@@ -21,7 +21,8 @@ from ._losses import InnerLoss
 from ._pool import MakeModel
 from ._result import DistillResult
 from ._types import PyTree
-from .data import Dataset, ImageFolder, apply_in_chunks
+from .data import AbstractImages, Dataset, apply_in_chunks
+from .data._adapt import Examples, as_images, is_foreign
 from .models import AbstractNetwork, ConvNet, network_for
 from .models._architectures import (
     ARCHITECTURES,
@@ -43,7 +44,7 @@ def mean_squared(
 
 def evaluate(
     distilled: DistillResult | Coreset,
-    test: Dataset | ImageFolder | tuple[Any, Any],
+    test: Dataset | AbstractImages | Examples | tuple[Any, Any],
     *,
     key: PRNGKeyArray,
     model: MakeModel | None = None,
@@ -61,7 +62,8 @@ def evaluate(
 
     - `distilled`: a `DistillResult`, which is evaluated beside random real images of the same
       budget, or a `Coreset` that carries its preprocessing.
-    - `test`: raw test images with labels, in any form `distill` takes in memory.
+    - `test`: raw test images with labels, in any form `distill` takes but a grain dataset; read
+      into memory.
     - `key`: source of the fresh networks.
     - `model`: a function from a key to a network. If `None`, the ready network that the set was
       distilled with, its normalisation included, with ReLU; where that is not known, or it is one
@@ -85,8 +87,9 @@ def evaluate(
     )
     check_key(key)
     coreset = distilled.coreset if isinstance(distilled, DistillResult) else distilled
-    test = test.read() if isinstance(test, ImageFolder) else test
-    test = Dataset.from_arrays(*test) if isinstance(test, tuple) else test
+    if isinstance(test, tuple) or is_foreign(test):
+        test = as_images(test)
+    test = test.read() if isinstance(test, AbstractImages) else test
     _check_fit(coreset, test)
     assert coreset.preprocess is not None
     names = distilled.class_names if isinstance(distilled, DistillResult) else test.class_names
@@ -170,7 +173,8 @@ def _check_fit(coreset: Any, test: Any) -> None:
         )
     if not isinstance(test, Dataset):
         raise ValueError(
-            f"test is a {type(test).__name__}: pass a Dataset, (images, labels) or an ImageFolder."
+            f"test is a {type(test).__name__}: pass a Dataset, (images, labels) or a set on disk "
+            "such as an ImageFolder."
         )
     if coreset.preprocess is None:
         raise ValueError(
