@@ -57,7 +57,7 @@ from .data import (
     stream,
     to_state,
 )
-from .data._adapt import Examples, as_images, is_foreign
+from .data._adapt import Examples, adapted, is_foreign
 from .methods import AbstractMethod, default_method
 from .methods._method import has_closed_form
 from .models import AbstractNetwork, Network, convnet_for, describe_network
@@ -173,8 +173,7 @@ def distill(
     )
     coreset_key, noise_key, init_key, stream_key = jr.split(key, 4)
     seed = int(jr.bits(stream_key, dtype=jnp.uint32))
-    if isinstance(train, tuple) or is_foreign(train):
-        train = as_images(train)
+    train = Dataset.from_arrays(*train) if isinstance(train, tuple) else adapted(train)
     batch_size = min(_BATCH_SIZE, len(train)) if batch_size is None else batch_size
     images_per_class, steps, batch_size = map(int, (images_per_class, steps, batch_size))
     if batch_size > len(train):

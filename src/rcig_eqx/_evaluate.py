@@ -22,7 +22,7 @@ from ._pool import MakeModel
 from ._result import DistillResult
 from ._types import PyTree
 from .data import AbstractImages, Dataset, apply_in_chunks
-from .data._adapt import Examples, as_images, is_foreign
+from .data._adapt import Examples, adapted
 from .models import AbstractNetwork, ConvNet, network_for
 from .models._architectures import (
     ARCHITECTURES,
@@ -87,9 +87,7 @@ def evaluate(
     )
     check_key(key)
     coreset = distilled.coreset if isinstance(distilled, DistillResult) else distilled
-    if isinstance(test, tuple) or is_foreign(test):
-        test = as_images(test)
-    test = test.read() if isinstance(test, AbstractImages) else test
+    test = _in_memory(test)
     _check_fit(coreset, test)
     assert coreset.preprocess is not None
     names = distilled.class_names if isinstance(distilled, DistillResult) else test.class_names
@@ -165,16 +163,26 @@ def fresh_network(
     )
 
 
-def _check_fit(coreset: Any, test: Any) -> None:
-    """Raise `ValueError` unless the distilled set can be tested on these images."""
-    if not isinstance(coreset, Coreset):
-        raise ValueError(
-            f"distilled is a {type(coreset).__name__}: pass what distill or load_result returned."
-        )
+def _in_memory(test: Any) -> Dataset:
+    """Test images in any form, or `ValueError`."""
+    test = adapted(test)
+    if isinstance(test, AbstractImages):
+        return test.read()
+    if isinstance(test, tuple):
+        return Dataset.from_arrays(*test)
     if not isinstance(test, Dataset):
         raise ValueError(
             f"test is a {type(test).__name__}: pass a Dataset, (images, labels) or a set on disk "
             "such as an ImageFolder."
+        )
+    return test
+
+
+def _check_fit(coreset: Any, test: Dataset) -> None:
+    """Raise `ValueError` unless the distilled set can be tested on these images."""
+    if not isinstance(coreset, Coreset):
+        raise ValueError(
+            f"distilled is a {type(coreset).__name__}: pass what distill or load_result returned."
         )
     if coreset.preprocess is None:
         raise ValueError(

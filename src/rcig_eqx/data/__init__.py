@@ -5,6 +5,7 @@ from ._dataset import DataError as DataError, Dataset as Dataset
 from ._folder import ImageFolder as ImageFolder
 from ._images import AbstractImages as AbstractImages
 from ._load import load as load
+from ._open import open_records as open_records
 from ._preprocess import (
     ZCA as ZCA,
     AbstractPreprocess as AbstractPreprocess,

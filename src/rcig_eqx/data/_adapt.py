@@ -66,14 +66,18 @@ def is_foreign(value: Any) -> TypeGuard[Examples]:
     )
 
 
+def adapted(value: Any) -> Any:
+    """The value, or the set on disk that it is if it is one of another library."""
+    return adapt(value) if is_foreign(value) else value
+
+
 def as_images(value: Any) -> Dataset | AbstractImages:
     """What is labelled images in one of the known forms, as one of two."""
+    value = adapted(value)
     if isinstance(value, Dataset | AbstractImages):
         return value
     if isinstance(value, tuple) and len(value) == 2:
         return Dataset.from_arrays(*value)
-    if is_foreign(value):
-        return adapt(value)
     raise ValueError(
         f"{type(value).__name__} is no labelled set: pass a Dataset, (images, labels), an "
         "ImageFolder, Records, a Hugging Face dataset or a TFDS data source."

@@ -94,7 +94,7 @@ class Records(AbstractImages):
         size = (self.folder / _IMAGES).stat().st_size
         if size != card["bytes"]:
             raise ValueError(f"{_IMAGES} has {size} bytes where {card['bytes']} were written")
-        self._source = grain.sources.ArrayRecordDataSource(str(self.folder / _IMAGES))
+        self._source: Any = grain.sources.ArrayRecordDataSource(str(self.folder / _IMAGES))
         if len(self._source) != len(self.labels):
             raise ValueError(f"{len(self._source)} images and {len(self.labels)} labels")
 
@@ -222,7 +222,10 @@ def _write(stream: Stream, staging: Path, progress: bool) -> None:
             write(record)
             labels.append(label)
     if not labels or stream.count not in (None, len(labels)):
-        raise DataError(f"{stream.name} gave {len(labels)} images of {stream.count}.")
+        raise DataError(
+            f"{stream.name} ended after {len(labels):,} images, where {stream.count or 1:,} were "
+            "expected: what it is read from is incomplete, so get it again."
+        )
     assert shape is not None
     numbers = np.asarray(labels, np.int32)
     np.save(staging / _LABELS, numbers)

@@ -9,7 +9,7 @@ import grain
 import numpy as np
 from jaxtyping import Array, Shaped
 
-from ._adapt import Examples, as_images, is_foreign
+from ._adapt import Examples, adapted
 from ._dataset import Dataset
 from ._images import AbstractImages
 
@@ -57,6 +57,7 @@ def stream(
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}: choose it in range(2**32).")
+    train = adapted(train)
     if isinstance(train, grain.MapDataset):
         if len(train) == sys.maxsize:
             raise ValueError("the grain dataset has no end: pass it without repeat().")
@@ -66,8 +67,6 @@ def stream(
             shuffled, batch_size = _Rows(shuffled, batch_size, rows), rows.stop - rows.start
         batches = shuffled.batch(batch_size, drop_remainder=True).repeat()
         return _ahead(batches[start:], workers)
-    if is_foreign(train):
-        train = as_images(train)
     if isinstance(train, AbstractImages):
         _check_sizes(len(train), batch_size, rows)
         source = _ShuffledBatches(train.gather, len(train), batch_size, seed, rows)
@@ -117,15 +116,14 @@ def sample(
     are, in the order they have there; its class names are kept. Of a grain dataset, `count` of all;
     the classes are the numbers of the labels seen.
     """
-    if is_foreign(train):
-        train = as_images(train)
-    if isinstance(train, AbstractImages):
+    known: Any = adapted(train)
+    if isinstance(known, AbstractImages):
         rng = np.random.default_rng(seed)
-        each = max(at_least, count // len(train.class_names))
-        members = [np.flatnonzero(train.labels == c) for c in range(len(train.class_names))]
+        each = max(at_least, count // known.num_classes)
+        members = [np.flatnonzero(known.labels == c) for c in range(known.num_classes)]
         chosen = np.sort(np.concatenate([rng.permutation(m)[:each] for m in members]))
-        return Dataset(*train.gather(chosen), train.class_names, train.name)
-    some = train.seed(seed).map(_as_pair).shuffle()[:count].to_iter_dataset(_FROM_DISK)
+        return Dataset(*known.gather(chosen), known.class_names, known.name)
+    some = known.seed(seed).map(_as_pair).shuffle()[:count].to_iter_dataset(_FROM_DISK)
     images, labels = zip(*some, strict=True)
     return Dataset.from_arrays(np.stack(images), np.stack(labels))
 
