@@ -173,9 +173,7 @@ def write_stream(
     """`write_records` of what can be read once, from beginning to end."""
     folder = Path(folder).expanduser().resolve()
     if folder.exists():
-        raise FileExistsError(
-            f"{folder} is there already: open it with data.Records, or remove it."
-        )
+        raise FileExistsError(f"{folder} is there: open it with data.Records, or remove it.")
     staging = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -252,9 +250,7 @@ def _writer(path: Path) -> Iterator[Callable[[bytes], Any]]:
     try:
         from array_record.python.array_record_module import ArrayRecordWriter
     except ImportError as error:  # grain brings it along, but on Windows there is none
-        raise ImportError(
-            "records need array-record, which there is none of on Windows."
-        ) from error
+        raise ImportError("writing records needs array-record: not for Windows.") from error
     writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
 
     def write(record: bytes) -> None:

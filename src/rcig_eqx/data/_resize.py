@@ -46,7 +46,7 @@ def decode(
     return _pixels(picture if size is None else _square(picture, size))
 
 
-def check_size(size: int | None) -> None:
+def check_size(size: Any) -> None:
     """Raise `ValueError` for a size that no image can have."""
     if size is not None and (not isinstance(size, int | np.integer) or size < 1):
         raise ValueError(f"size is {size!r}: choose a whole number of pixels, such as 64.")
