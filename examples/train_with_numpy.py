@@ -27,15 +27,19 @@ def read_safetensors(path):
     return arrays
 
 
-def preprocess(pixels, arrays):
-    """Raw images as the distilled ones are."""
+def preprocess(pixels, arrays, block=None):
+    """Raw images as the distilled ones are; `block`, if any, is in the card's preprocess."""
     x = pixels.astype(np.float32) / 255
     if "preprocess.mean" in arrays:
         x = (x - arrays["preprocess.mean"]) / arrays["preprocess.std"]
     if "preprocess.center" in arrays:
         U, e = arrays["preprocess.eigenvectors"], arrays["preprocess.eigenvalues"]
-        z = x.reshape(len(x), -1) - arrays["preprocess.center"]
-        x = (z @ U * e**-0.5 @ U.T).reshape(x.shape)
+        n, h, w, c = x.shape
+        a, b = (block, block) if block else (h, w)  # one tile, or many
+        tiles = x.reshape(n, h // a, a, w // b, b, c).swapaxes(2, 3)
+        z = tiles.reshape(-1, a * b * c) - arrays["preprocess.center"]
+        z = (z @ U * e**-0.5 @ U.T).reshape(tiles.shape)
+        x = z.swapaxes(2, 3).reshape(x.shape)
     return x
 
 
@@ -135,7 +139,8 @@ def main(folder, test, networks=1):
         train(card["training"], parameters, images, labels, rng)
         hits = []
         for i in range(0, len(test["images"]), 250):
-            x = preprocess(test["images"][i : i + 250], arrays)
+            block = card["preprocess"].get("block")
+            x = preprocess(test["images"][i : i + 250], arrays, block)
             guesses = forward(net, parameters, x)[0].argmax(1)
             hits.extend(guesses == test["labels"][i : i + 250])
         accuracies.append(np.mean(hits))

@@ -18,14 +18,19 @@ from safetensors.torch import load_file
 from torch import nn
 
 
-def preprocess(pixels, arrays):
-    """Raw images as the distilled ones are."""
+def preprocess(pixels, arrays, block=None):
+    """Raw images as the distilled ones are; `block`, if any, is in the card's preprocess."""
     x = torch.tensor(pixels).float() / 255
     if "preprocess.mean" in arrays:
         x = (x - arrays["preprocess.mean"]) / arrays["preprocess.std"]
     if "preprocess.center" in arrays:
         U, e = arrays["preprocess.eigenvectors"], arrays["preprocess.eigenvalues"]
-        x = ((x.flatten(1) - arrays["preprocess.center"]) @ U * e**-0.5 @ U.T).reshape(x.shape)
+        n, h, w, c = x.shape
+        a, b = (block, block) if block else (h, w)  # one tile, or many
+        tiles = x.reshape(n, h // a, a, w // b, b, c).transpose(2, 3)
+        z = tiles.reshape(-1, a * b * c) - arrays["preprocess.center"]
+        z = (z @ U * e**-0.5 @ U.T).reshape(tiles.shape)
+        x = z.transpose(2, 3).reshape(n, h, w, c)
     return x.permute(0, 3, 1, 2)
 
 
@@ -73,7 +78,8 @@ def main(folder, test, networks=1):
         train(network, images, labels, recipe)
         with torch.no_grad():
             parts = np.array_split(test["images"], len(test["labels"]) // 500 + 1)
-            guesses = torch.cat([network(preprocess(x, arrays)).argmax(1) for x in parts])
+            block = card["preprocess"].get("block")
+            guesses = torch.cat([network(preprocess(x, arrays, block)).argmax(1) for x in parts])
         accuracies.append(np.mean(guesses.numpy() == test["labels"]))
         print(f"network {seed}: {accuracies[-1]:.4f}", flush=True)
     stated = card["evaluation"] and round(card["evaluation"]["mean"], 4)

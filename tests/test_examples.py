@@ -30,7 +30,12 @@ from rcig_eqx.data import Identity, standardize, to_state, zca
 from rcig_eqx.methods import frepo
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-PREPROCESS = {"identity": lambda images: Identity(), "standardize": standardize, "zca": zca}
+PREPROCESS = {
+    "identity": lambda images: Identity(),
+    "standardize": standardize,
+    "zca": zca,
+    "zca_blocks": lambda images: zca(images, block=2),
+}
 
 
 def example(name: str):
@@ -121,13 +126,15 @@ def test_both_train_as_the_library_does(name, training):
 def test_both_preprocess_as_the_library_does(name, kind):
     images = np.random.default_rng(0).integers(0, 256, (30, 4, 6, 3)).astype(np.uint8)
     preprocess = PREPROCESS[kind](images)
-    arrays = {f"preprocess.{key}": value for key, value in to_state(preprocess)[1].items()}
+    config, state = to_state(preprocess)
+    arrays = {f"preprocess.{key}": value for key, value in state.items()}
+    block = config.get("block")
     if name == "pytorch":
         torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
         arrays = {key: torch.tensor(value) for key, value in arrays.items()}
-        x = example(name).preprocess(images, arrays).permute(0, 2, 3, 1).numpy()
+        x = example(name).preprocess(images, arrays, block).permute(0, 2, 3, 1).numpy()
     else:
-        x = example(name).preprocess(images, arrays)
+        x = example(name).preprocess(images, arrays, block)
     np.testing.assert_allclose(x, preprocess(images), atol=1e-4)
 
 

@@ -34,7 +34,12 @@ from rcig_eqx.models import AbstractNetwork, Head, convnet_for
 pytest.importorskip("matplotlib")
 
 NAMES = ("T-shirt/top", "dög", "../ox")
-PREPROCESS = {"identity": lambda images: Identity(), "standardize": standardize, "zca": zca}
+PREPROCESS = {
+    "identity": lambda images: Identity(),
+    "standardize": standardize,
+    "zca": zca,
+    "zca_blocks": lambda images: zca(images, block=2),
+}
 
 
 def make(kind: str = "zca", *, per_class: int = 2) -> DistillResult:
@@ -155,7 +160,13 @@ def test_bytes_are_counted(kind, tmp_path):
     card, arrays = json.loads((folder / CARD).read_text()), load_file(folder / ARRAYS)
     size = card["bytes"]
     d = 4 * 6 * 3
-    preprocess = {"identity": 0, "standardize": 2 * 3, "zca": 2 * 3 + 2 * d + d * d}
+    tile = 2 * 2 * 3
+    preprocess = {
+        "identity": 0,
+        "standardize": 2 * 3,
+        "zca": 2 * 3 + 2 * d + d * d,
+        "zca_blocks": 2 * 3 + 2 * tile + tile * tile,
+    }
     assert size["images"] == 4 * 6 * d
     assert size["labels"] == 4 * 6 * 3
     assert size["preprocess"] == 4 * preprocess[kind]

@@ -21,6 +21,7 @@ PREPROCESS = {
     "identity": lambda images: Identity(),
     "standardize": standardize,
     "zca": zca,
+    "zca_blocks": lambda images: zca(images, block=2),
 }
 
 

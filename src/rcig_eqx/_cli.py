@@ -26,7 +26,8 @@ from ._plot import save_grid
 from ._pool import MakeModel
 from ._result import DistillResult, load_result
 from ._step import coreset_optimizer
-from .data import DataError, Dataset, load
+from .data import AbstractImages, DataError, Dataset, load, open_records
+from .data._load import KNOWN, TOO_LARGE
 from .models import network_for
 from .models._architectures import ARCHITECTURES
 from .models._normalize import NORMALIZATIONS
@@ -37,6 +38,8 @@ except ImportError:
     sys.exit("The command line needs typer: pip install 'rcig-eqx[cli]'")
 
 from .reproduce._command import reproduce
+
+Images = Dataset | AbstractImages
 
 _DISTILL, _EVALUATE, _OPTIMIZER = (
     inspect.signature(function).parameters for function in (distill, evaluate, coreset_optimizer)
@@ -84,8 +87,8 @@ def _distill(
     dataset: Annotated[
         str,
         Argument(
-            help="A data set's name (mnist, fashion_mnist, cifar10, cifar100, or "
-            "fashion_mnist_small, which comes along), an .npz file or a folder."
+            help=f"A data set's name ({', '.join(KNOWN)}, {TOO_LARGE}; fashion_mnist_small "
+            "comes along), an .npz file or a folder."
         ),
     ] = "fashion_mnist_small",
     images_per_class: Annotated[
@@ -160,7 +163,7 @@ def _distill(
                 "--overwrite to start anew, or another --out."
             )
     optimizer = coreset_optimizer(learning_rate)
-    train = load(dataset, "train", directory=directory)
+    train = load_split(dataset, "train", directory)
     make_model = network_for(
         architecture,
         train.image_shape,
@@ -400,20 +403,27 @@ def say_networks(make_model: MakeModel, networks: int) -> str:
 
 def test_images(
     result: DistillResult, data: str | None, split: str | None, directory: Path | None
-) -> tuple[str, str, Dataset | None]:
+) -> tuple[str, str, Images | None]:
     """Name, split and images to test on; images `None` if what was distilled has no test split."""
     distilled = str(result.recipe.get("dataset"))
     data = data or distilled
-    test = load(data, split, directory=directory) if split else load_test(data, directory)
+    test = load_split(data, split, directory) if split else load_test(data, directory)
     if test is None and data != distilled:
-        return data, "train", load(data, "train", directory=directory)
+        return data, "train", load_split(data, "train", directory)
     return data, split or "test", test
 
 
-def load_test(dataset: str, directory: Path | None) -> Dataset | None:
+def load_split(dataset: str, split: str, directory: Path | None) -> Images:
+    """A split in memory, or on disk, written there the first time, if it is too large."""
+    if dataset == TOO_LARGE:
+        return open_records(dataset, split, directory=directory)
+    return load(dataset, split, directory=directory)
+
+
+def load_test(dataset: str, directory: Path | None) -> Images | None:
     """The test images, or `None` for a file or folder that has none."""
     try:
-        return load(dataset, "test", directory=directory)
+        return load_split(dataset, "test", directory)
     except DataError:
         raise
     except ValueError:
@@ -443,7 +453,7 @@ def write_report(
     report: Evaluation,
     data: str,
     split: str,
-    test: Dataset,
+    test: Images,
     seed: int,
 ) -> Path:
     """Everything an evaluation measured, as JSON."""

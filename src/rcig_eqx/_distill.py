@@ -47,23 +47,24 @@ from ._resume import begin, look, run_card
 from ._step import Recipe, State, coreset_optimizer, init
 from ._types import Device
 from .data import (
+    AbstractImages,
     AbstractPreprocess,
     DataError,
     Dataset,
-    ImageFolder,
     apply_in_chunks,
     default_preprocess,
     sample,
     stream,
     to_state,
 )
+from .data._adapt import Examples, adapted, is_foreign
 from .methods import AbstractMethod, default_method
 from .methods._method import has_closed_form
 from .models import AbstractNetwork, Network, convnet_for, describe_network
 from .models._architectures import is_ready
 from .models._network import check_independent
 
-Train = Dataset | ImageFolder | grain.MapDataset[Any] | tuple[Any, Any]
+Train = Dataset | AbstractImages | grain.MapDataset[Any] | Examples | tuple[Any, Any]
 
 _BATCH_SIZE = 64
 _FLIP_UP_TO = 1000  # distilled images, mirrored ones not counted (paper, appendix C)
@@ -99,9 +100,11 @@ def distill(
 
     **Arguments:**
 
-    - `train`: a `Dataset`, a pair `(images [n h w c], labels [n])`, a folder of images as an
-      `ImageFolder`, or a grain `MapDataset` of `(image, label)` pairs. The last two stay on disk;
-      the preprocessing is fitted on, and starting images come from, up to 10,000 of theirs.
+    - `train`: a `Dataset`, a pair `(images [n h w c], labels [n])`; a set that stays on disk: a
+      folder of images as an `ImageFolder`, `Records`, a Hugging Face dataset or a TFDS data
+      source; or a grain `MapDataset` of `(image, label)` pairs. The preprocessing is fitted on all
+      images, those on disk being read once for it, and on 10,000 of a `MapDataset`; of what is on
+      disk, starting images come from some 10,000.
     - `images_per_class`: how many synthetic images each class gets.
     - `key`: source of all randomness; the same key gives the same result.
     - `method`: from `rcig_eqx.methods`; if `None` the head-only gradient for the first half of
@@ -170,7 +173,7 @@ def distill(
     )
     coreset_key, noise_key, init_key, stream_key = jr.split(key, 4)
     seed = int(jr.bits(stream_key, dtype=jnp.uint32))
-    train = Dataset.from_arrays(*train) if isinstance(train, tuple) else train
+    train = Dataset.from_arrays(*train) if isinstance(train, tuple) else adapted(train)
     batch_size = min(_BATCH_SIZE, len(train)) if batch_size is None else batch_size
     images_per_class, steps, batch_size = map(int, (images_per_class, steps, batch_size))
     if batch_size > len(train):
@@ -190,7 +193,11 @@ def distill(
                 "initialization carries another preprocessing than preprocess=: leave one out."
             )
         preprocess = given.preprocess
-    preprocess = preprocess or default_preprocess(seen.images)
+    if preprocess is None:
+        on_disk = isinstance(train, AbstractImages)
+        preprocess = default_preprocess(
+            train if on_disk else seen, progress=on_disk and progress and leads(mesh)
+        )
     check_preprocess(preprocess, seen.images[:2])
     if flip is None and isinstance(given, Coreset):
         flip = given.flip
@@ -281,7 +288,7 @@ def distill(
 
 
 def _batches(
-    train: Train,
+    train: Any,
     seen: Dataset,
     preprocess: AbstractPreprocess,
     mesh: Mesh | None,
@@ -309,7 +316,7 @@ def _preprocessed(
         if labels.max() >= num_classes:
             raise DataError(
                 f"A label is {labels.max()}, but the images looked at before the run had "
-                f"{num_classes} classes: pass a Dataset or an ImageFolder, which name them all."
+                f"{num_classes} classes: pass a Dataset or a set on disk that names them all."
             )
         yield transform(images), labels
 
@@ -340,12 +347,14 @@ def _check_arguments(
     callbacks: Any,
 ) -> None:
     """Raise `ValueError` for an argument of the wrong kind, and name the right one."""
-    if not isinstance(train, Dataset | ImageFolder | grain.MapDataset) and not (
-        isinstance(train, tuple) and len(train) == 2
+    if not (
+        isinstance(train, Dataset | AbstractImages | grain.MapDataset)
+        or (isinstance(train, tuple) and len(train) == 2)
+        or is_foreign(train)
     ):
         raise ValueError(
-            f"train is a {type(train).__name__}: pass a Dataset, (images, labels), an ImageFolder "
-            "or a grain.MapDataset."
+            f"train is a {type(train).__name__}: pass a Dataset, (images, labels), an ImageFolder, "
+            "Records, or a grain.MapDataset."
         )
     for name, value, right, such_as in (
         ("method", method, AbstractMethod, "methods.rcig()"),

@@ -22,7 +22,8 @@ from ._losses import InnerLoss
 from ._pool import MakeModel
 from ._result import DistillResult
 from ._types import PyTree
-from .data import Dataset, ImageFolder, apply_in_chunks
+from .data import AbstractImages, Dataset, apply_in_chunks
+from .data._adapt import Examples, adapted
 from .models import AbstractNetwork, ConvNet, network_for
 from .models._architectures import (
     ARCHITECTURES,
@@ -68,7 +69,7 @@ _LOSSES = (
 
 def evaluate(
     distilled: DistillResult | Coreset,
-    test: Dataset | ImageFolder | tuple[Any, Any],
+    test: Dataset | AbstractImages | Examples | tuple[Any, Any],
     *,
     key: PRNGKeyArray,
     model: MakeModel | None = None,
@@ -88,7 +89,8 @@ def evaluate(
 
     - `distilled`: a `DistillResult`, which is evaluated beside random real images of the same
       budget, or a `Coreset` that carries its preprocessing.
-    - `test`: raw test images with labels, in any form `distill` takes in memory.
+    - `test`: raw test images with labels, in any form `distill` takes but a grain dataset; read
+      into memory.
     - `key`: source of the fresh networks.
     - `model`: a function from a key to a network. If `None`, the ready network that the set was
       distilled with, its normalisation included, with ReLU; where that is not known, or it is one
@@ -119,8 +121,7 @@ def evaluate(
     check_known("labels", labels, ("learned", "hard"))
     loss = loss or (mean_squared if labels == "learned" else cross_entropy)
     coreset = distilled.coreset if isinstance(distilled, DistillResult) else distilled
-    test = test.read() if isinstance(test, ImageFolder) else test
-    test = Dataset.from_arrays(*test) if isinstance(test, tuple) else test
+    test = _in_memory(test)
     _check_fit(coreset, test)
     assert coreset.preprocess is not None
     names = distilled.class_names if isinstance(distilled, DistillResult) else test.class_names
@@ -192,15 +193,26 @@ def fresh_network(
     )
 
 
-def _check_fit(coreset: Any, test: Any) -> None:
+def _in_memory(test: Any) -> Dataset:
+    """Test images in any form, or `ValueError`."""
+    test = adapted(test)
+    if isinstance(test, AbstractImages):
+        return test.read()
+    if isinstance(test, tuple):
+        return Dataset.from_arrays(*test)
+    if not isinstance(test, Dataset):
+        raise ValueError(
+            f"test is a {type(test).__name__}: pass a Dataset, (images, labels) or a set on disk "
+            "such as an ImageFolder."
+        )
+    return test
+
+
+def _check_fit(coreset: Any, test: Dataset) -> None:
     """Raise `ValueError` unless the distilled set can be tested on these images."""
     if not isinstance(coreset, Coreset):
         raise ValueError(
             f"distilled is a {type(coreset).__name__}: pass what distill or load_result returned."
-        )
-    if not isinstance(test, Dataset):
-        raise ValueError(
-            f"test is a {type(test).__name__}: pass a Dataset, (images, labels) or an ImageFolder."
         )
     if coreset.preprocess is None:
         raise ValueError(

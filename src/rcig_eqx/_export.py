@@ -34,6 +34,14 @@ FORMULAS = {
         "x = (z - center) @ U @ diag(e^-0.5) @ U.T",
         "inverse": "z = x @ U @ diag(e^0.5) @ U.T + center; pixels = z * std + mean",
     },
+    "zca_blocks": {
+        "forward": "(pixels - mean) / std, cut into tiles of block x block pixels (row by row, "
+        "from the top left), every tile flattened in the order h, w, c to z; with U = eigenvectors "
+        "(columns) and e = eigenvalues (regularization included), "
+        "x = (z - center) @ U @ diag(e^-0.5) @ U.T, tile by tile, put back in its place",
+        "inverse": "tile by tile, z = x @ U @ diag(e^0.5) @ U.T + center, put back in its place; "
+        "pixels = z * std + mean",
+    },
 }
 
 

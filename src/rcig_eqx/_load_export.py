@@ -20,6 +20,7 @@ from ._evaluation import Evaluation
 from ._export import ARRAYS, CARD, FORMULAS, SCHEMA, count_bytes
 from ._files import check_header, checksum, file_checksum
 from .data import AbstractPreprocess, DataError, from_state, to_state
+from .data._preprocess import check_block
 
 _MAX_CARD = 2**20  # bytes
 _MAX_FILE = 2**32  # bytes
@@ -184,6 +185,9 @@ def _read_coreset(path: Path, card: dict[str, Any]) -> Coreset:
     if card["labels"]["shape"] != [shape[0], classes]:
         raise ValueError("the card's labels are not one an image and class")
     d, channels = math.prod(shape[1:]), shape[3:]
+    if card["preprocess"]["kind"] == "zca_blocks":
+        check_block(shape[1:], card["preprocess"]["block"])
+        d = card["preprocess"]["block"] ** 2 * shape[3]
     shapes = {
         "images": shape,
         "labels": (shape[0], classes),

@@ -15,7 +15,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from ._checkpoint import CheckpointFolder, arrays_of, differences, restore
 from ._step import State, step, tuned_structure
-from .data import Dataset, ImageFolder
+from .data import AbstractImages, Dataset
 
 _COMPUTES = ("rcig-eqx", "jax", "jaxlib", "equinox", "optax", "lineax", "grain", "numpy")
 
@@ -41,12 +41,10 @@ def run_card(
     hash of the traced step. The hash of the starting state covers the key and every number passed.
     """
     traced = eqx.filter_make_jaxpr(step)(tuned_structure(state, _batch(images)), _batch(images))[0]
-    files = train.files if isinstance(train, ImageFolder) else ()
+    marks = train.marks if isinstance(train, AbstractImages) else ()
     return {
         "settings": {name: value for name, value in settings.items() if name != "steps"},
-        "training images": _digest(
-            [len(train), seen.images, seen.labels, *(f"{f.parent.name}/{f.name}" for f in files)]
-        ),
+        "training images": _digest([len(train), seen.images, seen.labels, *marks]),
         "starting state": _digest(arrays_of(state).values()),
         "program": _digest([_plain(traced), *map(np.asarray, _constants(traced))]),
         "versions": {name: importlib.metadata.version(name) for name in _COMPUTES},

@@ -5,6 +5,7 @@ import io
 import pickle
 import struct
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -136,3 +137,95 @@ def write_images(folder, per_class, *, size=(6, 5), mode="RGB", suffix=".png", s
         for i, pixels in enumerate(arrays[name]):
             Image.fromarray(pixels).save(folder / name / f"{i:03}{suffix}")
     return arrays
+
+
+def png(pixels):
+    """An image as the bytes of a file, whatever its name will be: exact, as JPEG is not."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def random_pixels(count, *sizes, seed=0):
+    """So many images whose sizes take turns."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 256, (*sizes[i % len(sizes)], 3), np.uint8) for i in range(count)]
+
+
+def write_files(place, files, form):
+    """`{name: contents}` as a folder, a zip or a tar called `place`, folders included."""
+    if form == "folder":
+        for name, data in files.items():
+            path = place / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+    elif form == "zip":
+        with zipfile.ZipFile(place, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.mkdir("a-folder")
+            for name, data in files.items():
+                archive.writestr(name, data)
+    else:
+        with tarfile.open(place, {"tgz": "w:gz", "tar": "w"}[form]) as archive:
+            for name, data in files.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+
+
+TINY_WORDS = {
+    "n02124075": "Egyptian cat",
+    "n01770393": "scorpion",
+    "n02012849": "crane",
+    "n03126707": "crane",
+}
+
+
+def tiny_imagenet_files(pixels):
+    """`({name: contents}, {split: [n]} labels)` of two images of each of four classes a split."""
+    wnids = list(TINY_WORDS)
+    labels = {split: np.arange(8) % 4 for split in ("train", "test")}
+    files, annotations = {}, []
+    for i, label in enumerate(labels["train"]):
+        name = f"train/{wnids[label]}/images/{wnids[label]}_{i // 4}.JPEG"
+        files[name] = png(pixels["train"][i])
+        files[f"train/{wnids[label]}/{wnids[label]}_boxes.txt"] = b"0 0 0 62 62"
+    for i, label in enumerate(labels["test"]):
+        files[f"val/images/val_{i}.JPEG"] = png(pixels["test"][i])
+        annotations.append(f"val_{i}.JPEG\t{wnids[label]}\t0\t0\t62\t62")
+    files["test/images/test_0.JPEG"] = png(pixels["test"][0])
+    files["val/val_annotations.txt"] = "\n".join(annotations).encode()
+    files["wnids.txt"] = "\n".join(wnids).encode()
+    words = [f"{wnid}\t{name}, another name" for wnid, name in TINY_WORDS.items()]
+    files["words.txt"] = "\n".join([*words, "n00001740\tentity"]).encode()
+    return {f"tiny-imagenet-200/{name}": data for name, data in files.items()}, labels
+
+
+def cub_files(pixels):
+    birds = ["001.Black_footed_Albatross", "002.Laysan_Albatross", "010.Red_winged_Blackbird"]
+    labels = {split: np.arange(6) % 3 for split in ("train", "test")}
+    files, tables = {}, {"images": [], "image_class_labels": [], "train_test_split": []}
+    number = 0
+    for i in range(6):
+        for split in ("train", "test"):
+            number += 1
+            name = f"{birds[labels[split][i]]}/{split}_{i}.jpg"
+            files[f"images/{name}"] = png(pixels[split][i])
+            tables["images"].append(f"{number} {name}")
+            tables["image_class_labels"].append(f"{number} {labels[split][i] + 1}")
+            tables["train_test_split"].append(f"{number} {int(split == 'train')}")
+    tables["classes"] = [f"{i + 1} {bird}" for i, bird in enumerate(birds)]
+    files |= {f"{name}.txt": "\n".join(lines).encode() for name, lines in tables.items()}
+    return {f"CUB_200_2011/{name}": data for name, data in files.items()}, labels
+
+
+def imagenette_files(pixels, folder, wnids):
+    labels = {split: np.arange(20) % 10 for split in ("train", "test")}
+    files = {"noisy.csv": b"path"}
+    for split, inside in (("train", "train"), ("test", "val")):
+        for i, label in enumerate(labels[split]):
+            name = f"{inside}/{wnids[label]}/{wnids[label]}_{i // 10}.JPEG"
+            files[name] = png(pixels[split][i])
+        files[f"{inside}/{wnids[0]}/._hidden.JPEG"] = b"of a Mac"
+    return {f"{folder}/{name}": data for name, data in files.items()}, labels

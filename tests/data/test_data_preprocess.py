@@ -1,3 +1,4 @@
+import inspect
 import json
 
 import equinox as eqx
@@ -12,6 +13,7 @@ from rcig_eqx.data import (
     ZCA,
     AbstractPreprocess,
     DataError,
+    Dataset,
     Identity,
     Standardize,
     apply_in_chunks,
@@ -20,11 +22,13 @@ from rcig_eqx.data import (
     load,
     standardize,
     to_state,
+    write_records,
     zca,
 )
+from rcig_eqx.data._fit import moments
 
 
-def correlated(n=600, shape=(6, 5, 3), seed=0):
+def correlated(n=600, shape=(6, 4, 3), seed=0):
     """Images whose pixels hang together, as those of photographs do."""
     rng = np.random.default_rng(seed)
     d = int(np.prod(shape))
@@ -39,6 +43,7 @@ FITS = {
     "standardize": standardize,
     "zca": zca,
     "zca_light": lambda images: zca(images, 0.01),
+    "zca_blocks": lambda images: zca(images, block=2),
 }
 
 
@@ -56,7 +61,7 @@ def test_inverse(preprocess):
 
 
 def test_inverse_of_what_was_never_an_image(preprocess):
-    x = 3 * np.random.default_rng(1).normal(size=(7, 6, 5, 3)).astype(np.float32)
+    x = 3 * np.random.default_rng(1).normal(size=(7, 6, 4, 3)).astype(np.float32)
     np.testing.assert_allclose(preprocess(preprocess.inverse(x)), x, atol=1e-4)
 
 
@@ -166,6 +171,107 @@ def test_default_depends_on_the_channels():
     chosen = default_preprocess(IMAGES)
     assert isinstance(chosen, ZCA)
     assert chosen.regularization == 0.1
+
+
+@pytest.mark.parametrize(("largest", "shape", "block"), [
+    (64, (6, 4), None),
+    (4, (4, 4), None),
+    (4, (8, 8), 4),
+    (4, (12, 6), 3),
+    (4, (7, 5), 1),
+])  # fmt: skip
+def test_default_of_large_images_is_in_tiles(monkeypatch, largest, shape, block):
+    monkeypatch.setattr("rcig_eqx.data._preprocess._LARGEST_BLOCK", largest)
+    chosen = default_preprocess(correlated(60, (*shape, 3)))
+    assert isinstance(chosen, ZCA)
+    assert chosen.block == block
+
+
+def tiles_of(images, block):
+    """Every tile, flattened, by slices."""
+    _, h, w, _ = images.shape
+    return np.stack([
+        images[i, y : y + block, x : x + block].reshape(-1)
+        for i in range(len(images))
+        for y in range(0, h, block)
+        for x in range(0, w, block)
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_blocks_are_whitened_by_the_covariance_of_all_tiles(block):
+    unit = IMAGES / 255
+    scaled = (unit - unit.mean(axis=(0, 1, 2))) / unit.std(axis=(0, 1, 2))
+    tiles = tiles_of(scaled, block)
+    center = tiles.mean(axis=0)
+    covariance = (tiles - center).T @ (tiles - center) / len(tiles)
+    s, u = np.linalg.eigh(covariance)
+    expected = (tiles - center) @ (u / np.sqrt(s + 0.1 * s.mean())) @ u.T
+    x = np.asarray(zca(IMAGES, 0.1, block)(IMAGES), np.float64)
+    assert x.shape == IMAGES.shape
+    whitened = tiles_of(x, block)
+    np.testing.assert_allclose(whitened, expected, atol=2e-4)
+    np.testing.assert_allclose(
+        whitened.T @ whitened / len(whitened), (u * (s / (s + 0.1 * s.mean()))) @ u.T, atol=1e-4
+    )
+
+
+def test_a_block_of_the_whole_image_is_no_block():
+    square = IMAGES[:, :4]
+    whole, block = zca(square), zca(square, block=4)
+    np.testing.assert_array_equal(whole.eigenvalues, block.eigenvalues)
+    np.testing.assert_allclose(whole(square), block(square), atol=1e-6)
+
+
+@pytest.mark.parametrize("fit", [zca, lambda images: zca(images, block=2)])
+def test_range(fit):
+    """Whitened pixels have at most unit variance, and go back to pixels in [0, 1]."""
+    preprocess = fit(IMAGES)
+    x = np.asarray(preprocess(IMAGES), np.float64)
+    tiles = x.reshape(len(x), -1) if preprocess.block is None else tiles_of(x, preprocess.block)
+    assert tiles.var(axis=0).max() <= 1 + 1e-4
+    assert tiles.var(axis=0).max() > 0.5
+    back = np.asarray(preprocess.inverse(x))
+    assert (back.min() > -1e-4) & (back.max() < 1 + 1e-4)
+
+
+@pytest.mark.parametrize("block", [0, 3, 8, 2.0, True])
+def test_blocks_that_do_not_fill_the_image(block):
+    if block is True:  # a bool is an int; 1 would fit
+        block = -1
+    with pytest.raises(ValueError, match=r"does not divide images of 6x4 pixels: choose of 1, 2\."):
+        inspect.unwrap(zca)(IMAGES, 0.1, block)
+
+
+@pytest.mark.parametrize("fit", [standardize, zca, lambda images: zca(images, block=2)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_the_same_set_in_memory_and_on_disk_has_the_same_statistics(fit, dtype, tmp_path):
+    images = (IMAGES if dtype == np.uint8 else IMAGES / 255).astype(dtype)
+    data = Dataset.from_arrays(images, np.arange(len(images)) % 3)
+    records = write_records(data, tmp_path / "r", progress=False)
+    for images_of in (data, records):
+        assert eqx.tree_equal(fit(images_of), fit(images))
+
+
+def test_sums_of_bytes_are_exact_in_any_order():
+    """White images are the largest numbers there are; 3,000 are several chunks."""
+    white = np.full((3000, 2, 2, 3), 255, np.uint8)
+    white[::2] = 254
+    shuffled = np.random.default_rng(0).permutation(white)
+    found, again = moments(white, None, full=True), moments(shuffled, None, full=True)
+    assert found.second is not None
+    np.testing.assert_array_equal(found.second, again.second)
+    np.testing.assert_allclose(found.second, (254**2 + 255**2) / 2 / 255**2, rtol=1e-15)
+
+
+@pytest.mark.slow
+def test_invertible_at_the_size_of_photographs():
+    images = np.clip(correlated(400, (8, 8, 3)).repeat(8, 1).repeat(8, 2), 0, 255)
+    rng = np.random.default_rng(0)
+    images = np.clip(images + rng.normal(0, 9, images.shape), 0, 255).astype(np.uint8)
+    preprocess = zca(images, block=32)
+    x = preprocess(images)
+    np.testing.assert_allclose(preprocess.inverse(x), images / 255, atol=1e-4)
 
 
 def test_memory_mapped_images(tmp_path):

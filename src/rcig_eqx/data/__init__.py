@@ -1,8 +1,11 @@
 """Image sets: loading, preprocessing and streaming. Everything here is numpy until it is used."""
 
+from ._adapt import adapt as adapt
 from ._dataset import DataError as DataError, Dataset as Dataset, hold_out as hold_out
 from ._folder import ImageFolder as ImageFolder
+from ._images import AbstractImages as AbstractImages
 from ._load import load as load
+from ._open import open_records as open_records
 from ._preprocess import (
     ZCA as ZCA,
     AbstractPreprocess as AbstractPreprocess,
@@ -15,6 +18,8 @@ from ._preprocess import (
     to_state as to_state,
     zca as zca,
 )
+from ._records import Records as Records, write_records as write_records
+from ._resize import resize as resize
 from ._stream import sample as sample, stream as stream
 
 # So that help() lists them.

@@ -1,54 +1,131 @@
-"""Statistics of training images, in float64 and in chunks, as they may not fit in memory."""
+"""Statistics of training images in one pass, so that they may be read as they come."""
 
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
+import rich.progress
 from jaxtyping import Float64, Num
 
-_CHUNK = 2048  # images held as float64 at once: 50 MB for 32x32 RGB
+from ._dataset import Dataset
+from ._images import AbstractImages
+
+_CHUNK = 1024  # images looked at together
+# So many products of two bytes are less than 2^24, and add up in float32 without rounding.
+_EXACT = 256
 
 
-def channel_statistics(
-    images: Num[np.ndarray, "n h w c"],
-) -> tuple[Float64[np.ndarray, " c"], Float64[np.ndarray, " c"]]:
-    """Mean and standard deviation of each channel, in units of [0, 1].
+class Moments(NamedTuple):
+    """Means over all tiles of flattened tiles x [d] = [block * block * channels], in units of 1.
 
-    A channel that is constant, up to rounding, is given deviation 1: dividing by it is harmless.
+    - `mean` [d]: of x; `square` [d]: of x²; `second` [d d]: of x xᵀ, or `None`.
     """
-    pixels = images.size // images.shape[-1]
-    mean = sum(x.sum(axis=(0, 1, 2)) for x in _chunks(images)) / pixels
-    variance = sum(((x - mean) ** 2).sum(axis=(0, 1, 2)) for x in _chunks(images)) / pixels
-    std = np.sqrt(variance)
-    return mean, np.where(std > 1e-6, std, 1.0)
+
+    mean: Float64[np.ndarray, " d"]
+    square: Float64[np.ndarray, " d"]
+    second: Float64[np.ndarray, "d d"] | None
+
+    def channels(self, count: int) -> tuple[Float64[np.ndarray, " c"], Float64[np.ndarray, " c"]]:
+        """Mean and standard deviation of each of `count` channels.
+
+        One that is constant, up to rounding, is given deviation 1: dividing by it is harmless.
+        """
+        mean = self.mean.reshape(-1, count).mean(axis=0)
+        variance = self.square.reshape(-1, count).mean(axis=0) - mean**2
+        std = np.sqrt(np.maximum(variance, 0))
+        return mean, np.where(std > 1e-6, std, 1.0)
 
 
-def covariance_eigh(
-    images: Num[np.ndarray, "n h w c"],
-    mean: Float64[np.ndarray, " c"],
-    std: Float64[np.ndarray, " c"],
-) -> tuple[
-    Float64[np.ndarray, " d"],
-    Float64[np.ndarray, " d"],
-    Float64[np.ndarray, "d d"],
-]:
-    """Mean, and the covariance's ascending eigenvalues and eigenvectors, of flattened images.
+def moments(
+    images: Any, block: int | None, *, full: bool = False, progress: bool = False
+) -> Moments:
+    """One pass over the images [n h w c] of an array, a `Dataset` or a set on disk.
 
-    The images are standardised by `mean` and `std` first; the covariance is divided by n.
+    `block` is the side of the tiles, the whole image if `None`; `full` asks for `second`. Sums of
+    bytes are exact whatever the order, those of floats are in float64: a set has the same moments
+    in memory and on disk.
     """
-    n, d = len(images), images[0].size
-    total, second = np.zeros(d), np.zeros((d, d))
-    for x in _chunks(images):
-        flat = ((x - mean) / std).reshape(len(x), d)
-        total += flat.sum(axis=0)
-        second += flat.T @ flat
-    center = total / n
-    eigenvalues, eigenvectors = np.linalg.eigh(second / n - np.outer(center, center))
-    return center, eigenvalues, eigenvectors
+    h, w, c = image_shape_of(images)
+    d, count = c * (h * w if block is None else block**2), 0
+    total, square, second = np.zeros(d), np.zeros(d), np.zeros((d, d)) if full else None
+    for chunk in _chunks(images, progress):
+        x = to_tiles(chunk, block)
+        rows = _EXACT if x.dtype == np.uint8 else len(x)
+        for start in range(0, len(x), rows):
+            part = x[start : start + rows]
+            part = part.astype(np.float32 if x.dtype == np.uint8 else np.float64)
+            total += part.sum(axis=0, dtype=np.float64)
+            if second is None:
+                square += np.einsum("nd,nd->d", part, part)
+            else:
+                second += part.T @ part
+        count += len(x)
+    unit = 255 if _dtype(images) == np.uint8 else 1
+    if second is not None:
+        square = second.diagonal().copy()
+        second /= count * unit**2
+    return Moments(total / count / unit, square / count / unit**2, second)
 
 
-def _chunks(images: Num[np.ndarray, "n h w c"]) -> Iterator[Float64[np.ndarray, "m h w c"]]:
-    if images.dtype != np.uint8 and images.dtype.kind != "f":
-        raise ValueError(f"images are {images.dtype}: pass uint8 in [0, 255] or floats in [0, 1].")
-    for start in range(0, len(images), _CHUNK):
-        x = images[start : start + _CHUNK].astype(np.float64)
-        yield x / 255 if images.dtype == np.uint8 else x
+def covariance(
+    found: Moments, mean: Float64[np.ndarray, " c"], std: Float64[np.ndarray, " c"]
+) -> tuple[Float64[np.ndarray, " d"], Float64[np.ndarray, "d d"]]:
+    """Mean and covariance of the tiles once standardised by `mean` and `std`, channel by channel.
+
+    In place of `found.second`, which is of the same size.
+    """
+    assert found.second is not None
+    repeats = len(found.mean) // len(mean)
+    mean, std = np.tile(mean, repeats), np.tile(std, repeats)
+    matrix = found.second
+    for row, center in zip(matrix, found.mean, strict=True):  # no second matrix of that size
+        row -= center * found.mean
+    matrix /= std
+    matrix /= std[:, None]
+    return (found.mean - mean) / std, matrix
+
+
+def to_tiles(images: Any, block: int | None) -> Any:
+    """Images [n h w c] cut into square tiles, flattened: [n * tiles, block * block * c].
+
+    The whole image is the tile if `block` is `None`. Takes arrays of numpy and of JAX.
+    """
+    n, h, w, c = images.shape
+    if block is None:
+        return images.reshape(n, -1)
+    grid = images.reshape(n, h // block, block, w // block, block, c)
+    return grid.transpose(0, 1, 3, 2, 4, 5).reshape(-1, block * block * c)
+
+
+def from_tiles(tiles: Any, shape: tuple[int, ...], block: int | None) -> Any:
+    """The inverse of `to_tiles`, for images of `shape` [n h w c]."""
+    if block is None:
+        return tiles.reshape(shape)
+    n, h, w, c = shape
+    grid = tiles.reshape(n, h // block, w // block, block, block, c)
+    return grid.transpose(0, 1, 3, 2, 4, 5).reshape(shape)
+
+
+def image_shape_of(images: Any) -> tuple[int, int, int]:
+    """Height, width and channels of an array's, a `Dataset`'s or a set on disk's images."""
+    if isinstance(images, Dataset | AbstractImages):
+        return images.image_shape
+    h, w, c = images.shape[1:]
+    return h, w, c
+
+
+def _dtype(images: Any) -> np.dtype:
+    return images.images.dtype if isinstance(images, Dataset) else images.dtype
+
+
+def _chunks(images: Any, progress: bool) -> Iterator[Num[np.ndarray, "m h w c"]]:
+    dtype = _dtype(images)
+    if dtype != np.uint8 and dtype.kind != "f":
+        raise ValueError(f"images are {dtype}: pass uint8 in [0, 255] or floats in [0, 1].")
+    images = images.images if isinstance(images, Dataset) else images
+    starts = range(0, len(images), _CHUNK)
+    for start in rich.progress.track(starts, "reading all images once", disable=not progress):
+        if isinstance(images, AbstractImages):
+            yield images.gather(range(start, min(start + _CHUNK, len(images))))[0]
+        else:
+            yield np.asarray(images[start : start + _CHUNK])

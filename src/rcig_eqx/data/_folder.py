@@ -1,19 +1,21 @@
 """Images in one folder a class, opened lazily."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, SupportsIndex
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import UInt8
 
-from ._dataset import DataError, Dataset
+from ._dataset import DataError
+from ._images import AbstractImages
+from ._resize import check_size, decode
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
-_GREY_MODES = {"1", "L", "LA"}
 
 
-class ImageFolder:
+class ImageFolder(AbstractImages):
     """The images of `path/<class>/*`, decoded one by one when asked for: a grain data source.
 
     **Arguments:**
@@ -21,13 +23,22 @@ class ImageFolder:
     - `path`: a folder with one folder of images a class; classes and files are sorted by name,
         hidden ones and files that are not images are passed over.
     - `channels`: 1 reads every image as grey, 3 as RGB; by default, what the first image is.
+    - `size`: the middle square of every image at so many pixels, as
+        [`resize`][rcig_eqx.data.resize] makes it; as they are if `None`.
 
-    `folder[i]` is `(image uint8 [h w c], label)`; all images must have one size. `.labels` [n],
-    `.class_names` and `.files` are known without decoding. Raises `DataError` naming the folder or
-    file for a layout, an image or a size that does not fit. Needs pillow.
+    `folder[i]` is `(image uint8 [h w c], label)`; without `size`, all images must have one.
+    `.labels` [n], `.class_names` and `.files` are known without decoding. Raises `DataError` naming
+    the folder or file for a layout, an image or a size that does not fit. Needs pillow.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, channels: Literal[1, 3] | None = None):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        channels: Literal[1, 3] | None = None,
+        size: int | None = None,
+    ):
+        check_size(size)
         root = Path(path)
         if not root.is_dir():
             raise DataError(f"{root} is not a folder: give one that holds a folder for each class.")
@@ -40,58 +51,40 @@ class ImageFolder:
         for folder, inside in zip(classes, files, strict=True):
             if not inside:
                 raise DataError(f"{folder} holds no images: add some or remove the folder.")
-        self.name: str = root.name
-        self.class_names: tuple[str, ...] = tuple(d.name for d in classes)
+        self.name = root.name
+        self.class_names = tuple(d.name for d in classes)
         self.files: list[Path] = [f for inside in files for f in inside]
         counts = [len(inside) for inside in files]
-        self.labels: Int32[np.ndarray, " n"] = np.repeat(
-            np.arange(len(files), dtype=np.int32), counts
-        )
-        self._channels = channels
-        self.image_shape: tuple[int, ...] = _decode(self.files[0], channels).shape
+        self.labels = np.repeat(np.arange(len(files), dtype=np.int32), counts)
+        self._channels, self._size = channels, size
+        height, width, depth = self._decode(self.files[0]).shape
+        self.image_shape = (height, width, depth)
 
-    def __len__(self) -> int:
-        return len(self.files)
+    @property
+    def marks(self) -> Iterator[str]:
+        """The names of its files, and the size they are brought to."""
+        yield from (f"{f.parent.name}/{f.name}" for f in self.files)
+        if self._size is not None:
+            yield f"size {self._size}"
 
-    def __repr__(self) -> str:
-        return f"ImageFolder({self.name!r}: {len(self)} images, {len(self.class_names)} classes)"
-
-    def __getitem__(self, index: SupportsIndex) -> tuple[UInt8[np.ndarray, "h w c"], int]:
+    def image(self, index: int) -> UInt8[np.ndarray, "h w c"]:
+        """The pixels of file number `index`."""
         file = self.files[index]
-        image = _decode(file, self._channels)
+        image = self._decode(file)
         if image.shape[2] < self.image_shape[2]:
             image = np.repeat(image, 3, axis=2)  # a grey one among colour ones
         if image.shape != self.image_shape:
+            fixes = ["use ImageFolder(path, channels=3)"] if image.shape[2] == 3 else []
+            if image.shape[:2] != self.image_shape[:2]:
+                fixes = [f"use ImageFolder(path, size={min(self.image_shape[:2])})", *fixes]
             raise DataError(
                 f"{file} is {_size(image.shape)} but {self.files[0]} is "
-                f"{_size(self.image_shape)}: make all images alike"
-                + (", or use ImageFolder(path, channels=3)." if image.shape[2] == 3 else ".")
+                f"{_size(self.image_shape)}: make all images alike, or {' or '.join(fixes)}."
             )
-        return image, int(self.labels[index])
+        return image
 
-    def read(self) -> Dataset:
-        """All images in memory."""
-        images = np.empty((len(self), *self.image_shape), np.uint8)
-        for i in range(len(self)):
-            images[i] = self[i][0]
-        return Dataset(images, self.labels, self.class_names, self.name)
-
-
-def _decode(file: Path, channels: int | None) -> UInt8[np.ndarray, "h w c"]:
-    """The pixels of an image with so many channels, or with as many as it has."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError('image folders need pillow: pip install "rcig-eqx[images]".') from error
-    try:
-        with Image.open(file) as image:
-            grey = channels == 1 or (channels is None and image.mode in _GREY_MODES)
-            pixels = np.asarray(image.convert("L" if grey else "RGB"))
-    except Exception as error:  # pillow's decoders raise many kinds for a damaged file
-        raise DataError(
-            f"{file} cannot be read as an image ({error}): mend or remove it."
-        ) from error
-    return pixels.reshape(*pixels.shape[:2], -1)
+    def _decode(self, file: Path) -> UInt8[np.ndarray, "h w c"]:
+        return decode(file, file, channels=self._channels, size=self._size)
 
 
 def _visible(folder: Path) -> list[Path]:

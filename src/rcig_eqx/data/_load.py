@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from ._sources import LABELS_MD5, SOURCES, SPLITS, Source
 ENVIRONMENT = "RCIG_EQX_DATA"
 SYSTEM_FOLDER = Path("/usr/share/datasets")  # where Debian's dataset packages put them
 _EMBEDDED = "fashion_mnist_small"
+TOO_LARGE = "imagenet64"
+KNOWN = (*SOURCES, _EMBEDDED)
 
 
 def load(
@@ -32,8 +34,11 @@ def load(
 
     **Arguments:**
 
-    - `name`: "mnist", "fashion_mnist", "cifar10", "cifar100"; "fashion_mnist_small", which comes
-        with the package (500 train and 100 test images of each class, the first ones); or a path:
+    - `name`: "mnist", "fashion_mnist", "cifar10", "cifar100"; "tiny_imagenet" (64 pixels, 200
+        classes), "cub200" (32, 200), "imagenette" and "imagewoof" (128, 10 each), whose images are
+        brought to these sizes by [`resize`][rcig_eqx.data.resize]; "fashion_mnist_small", which
+        comes with the package (500 train and 100 test images of each class, the first ones); or a
+        path:
         an `.npz` with `images`, `labels` and perhaps `class_names`; a folder with `train.npz` and
         `test.npz`; or a folder of images, `<split>/<class>/*` or, for one split, `<class>/*`.
     - `split`: "train" or "test"; for a folder of images, the name of any split folder.
@@ -44,15 +49,21 @@ def load(
     A named set is looked for in `directory`, in the folder `$RCIG_EQX_DATA` names, where the system
     has it (`/usr/share/datasets`), then in the cache `~/.cache/rcig_eqx`, and is downloaded there
     at last. Each place may hold the official files as they come, unpacked or not, or `train.npz`
-    and `test.npz`.
+    and `test.npz`. Archives are read in one pass, and not extracted. The validation images of
+    Tiny-ImageNet, Imagenette and ImageWoof are their test split: other labels there are none.
+    "imagenet64" is for [`open_records`][rcig_eqx.data.open_records].
 
     **Returns** a `Dataset`, uint8 unless an `.npz` holds floats. Raises `ValueError` for a name or
     split that does not exist, `DataError` for files that are missing, damaged or of another set.
     """
-    known = [*SOURCES, _EMBEDDED]
-    if isinstance(name, str) and name in known:
+    if name == TOO_LARGE:
+        raise ValueError(
+            f"{name} is too large to hold: data.open_records({name!r}, {split!r}, directory=...) "
+            "writes it to disk once, and distill and evaluate stream it from there."
+        )
+    if isinstance(name, str) and name in KNOWN:
         if split not in SPLITS:
-            raise ValueError(_unknown("split", split, SPLITS))
+            raise ValueError(unknown("split", split, SPLITS))
         if name == _EMBEDDED:
             return _load_embedded(split)
         return _load_named(name, split, directory, download, mirror)
@@ -68,7 +79,8 @@ def load(
         return _read_npz(path)
     if not isinstance(name, str) or path.suffix == ".npz" or len(path.parts) > 1:
         raise DataError(f"there is no .npz file or folder {path}: check the path.")
-    raise ValueError(f"{_unknown('dataset', name, known)} Or give the path of an .npz or a folder.")
+    listed = unknown("dataset", name, [*KNOWN, TOO_LARGE])
+    raise ValueError(f"{listed} Or give the path of an .npz or a folder.")
 
 
 def _load_named(
@@ -79,10 +91,9 @@ def _load_named(
     mirror: str | None,
 ) -> Dataset:
     source = SOURCES[name]
-    if directory is not None and not Path(directory).expanduser().is_dir():
-        raise DataError(f"directory={str(directory)!r} is not a folder: check the path.")
+    check_directory(directory)
     cache = cache_folder() / name
-    folders = list(_folders(name, source, directory))
+    folders = list(folders_of(name, source.folders, directory))
     for folder in [*folders, cache]:
         dataset = _read_folder(name, source, split, folder)
         if dataset is not None:
@@ -99,11 +110,22 @@ def _load_named(
     return dataset
 
 
-def _folders(name: str, source: Source, directory: str | os.PathLike[str] | None) -> Iterator[Path]:
-    """Every existing folder, before the cache, that may hold the set, in order of preference."""
+def check_directory(directory: str | os.PathLike[str] | None) -> None:
+    """Raise `DataError` for a directory that is given and not there."""
+    if directory is not None and not Path(directory).expanduser().is_dir():
+        raise DataError(f"directory={str(directory)!r} is not a folder: check the path.")
+
+
+def folders_of(
+    name: str, others: Sequence[str], directory: str | os.PathLike[str] | None
+) -> Iterator[Path]:
+    """Every existing folder, before the cache, that may hold the set, in order of preference.
+
+    `others` are further names a folder of this set goes by.
+    """
     given = [Path(p).expanduser() for p in (directory, os.environ.get(ENVIRONMENT)) if p]
     for root in [*given, SYSTEM_FOLDER]:
-        below = [root / name, root / name.replace("_", "-"), *(root / f for f in source.folders)]
+        below = [root / name, root / name.replace("_", "-"), *(root / other for other in others)]
         for folder in [*below, *([root] if root in given else [])]:
             if folder.is_dir():
                 yield folder
@@ -112,14 +134,20 @@ def _folders(name: str, source: Source, directory: str | os.PathLike[str] | None
 def _read_folder(name: str, source: Source, split: str, folder: Path) -> Dataset | None:
     npz = folder / f"{split}.npz"
     if npz.is_file():
-        dataset = _read_npz(npz, source.class_names)
+        dataset = _read_npz(npz, source.class_names or None)
         images, labels, names = dataset.images, dataset.labels, dataset.class_names
     else:
         arrays = source.read(folder, split)
         if arrays is None:
             return None
-        (images, labels), names = arrays, source.class_names
-    if images.shape[1:] != source.image_shape or names != source.class_names:
+        images, labels, *read = arrays
+        names = read[0] if read else source.class_names
+        if source.counts and len(images) != source.counts[split]:
+            raise DataError(
+                f"{folder} holds {len(images)} images of {source.title} ({split}), of "
+                f"{source.counts[split]}: it is incomplete or not the official set; get it again."
+            )
+    if images.shape[1:] != source.image_shape or source.class_names not in ((), names):
         raise DataError(
             f"{folder} holds images of shape {images.shape[1:]} and {len(names)} classes, which is "
             f"not {source.title} ({source.image_shape}): give the folder of {source.title}."
@@ -187,7 +215,8 @@ def _checked(
         raise DataError(f"{where}: {error}") from error
 
 
-def _unknown(what: str, given: str, valid: list[str] | tuple[str, ...]) -> str:
+def unknown(what: str, given: str, valid: Sequence[str]) -> str:
+    """What to say of a name that does not exist: the nearest ones, and all."""
     near = difflib.get_close_matches(given, valid, n=3, cutoff=0.4)
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     return f"There is no {what} {given!r}.{hint} There are: {', '.join(valid)}."

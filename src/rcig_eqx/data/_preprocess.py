@@ -1,5 +1,6 @@
 """What happens to pixels before a network sees them, and the way back."""
 
+import math
 from abc import abstractmethod
 from typing import Any
 
@@ -9,10 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from ._dataset import DataError
-from ._fit import channel_statistics, covariance_eigh
+from ._dataset import DataError, Dataset
+from ._fit import covariance, from_tiles, image_shape_of, moments, to_tiles
+from ._images import AbstractImages
 
 Images = Num[Array | np.ndarray, "n h w c"]
+Training = Num[np.ndarray, "n h w c"] | Dataset | AbstractImages
+
+_LARGEST_BLOCK = 64  # pixels: 12,288 dimensions in colour
 
 
 class AbstractPreprocess(eqx.Module):
@@ -68,6 +73,9 @@ class ZCA(AbstractPreprocess):
     `W = U (S + eps)^(-1/2) Uᵀ`, where `U S Uᵀ` is the covariance of the training images and `eps`
     is `regularization` times its mean eigenvalue. `U` and `S + eps` are what is kept, because they
     give the inverse `U (S + eps)^(1/2) Uᵀ` just as exactly.
+
+    With a `block`, `x` is a tile: every image is cut into tiles of `block` by `block` pixels, and
+    all are whitened by the same `W`, fitted on all tiles of all training images.
     """
 
     standardize: Standardize
@@ -75,16 +83,20 @@ class ZCA(AbstractPreprocess):
     eigenvectors: Float[Array, "d d"]
     eigenvalues: Float[Array, " d"]  # S + eps, ascending
     regularization: float = eqx.field(static=True)
+    block: int | None = eqx.field(static=True, default=None)
 
     def __call__(self, images: Images) -> Float[Array, "n h w c"]:
+        check_block(images.shape[1:], self.block)
         x = self.standardize(images)
-        flat = x.reshape(x.shape[0], -1) - _row(self.center, 2)
-        return self._rescale(flat, self.eigenvalues**-0.5).reshape(x.shape)
+        flat = to_tiles(x, self.block) - _row(self.center, 2)
+        return from_tiles(self._rescale(flat, self.eigenvalues**-0.5), x.shape, self.block)
 
     def inverse(self, x: Float[Array | np.ndarray, "n h w c"]) -> Float[Array, "n h w c"]:
+        check_block(x.shape[1:], self.block)
         x = jnp.asarray(x, jnp.float32)
-        flat = self._rescale(x.reshape(x.shape[0], -1), self.eigenvalues**0.5)
-        return self.standardize.inverse((flat + _row(self.center, 2)).reshape(x.shape))
+        flat = self._rescale(to_tiles(x, self.block), self.eigenvalues**0.5)
+        back = from_tiles(flat + _row(self.center, 2), x.shape, self.block)
+        return self.standardize.inverse(back)
 
     def _rescale(self, flat: Float[Array, "n d"], scale: Float[Array, " d"]) -> Float[Array, "n d"]:
         # Full float32, or accelerators would round the factors to fewer bits and lose the inverse.
@@ -92,35 +104,88 @@ class ZCA(AbstractPreprocess):
         return jnp.matmul(along, self.eigenvectors.T, precision="highest")
 
 
-def standardize(images: Num[np.ndarray, "n h w c"]) -> Standardize:
-    """Fit `Standardize` on training images."""
-    mean, std = channel_statistics(images)
-    return Standardize(jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32))
+def standardize(train: Training, *, progress: bool = False) -> Standardize:
+    """Fit `Standardize` on training images: an array [n h w c], a `Dataset`, or a set on disk.
+
+    A set on disk is read once, and never held. `progress` shows a bar.
+    """
+    found = moments(train, None, progress=progress)
+    return _standardize(*found.channels(image_shape_of(train)[2]))
 
 
-def zca(images: Num[np.ndarray, "n h w c"], regularization: float = 0.1) -> ZCA:
-    """Fit `ZCA` on training images, in float64: O(n d² + d³) for d = h w c.
+def zca(
+    train: Training,
+    regularization: float = 0.1,
+    block: int | None = None,
+    *,
+    progress: bool = False,
+) -> ZCA:
+    """Fit `ZCA` on training images: an array [n h w c], a `Dataset`, or a set on disk.
 
-    `ValueError` unless `regularization` is positive: pixels that never vary have eigenvalue 0.
+    **Arguments:**
+
+    - `train`: read once, from beginning to end, and never held: the same numbers come of a set in
+        memory and of the same set on disk. To fit on fewer, pass
+        `data.sample(train, 20_000, at_least=1, seed=0)`.
+    - `regularization`: what is added to the eigenvalues, in units of their mean.
+    - `block`: the side of the tiles that are whitened, a divisor of height and width; the whole
+        image if `None`. The authors whiten images of 128 pixels in tiles of 64.
+    - `progress`: whether to show a bar.
+
+    In float64, of exact sums: O(n h w d + d³) time and d² numbers, for d = block² c or h w c.
+    `ValueError` for a block that does not fit, and unless `regularization` is positive: pixels that
+    never vary have eigenvalue 0.
     """
     if regularization <= 0:
         raise ValueError(f"regularization is {regularization}: make it positive, such as 0.1.")
-    mean, std = channel_statistics(images)
-    center, eigenvalues, eigenvectors = covariance_eigh(images, mean, std)
+    shape = image_shape_of(train)
+    check_block(shape, block)
+    found = moments(train, block, full=True, progress=progress)
+    mean, std = found.channels(shape[2])
+    center, matrix = covariance(found, mean, std)
+    eigenvalues, eigenvectors = np.linalg.eigh(matrix)
     average = eigenvalues.mean()
     eps = regularization * (average if average > 1e-12 else 1.0)  # else nothing ever varies
     return ZCA(
-        Standardize(jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)),
+        _standardize(mean, std),
         jnp.asarray(center, jnp.float32),
         jnp.asarray(eigenvectors, jnp.float32),
         jnp.asarray(np.maximum(eigenvalues, 0) + eps, jnp.float32),
         float(regularization),
+        block,
     )
 
 
-def default_preprocess(images: Num[np.ndarray, "n h w c"]) -> Standardize | ZCA:
-    """What works best as a rule: `standardize` for one channel, `zca` for more."""
-    return standardize(images) if images.shape[-1] == 1 else zca(images)
+def default_preprocess(train: Training, *, progress: bool = False) -> Standardize | ZCA:
+    """What works best as a rule: `standardize` for one channel, `zca` for more.
+
+    Images of more than 64 pixels are whitened in tiles: the largest square ones of at most 64 that
+    fill them, 64 for 128 pixels.
+    """
+    h, w, c = image_shape_of(train)
+    if c == 1:
+        return standardize(train, progress=progress)
+    fits = math.gcd(h, w)
+    tile = max(b for b in range(1, _LARGEST_BLOCK + 1) if fits % b == 0)
+    return zca(train, block=tile if max(h, w) > _LARGEST_BLOCK else None, progress=progress)
+
+
+def check_block(shape: tuple[int, ...], block: int | None) -> None:
+    """Raise `ValueError` unless tiles of `block` pixels fill an image of `shape` [h w c]."""
+    if block is None:
+        return
+    h, w = shape[:2]
+    if not isinstance(block, int) or block < 1 or h % block or w % block:
+        fits = math.gcd(h, w)
+        valid = [str(b) for b in range(1, fits + 1) if fits % b == 0]
+        raise ValueError(
+            f"block is {block!r}, which does not divide images of {h}x{w} pixels: choose of "
+            f"{', '.join(valid)}."
+        )
+
+
+def _standardize(mean: np.ndarray, std: np.ndarray) -> Standardize:
+    return Standardize(jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32))
 
 
 def apply_in_chunks(
@@ -143,6 +208,8 @@ def to_state(preprocess: AbstractPreprocess) -> tuple[dict[str, Any], dict[str, 
     if type(preprocess) is ZCA:
         own = _arrays(preprocess, ("center", "eigenvectors", "eigenvalues"))
         config = {"kind": "zca", "regularization": preprocess.regularization}
+        if preprocess.block is not None:  # its own kind: a reader without tiles must not take it
+            config |= {"kind": "zca_blocks", "block": preprocess.block}
         return config, _arrays(preprocess.standardize, ("mean", "std")) | own
     own = [np.asarray(leaf) for leaf in jax.tree.leaves(preprocess) if eqx.is_array_like(leaf)]
     if any(leaf.dtype != np.float32 or not np.isfinite(leaf).all() for leaf in own):
@@ -167,7 +234,7 @@ def from_state(
     kind = config.get("kind")
     if kind == "own":
         return _restored(config.get("class"), arrays, own)
-    if kind not in ("identity", "standardize", "zca"):
+    if kind not in ("identity", "standardize", "zca", "zca_blocks"):
         raise ValueError(
             f"preprocessing of kind {kind!r} is unknown: this version knows 'identity', "
             "'standardize' and 'zca', so the file may need a newer one."
@@ -180,7 +247,8 @@ def from_state(
         if kind == "standardize":
             return scale
         spectrum = (values["center"], values["eigenvectors"], values["eigenvalues"])
-        return ZCA(scale, *spectrum, float(config["regularization"]))
+        block = int(config["block"]) if kind == "zca_blocks" else None
+        return ZCA(scale, *spectrum, float(config["regularization"]), block)
     except KeyError as error:
         raise ValueError(f"preprocessing of kind {kind!r} lacks {error}: damaged file.") from error
 

@@ -3,14 +3,25 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Integer, UInt8
 
 from ._cifar import CIFAR10, CIFAR100, CifarLayout
 from ._idx import idx_files, read_idx_split
+from ._layouts import (
+    CUB200,
+    IMAGENETTE,
+    IMAGENETTE_CLASSES,
+    IMAGEWOOF,
+    IMAGEWOOF_CLASSES,
+    TINY_IMAGENET,
+    ImageLayout,
+)
 
-Arrays = tuple[UInt8[np.ndarray, "n h w c"], Integer[np.ndarray, " n"]]
+_Pair = tuple[UInt8[np.ndarray, "n h w c"], Integer[np.ndarray, " n"]]
+Arrays = _Pair | tuple[UInt8[np.ndarray, "n h w c"], Integer[np.ndarray, " n"], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -21,11 +32,14 @@ class Source:
 
     - `title`: its name in messages.
     - `url`: the address the files lie under.
-    - `checksums`: every official file and its checksum, `"sha256:…"`.
+    - `checksums`: every official file and its checksum, `"sha256:…"` or `"md5:…"` as published.
     - `downloads`: the files one split needs, from the split's name.
-    - `read`: the arrays of a split from a folder, or `None` when its files are not there.
+    - `read`: the arrays of a split from a folder, and the class names if they lie there too, or
+        `None` when its files are not there.
     - `image_shape`: height, width and channels.
+    - `class_names`: none if they lie with the images.
     - `folders`: further names a folder of this set goes by.
+    - `counts`: the images of each split, where files on disk are many and some may be missing.
     """
 
     title: str
@@ -36,6 +50,7 @@ class Source:
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     folders: tuple[str, ...] = ()
+    counts: Mapping[str, int] | None = None
 
 
 SPLITS = ("train", "test")
@@ -119,6 +134,28 @@ def _cifar(title: str, sha256: dict[str, str], names: tuple[str, ...], layout: C
     )
 
 
+def _images(
+    title: str,
+    url: str,
+    md5: str,
+    layout: ImageLayout,
+    counts: tuple[int, int],
+    names: Mapping[str, str] = MappingProxyType({}),
+):
+    return Source(
+        title=title,
+        url=url,
+        checksums={layout.archive: f"md5:{md5}"},
+        downloads=lambda split: (layout.archive,),
+        read=layout.read_split,
+        image_shape=(layout.size, layout.size, 3),
+        class_names=tuple(names.values()),
+        counts=dict(zip(SPLITS, counts, strict=True)),
+    )
+
+
+_FAST_AI = "https://s3.amazonaws.com/fast-ai-imageclas/"
+
 SOURCES: dict[str, Source] = {
     "mnist": _idx(
         "MNIST",
@@ -136,4 +173,34 @@ SOURCES: dict[str, Source] = {
     ),
     "cifar10": _cifar("CIFAR-10", _CIFAR10_SHA256, _CIFAR10_NAMES, CIFAR10),
     "cifar100": _cifar("CIFAR-100", _CIFAR100_SHA256, _CIFAR100_NAMES, CIFAR100),
+    "tiny_imagenet": _images(
+        "Tiny-ImageNet",
+        "http://cs231n.stanford.edu/",
+        "90528d7ca1a48142e341f4ef8d21d0de",
+        TINY_IMAGENET,
+        (100_000, 10_000),
+    ),
+    "cub200": _images(
+        "CUB-200-2011",
+        "https://data.caltech.edu/records/65de6-vp158/files/",
+        "97eceeb196236b17998738112f37df78",
+        CUB200,
+        (5_994, 5_794),
+    ),
+    "imagenette": _images(
+        "Imagenette",
+        _FAST_AI,
+        "e793b78cc4c9e9a4ccc0c1155377a412",
+        IMAGENETTE,
+        (9_469, 3_925),
+        IMAGENETTE_CLASSES,
+    ),
+    "imagewoof": _images(
+        "ImageWoof",
+        _FAST_AI,
+        "3d200a7be99704a0d7509be2a9fbfe15",
+        IMAGEWOOF,
+        (9_025, 3_929),
+        IMAGEWOOF_CLASSES,
+    ),
 }

@@ -1,6 +1,7 @@
 """Endless batches, reshuffled every epoch, as a grain iterator whose state can be saved."""
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import absl.flags
@@ -8,8 +9,9 @@ import grain
 import numpy as np
 from jaxtyping import Array, Shaped
 
+from ._adapt import Examples, adapted
 from ._dataset import Dataset
-from ._folder import ImageFolder
+from ._images import AbstractImages
 
 # Whole batches are read ahead, so few are enough to hide the decoding.
 _FROM_DISK = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
@@ -20,8 +22,9 @@ Batch = tuple[Shaped[np.ndarray, "batch h w c"], Shaped[np.ndarray, "batch ..."]
 
 def stream(
     train: Dataset
-    | ImageFolder
+    | AbstractImages
     | grain.MapDataset[Any]
+    | Examples
     | tuple[Shaped[np.ndarray | Array, "n h w c"], Shaped[np.ndarray | Array, "m ..."]],
     batch_size: int,
     *,
@@ -35,8 +38,9 @@ def stream(
     **Arguments:**
 
     - `train`: a `Dataset` or a pair of arrays, [n h w c] and [n ...], in memory or memory-mapped;
-        an `ImageFolder`; or a finite `grain.MapDataset` of `(image, label)` pairs or of
-        dictionaries with "image" and "label".
+        an `ImageFolder`, `Records` or other set on disk; a Hugging Face dataset or TFDS data
+        source; or a finite `grain.MapDataset` of `(image, label)` pairs or of dictionaries with
+        "image" and "label".
     - `batch_size`: images a batch, no more than there are.
     - `seed`: in `range(2**32)`; the same seed gives the same batches.
     - `start`: how many batches to leave out: what comes is what would have come after so many.
@@ -47,13 +51,13 @@ def stream(
         an image of a set on disk is decoded only where it is asked for.
 
     Every epoch goes through the images in a new order, each at most once; those left over when
-    they do not fill a batch are dropped from that epoch. Raises `ValueError` for sizes that do not
-    fit.
+    they do not fill a batch are dropped from that epoch. The same set in memory and on disk, in the
+    same order, gives the same batches; a `grain.MapDataset` is shuffled by grain's own rule. Raises
+    `ValueError` for sizes that do not fit.
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}: choose it in range(2**32).")
-    if isinstance(train, ImageFolder):
-        train = grain.MapDataset.source(train)
+    train = adapted(train)
     if isinstance(train, grain.MapDataset):
         if len(train) == sys.maxsize:
             raise ValueError("the grain dataset has no end: pass it without repeat().")
@@ -61,50 +65,71 @@ def stream(
         shuffled = train.seed(seed).map(_as_pair).shuffle()
         if rows is not None:
             shuffled, batch_size = _Rows(shuffled, batch_size, rows), rows.stop - rows.start
-        batches = shuffled.batch(batch_size, drop_remainder=True)
-        ahead = batches.repeat()[start:].to_iter_dataset(_FROM_DISK)
-        if workers:
-            if not absl.flags.FLAGS.is_parsed():
-                absl.flags.FLAGS.mark_as_parsed()  # grain's workers ask for theirs
-            ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-        return iter(ahead)
+        batches = shuffled.batch(batch_size, drop_remainder=True).repeat()
+        return _ahead(batches[start:], workers)
+    if isinstance(train, AbstractImages):
+        _check_sizes(len(train), batch_size, rows)
+        source = _ShuffledBatches(train.gather, len(train), batch_size, seed, rows)
+        return _ahead(grain.MapDataset.source(source)[start:], workers)
     if isinstance(train, Dataset):
         train = (train.images, train.labels)
     if not isinstance(train, tuple):
         raise ValueError(
             f"{type(train).__name__} cannot be shuffled anew every epoch: pass a Dataset, "
-            "(images, labels), an ImageFolder or a grain.MapDataset."
+            "(images, labels), an ImageFolder, Records or a grain.MapDataset."
         )
-    images, labels = train
+    # Views of the plain class: a gather from it gives plain arrays, memory-mapped or not.
+    images, labels = map(np.asarray, train)
     if len(images) != len(labels):
         raise ValueError(f"there are {len(images)} images but {len(labels)} labels.")
     _check_sizes(len(images), batch_size, rows)
-    source = _ShuffledBatches(images, labels, batch_size, seed, rows)
+    source = _ShuffledBatches(
+        lambda chosen: (images.take(chosen, axis=0), labels.take(chosen, axis=0)),
+        len(images),
+        batch_size,
+        seed,
+        rows,
+    )
     return iter(grain.MapDataset.source(source)[start:].to_iter_dataset(_IN_MEMORY))
 
 
+def _ahead(batches: grain.MapDataset[Any], workers: int) -> grain.DatasetIterator[Any]:
+    """Batches of a set on disk, read ahead by threads, or by processes with threads each."""
+    ahead = batches.to_iter_dataset(_FROM_DISK)
+    if workers:
+        if not absl.flags.FLAGS.is_parsed():
+            absl.flags.FLAGS.mark_as_parsed()  # grain's workers ask for theirs
+        ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(ahead)
+
+
 def sample(
-    train: ImageFolder | grain.MapDataset[Any], count: int, *, at_least: int, seed: int
+    train: AbstractImages | grain.MapDataset[Any] | Examples,
+    count: int,
+    *,
+    at_least: int,
+    seed: int,
 ) -> Dataset:
     """About `count` random images of a set on disk, in memory.
 
-    Of a folder, as many of each class, and `at_least` so many where there are; its class names
-    are kept. Of a grain dataset, `count` of all; the classes are the numbers of the labels seen.
+    Of a folder, records and the like, as many of each class, and `at_least` so many where there
+    are, in the order they have there; its class names are kept. Of a grain dataset, `count` of all;
+    the classes are the numbers of the labels seen.
     """
-    if isinstance(train, ImageFolder):
+    known: Any = adapted(train)
+    if isinstance(known, AbstractImages):
         rng = np.random.default_rng(seed)
-        each = max(at_least, count // len(train.class_names))
-        members = [np.flatnonzero(train.labels == c) for c in range(len(train.class_names))]
-        chosen = np.concatenate([rng.permutation(m)[:each] for m in members])
-        images = np.stack([train[i][0] for i in chosen])
-        return Dataset(images, train.labels[chosen], train.class_names, train.name)
-    some = train.seed(seed).map(_as_pair).shuffle()[:count].to_iter_dataset(_FROM_DISK)
+        each = max(at_least, count // known.num_classes)
+        members = [np.flatnonzero(known.labels == c) for c in range(known.num_classes)]
+        chosen = np.sort(np.concatenate([rng.permutation(m)[:each] for m in members]))
+        return Dataset(*known.gather(chosen), known.class_names, known.name)
+    some = known.seed(seed).map(_as_pair).shuffle()[:count].to_iter_dataset(_FROM_DISK)
     images, labels = zip(*some, strict=True)
     return Dataset.from_arrays(np.stack(images), np.stack(labels))
 
 
 class _ShuffledBatches:
-    """A grain data source of all batches of all epochs, each gathered by one numpy call.
+    """A grain data source of all batches of all epochs, each gathered by one call.
 
     The number of a batch tells its epoch, and so its order of images, by itself: reading is
     stateless, and a saved position is enough to go on.
@@ -112,14 +137,13 @@ class _ShuffledBatches:
 
     def __init__(
         self,
-        images: Shaped[np.ndarray | Array, "n h w c"],
-        labels: Shaped[np.ndarray | Array, "n ..."],
+        gather: Callable[[np.ndarray], Batch],
+        count: int,
         batch_size: int,
         seed: int,
         rows: slice | None,
     ):
-        # A view of the plain class: a gather from it gives plain arrays, memory-mapped or not.
-        self._images, self._labels = np.asarray(images), np.asarray(labels)
+        self._gather, self._count = gather, count
         self._batch_size, self._seed, self._rows = batch_size, seed, rows
         self._order = (-1, np.empty(0, np.int64))  # the epoch last asked for, and its order
 
@@ -127,18 +151,18 @@ class _ShuffledBatches:
         return sys.maxsize
 
     def __getitem__(self, index: int) -> Batch:
-        epoch, step = divmod(int(index), len(self._images) // self._batch_size)
+        epoch, step = divmod(int(index), self._count // self._batch_size)
         order = self._epoch_order(epoch)
         chosen = order[step * self._batch_size : (step + 1) * self._batch_size]
         if self._rows is not None:
             chosen = chosen[self._rows]
-        return self._images.take(chosen, axis=0), self._labels.take(chosen, axis=0)
+        return self._gather(chosen)
 
     def _epoch_order(self, epoch: int) -> Shaped[np.ndarray, " n"]:
         cached, order = self._order
         if cached != epoch:
             key = np.array([self._seed, epoch], np.uint64)
-            order = np.random.Generator(np.random.Philox(key=key)).permutation(len(self._images))
+            order = np.random.Generator(np.random.Philox(key=key)).permutation(self._count)
             self._order = (epoch, order)
         return order
 

@@ -121,7 +121,7 @@ def preprocess_of(row: Row, train: Any) -> AbstractPreprocess:
     """Standardised if grey, whitened if colour, large images in blocks (appendix C)."""
     if row.facts.shape[2] == 1:
         return standardize(train)
-    return zca(train, 0.1, **({"block": row.block} if row.block else {}))
+    return zca(train, 0.1, row.block)
 
 
 def arguments(row: Row, scale: Scale, method: str, normalization: str | None = None):

@@ -1,0 +1,178 @@
+"""Sets of other libraries, Hugging Face `datasets` and TFDS, as sets on disk of this one."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Protocol, TypeGuard, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+from ._dataset import DataError, Dataset
+from ._images import AbstractImages
+from ._resize import check_size, decode, resize
+
+_IMAGES, _LABELS = ("image", "img", "images"), ("label", "labels", "fine_label")
+
+
+@runtime_checkable
+class Examples(Protocol):
+    """What is common to Hugging Face datasets and TFDS data sources: numbered examples."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: Any, /) -> Any: ...
+
+
+def adapt(
+    dataset: Examples,
+    *,
+    size: int | None = None,
+    image: str | None = None,
+    label: str | None = None,
+    name: str | None = None,
+) -> AbstractImages:
+    """A Hugging Face `datasets.Dataset`, or a TFDS data source, as a labelled set on disk.
+
+    `distill`, `evaluate`, `stream` and `write_records` take these as they are; `adapt` is for what
+    needs saying.
+
+    **Arguments:**
+
+    - `dataset`: one split, with `features` that name an image and an integer label:
+        `datasets.load_dataset(…, split="train")` or `tfds.data_source(…, split="train")`. Neither
+        library is imported here; the extras `hf` and `tfds` install them.
+    - `size`: the middle square of every image at so many pixels; as they are if `None`.
+    - `image`, `label`: the names of the two; by default "image" or "img", and "label".
+    - `name`: what to call it; by default what it calls itself.
+
+    Class names are those of the label's feature, where it has some. The labels of a TFDS source are
+    read once from beginning to end, when they are first asked for: it has no columns.
+    """
+    check_size(size)
+    if not is_foreign(dataset):
+        raise ValueError(
+            f"dataset is a {type(dataset).__name__}: pass one split of a Hugging Face dataset, or "
+            "a TFDS data source."
+        )
+    return _Adapted(dataset, size, image, label, name)
+
+
+def is_foreign(value: Any) -> TypeGuard[Examples]:
+    """Whether it is a set of another library: numbered examples with features by name."""
+    return (
+        not isinstance(value, AbstractImages)
+        and hasattr(value, "__getitem__")
+        and hasattr(value, "__len__")
+        and hasattr(_features(value), "keys")
+    )
+
+
+def adapted(value: Any) -> Any:
+    """The value, or the set on disk that it is if it is one of another library."""
+    return adapt(value) if is_foreign(value) else value
+
+
+def as_images(value: Any) -> Dataset | AbstractImages:
+    """What is labelled images in one of the known forms, as one of two."""
+    value = adapted(value)
+    if isinstance(value, Dataset | AbstractImages):
+        return value
+    if isinstance(value, tuple) and len(value) == 2:
+        return Dataset.from_arrays(*value)
+    raise ValueError(
+        f"{type(value).__name__} is no labelled set: pass a Dataset, (images, labels), an "
+        "ImageFolder, Records, a Hugging Face dataset or a TFDS data source."
+    )
+
+
+class _Adapted(AbstractImages):
+    def __init__(
+        self, dataset: Any, size: int | None, image: str | None, label: str | None, name: str | None
+    ):
+        features = _features(dataset)
+        self._dataset, self._size = dataset, size
+        self._image = _choose(features, "image", image, _IMAGES)
+        self._label = _choose(features, "label", label, _LABELS)
+        info = getattr(dataset, "info", None) or getattr(dataset, "dataset_info", None)
+        known = getattr(info, "dataset_name", None) or getattr(info, "name", None)
+        self.name = name or str(known or "custom")
+        if not len(dataset):
+            raise DataError(f"{self.name} is empty.")
+        self._channels: int | None = None
+        height, width, channels = self._decode(0).shape
+        self.image_shape = (height, width, channels)
+        self._channels = channels
+        names = getattr(features[self._label], "names", None)
+        if not names:
+            count = getattr(features[self._label], "num_classes", None)
+            names = range(count or int(self.labels.max()) + 1)
+        self.class_names = tuple(map(str, names))
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    @cached_property
+    def labels(self) -> Int32[np.ndarray, " n"]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The class number of each image."""
+        if hasattr(self._dataset, "select_columns"):
+            column = self._dataset.select_columns(self._label).with_format("numpy")[:][self._label]
+        else:
+            column = [self._dataset[i][self._label] for i in range(len(self))]
+        labels = np.asarray(column)
+        if labels.dtype.kind not in "iu" or labels.ndim != 1 or labels.min() < 0:
+            raise DataError(
+                f"{self._label!r} of {self.name} holds {labels.dtype} from {labels.min()}: it must "
+                "be one class number an image, from 0; remove images without a class first."
+            )
+        return labels.astype(np.int32)
+
+    @property
+    def marks(self) -> list[str]:
+        """The fingerprint of a Hugging Face dataset, and the size images are brought to."""
+        return [str(getattr(self._dataset, "_fingerprint", "")), f"size {self._size}"]
+
+    def image(self, index: int) -> UInt8[np.ndarray, "h w c"]:
+        """The pixels of image number `index`."""
+        pixels = self._decode(index)
+        if pixels.shape != self.image_shape:
+            raise DataError(
+                f"image {index} of {self.name} is {pixels.shape} and the first "
+                f"{self.image_shape}: pass data.adapt(dataset, size=...)."
+            )
+        return pixels
+
+    def _decode(self, index: int) -> UInt8[np.ndarray, "h w c"]:
+        where = f"image {index} of {self.name}"
+        value = self._dataset[index][self._image]
+        if isinstance(value, Mapping):  # of Hugging Face, not decoded: {"bytes", "path"}
+            value = value["bytes"] or open(value["path"], "rb").read()  # noqa: SIM115
+        if isinstance(value, bytes):
+            return decode(value, where, channels=self._channels, size=self._size)
+        if hasattr(value, "convert"):  # a pillow image
+            grey = value.mode in ("1", "L", "LA") if self._channels is None else self._channels == 1
+            value = value.convert("L" if grey else "RGB")
+        pixels = np.asarray(value)
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+        if pixels.dtype != np.uint8 or pixels.ndim != 3:
+            raise DataError(f"{where} is {pixels.dtype} {pixels.shape}, not uint8 [h w c].")
+        if pixels.shape[2] == 1 and self._channels == 3:
+            pixels = np.repeat(pixels, 3, axis=2)  # a grey one among colour ones
+        return pixels if self._size is None else resize(pixels, self._size)
+
+
+def _features(value: Any) -> Any:
+    features = getattr(value, "features", None)
+    if features is None:
+        features = getattr(getattr(value, "dataset_info", None), "features", None)
+    return features
+
+
+def _choose(features: Any, what: str, given: str | None, usual: tuple[str, ...]) -> str:
+    names = list(features.keys())
+    found = next((name for name in ((given,) if given else usual) if name in names), None)
+    if found is None:
+        missing = f"no {given!r}" if given is not None else f"none of {', '.join(usual)}"
+        raise ValueError(
+            f"the dataset has {missing}: name its {what} with data.adapt(dataset, {what}=...), of "
+            f"{', '.join(names)}."
+        )
+    return found

@@ -1,0 +1,74 @@
+"""What every labelled set on disk is, however it is kept."""
+
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import SupportsIndex
+
+import numpy as np
+from jaxtyping import Int32, Integer, Shaped
+
+from ._dataset import Dataset
+
+
+class AbstractImages(ABC):
+    """Labelled images that stay on disk, read one by one when asked for: a grain data source.
+
+    `images[i]` is `(image [h w c], label)`. `distill`, `evaluate`, `data.stream`, `data.sample`,
+    `data.zca` and `data.write_records` take any of them:
+    [`ImageFolder`][rcig_eqx.data.ImageFolder], [`Records`][rcig_eqx.data.Records], what
+    [`adapt`][rcig_eqx.data.adapt] makes, or a subclass of yours, which can be pickled, has these
+    attributes and reads one `image`.
+
+    - `name`: what the set is called in reports.
+    - `class_names`: one distinct name a class.
+    - `image_shape`: height, width and channels, the same for all.
+    - `dtype`: uint8 unless said otherwise.
+    - `labels` [n]: the class number of each image, known without reading the images.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    dtype: np.dtype = np.dtype(np.uint8)
+    labels: Int32[np.ndarray, " n"]
+
+    @abstractmethod
+    def image(self, index: int) -> Shaped[np.ndarray, "h w c"]:
+        """Image number `index`, of `image_shape` and `dtype`."""
+        raise NotImplementedError
+
+    @property
+    def marks(self) -> Iterable[str]:
+        """Text that tells this set from others of the same size, for runs to be resumed with."""
+        return ()
+
+    @property
+    def num_classes(self) -> int:
+        """The number of class names."""
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.name!r}: {len(self)} images, {self.num_classes} classes)"
+        )
+
+    def __getitem__(self, index: SupportsIndex) -> tuple[Shaped[np.ndarray, "h w c"], int]:
+        number = operator.index(index)
+        return self.image(number), int(self.labels[number])
+
+    def gather(
+        self, indices: Sequence[int] | Integer[np.ndarray, " m"] | range
+    ) -> tuple[Shaped[np.ndarray, "m h w c"], Int32[np.ndarray, " m"]]:
+        """The images at `indices`, in that order, and their labels."""
+        images = np.empty((len(indices), *self.image_shape), self.dtype)
+        for row, index in enumerate(indices):
+            images[row] = self.image(int(index))
+        return images, self.labels[np.asarray(indices, np.int64)]
+
+    def read(self) -> Dataset:
+        """All images in memory."""
+        return Dataset(*self.gather(range(len(self))), self.class_names, self.name)
