@@ -2,7 +2,12 @@
 
 from ._dry import dry_run as dry_run
 from ._figures import FIGURES as FIGURES
-from ._plan import METHODS as METHODS, SCALES as SCALES, Scale as Scale
+from ._plan import (
+    METHODS as METHODS,
+    SCALES as SCALES,
+    SETTINGS as SETTINGS,
+    Scale as Scale,
+)
 from ._report import Report as Report
 from ._rows import DATASETS as DATASETS, ROWS as ROWS, DatasetFacts as DatasetFacts, Row as Row
 from ._tables import TABLES as TABLES

@@ -11,10 +11,10 @@ from typer import Argument, Exit, Option, echo
 from ..models._normalize import check_known
 from ._dry import dry_run
 from ._figures import FIGURES
-from ._plan import METHODS, SCALES
+from ._plan import METHODS, SCALES, SETTINGS
 from ._report import Report
 from ._rows import ROWS, Row
-from ._tables import TABLES, check_method, find_rows
+from ._tables import TABLES, find_rows
 from ._workshop import Interrupted, Workshop
 
 TARGETS = {name: rows for name, (_, rows) in (TABLES | FIGURES).items()}
@@ -32,6 +32,9 @@ def reproduce(
     ] = None,
     scale: Annotated[str, Option(help=f"{' or '.join(SCALES)}.")] = "paper",
     method: Annotated[str, Option(help=f"One of {', '.join(METHODS)}.")] = "default",
+    settings: Annotated[
+        str, Option(help=f"Optimiser, pool, average, batch: one of {', '.join(SETTINGS)}.")
+    ] = "library",
     out: Annotated[Path, Option(help="Folder of runs and results.")] = Path("runs/reproduce"),
     seeds: Annotated[int | None, Option(min=1, help="Distilled sets of a row.")] = None,
     networks: Annotated[int | None, Option(min=1, help="Evaluated on each set.")] = None,
@@ -59,7 +62,8 @@ def reproduce(
         return
     check_known("target", target, [*TARGETS, "rows"])
     check_known("scale", scale, SCALES)
-    check_method(method)
+    check_known("method", method, METHODS)
+    check_known("settings", settings, SETTINGS)
     wanted = [name for given in rows or [] for name in given.split(",")] or TARGETS[target]
     chosen = find_rows(wanted)
     changed = {"seeds": seeds, "networks": networks, "steps": steps, "width": width}
@@ -68,6 +72,7 @@ def reproduce(
         out / "sets",
         SCALES[scale].changed(**changed),
         method,
+        settings,
         directory,
         say=(lambda text: None) if quiet else echo,
         progress=not quiet,
@@ -96,6 +101,6 @@ def run(target: str, workshop: Workshop, rows: list[Row], folder: Path) -> Repor
 
 def _echo_dry(row: Row, workshop: Workshop) -> None:
     echo(f"{row.name}, {workshop.method}, {workshop.scale.name}:")
-    for name, value in dry_run(row, workshop.scale, workshop.method).items():
+    for name, value in dry_run(row, workshop).items():
         shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
         echo(f"  {name:<12} {shown}")

@@ -17,7 +17,7 @@ from .._plot import matplotlib_figure, save_grid, write_figure
 from .._result import load_result
 from ..solvers import Adam
 from ._dry import parts_of
-from ._plan import METHODS
+from ._plan import arguments
 from ._report import Report
 from ._rows import Row
 from ._tables import notes
@@ -57,8 +57,9 @@ def figure2(workshop: Workshop, rows: Rows, folder: Path) -> Report:
 
 def _counts(row: Row, workshop: Workshop, inner: int, inverse: int) -> dict[str, Any]:
     """The paper's method with other numbers of steps, and what its run is filed under."""
-    method = METHODS["rcig_paper"](row, workshop.scale.steps_of(row), None)["method"]
-    method = dataclasses.replace(method, inner=Adam(steps=inner), solver=Adam(steps=inverse))
+    given = arguments(row, workshop.scale, "rcig_paper", workshop.settings)
+    steps = {"inner": Adam(steps=inner), "solver": Adam(steps=inverse)}
+    method = dataclasses.replace(given["method"], **steps)
     return {"variant": f"-{inner}x{inverse}", "changed": {"method": method}}
 
 
@@ -101,7 +102,7 @@ def figure5(workshop: Workshop, rows: Rows, folder: Path) -> Report:
             how: Any = {"variant": f"-subset{subset}"}
             report = workshop.accuracy(of_part, augment=row.augment, **how)
             seconds = statistics.median(workshop.seconds(of_part, **how))
-            recipe, coreset, batch = parts_of(of_part, workshop.scale, workshop.method)
+            recipe, coreset, batch = parts_of(of_part, workshop)
             megabytes = estimate_memory(recipe, coreset, batch).total / 1e6
             values[f"{row.name} {subset}"] = {
                 "subset": subset, "MB": megabytes, "seconds": seconds, "accuracy": report.to_json(),
@@ -136,7 +137,7 @@ def figure8(workshop: Workshop, rows: Rows, folder: Path) -> Report:
         memory = {}
         for width in WIDTHS:
             scale = dataclasses.replace(workshop.scale, width=width)
-            recipe, coreset, batch = parts_of(row, scale, workshop.method)
+            recipe, coreset, batch = parts_of(row, dataclasses.replace(workshop, scale=scale))
             memory[width] = estimate_memory(recipe, coreset, batch).total / 1e6
         values[row.name] = {"accuracy": series, "MB by width": memory}
         for point in series:

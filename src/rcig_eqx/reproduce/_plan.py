@@ -11,7 +11,17 @@ from .._evaluate import default_steps
 from .._losses import platt_loss
 from .._pool import PoolSchedule
 from ..data import AbstractPreprocess, standardize, zca
-from ..methods import cig, default_method, frepo, random_subset, rcig, rig, vig
+from ..methods import (
+    AbstractMethod,
+    cig,
+    default_method,
+    frepo,
+    random_subset,
+    rcig,
+    rcig_paper,
+    rig,
+    vig,
+)
 from ..models import network_for
 from ._rows import Row
 
@@ -64,51 +74,39 @@ SCALES = {
 }
 
 
-def _default(row: Row, steps: int, dtype: Any) -> dict[str, Any]:
-    return {"method": default_method(steps, **_common(row))}
+def _frepo_platt(**options: Any) -> AbstractMethod:
+    return frepo(outer_loss=platt_loss, **options)
 
 
-def _paper(row: Row, steps: int, dtype: Any) -> dict[str, Any]:
-    return presets.paper(**_common(row), dtype=dtype)
-
-
-def _authors_code(row: Row, steps: int, dtype: Any) -> dict[str, Any]:
-    return presets.authors_code(**_common(row), dtype=dtype)
-
-
-def _like_paper(method: Callable[..., Any], **fixed: Any) -> Callable[..., dict[str, Any]]:
-    """The paper's settings with another method in it, as its ablations have."""
-
-    def settings(row: Row, steps: int, dtype: Any) -> dict[str, Any]:
-        return presets.paper() | {"method": method(**_common(row), **fixed, dtype=dtype)}
-
-    return settings
-
-
-def _exact(row: Row, steps: int, dtype: Any) -> dict[str, Any]:
-    return {"method": rcig(**_common(row))}
-
-
-def _random(row: Row, steps: int, dtype: Any) -> dict[str, Any]:
-    return {"method": random_subset()}
-
-
-def _common(row: Row) -> dict[str, Any]:
-    return {"l2_rate": row.l2_rate, "subset": row.subset}
-
-
-METHODS: dict[str, Callable[[Row, int, Any], dict[str, Any]]] = {
-    "default": _default,
-    "rcig": _exact,
-    "rcig_paper": _paper,
-    "authors_code": _authors_code,
-    "rig": _like_paper(rig),
-    "cig": _like_paper(cig),
-    "vig": _like_paper(vig),
-    "frepo": _like_paper(frepo),
-    "frepo_platt": _like_paper(frepo, outer_loss=platt_loss),
-    "random": _random,
+METHODS: dict[str, Callable[..., AbstractMethod] | None] = {
+    "default": None,  # by the number of steps
+    "rcig": rcig,
+    "rcig_paper": rcig_paper,
+    "rig": rig,
+    "cig": cig,
+    "vig": vig,
+    "frepo": frepo,
+    "frepo_platt": _frepo_platt,
+    "random": random_subset,
 }
+SETTINGS: dict[str, Callable[..., dict[str, Any]]] = {
+    "library": lambda **changed: {},
+    "paper": presets.paper,
+    "authors_code": presets.authors_code,
+}
+"""What is not the method: optimiser, pool, average, outer batch."""
+
+
+def method_of(row: Row, name: str, steps: int) -> AbstractMethod:
+    """A method by name, with the row's λ, backward pass and precision."""
+    common = {"l2_rate": row.l2_rate, "subset": row.subset}
+    if name == "random":
+        return random_subset()
+    make = METHODS[name]
+    if make is None:
+        return default_method(steps, **common)  # pyright: ignore[reportArgumentType]
+    wide = {"dtype": jnp.float64} if row.float64 and make is not rcig else {}
+    return make(**common, **wide)
 
 
 def model_of(row: Row, scale: Scale, normalization: str | None = None, **changed: Any):
@@ -124,11 +122,29 @@ def preprocess_of(row: Row, train: Any) -> AbstractPreprocess:
     return zca(train, 0.1, row.block)
 
 
-def arguments(row: Row, scale: Scale, method: str, normalization: str | None = None):
-    """Keyword arguments of `distill` for this row, but for data, key and preprocessing."""
+def arguments(
+    row: Row,
+    scale: Scale,
+    method: str,
+    settings: str = "library",
+    normalization: str | None = None,
+) -> dict[str, Any]:
+    """Keyword arguments of `distill` for this row, but for data, key and preprocessing.
+
+    `rcig_paper` within the settings of a preset is that preset's own: the authors' code clips, for
+    instance.
+    """
     steps = 1 if method == "random" else scale.steps_of(row)
-    wide: Any = jnp.float64 if row.float64 else None
-    given = METHODS[method](row, steps, wide)
+    given = SETTINGS[settings]()
+    if method == "rcig_paper" and given:
+        given["method"] = dataclasses.replace(
+            given["method"],
+            l2_rate=row.l2_rate,
+            subset=row.subset,
+            dtype=jnp.float64 if row.float64 else None,
+        )
+    else:
+        given["method"] = method_of(row, method, steps)
     if scale.batch_size is not None:
         given["batch_size"] = scale.batch_size
     if scale.pool is not None:

@@ -8,7 +8,7 @@ from .._across import percent
 from .._distill import versions
 from ..models import network_for
 from ..models._normalize import check_known
-from ._plan import METHODS, model_of
+from ._plan import model_of
 from ._report import Report, mean_only, of_paper
 from ._rows import ROWS, TABLE_1, TABLE_2, TABLE_3, TABLE_4, Row
 from ._workshop import Workshop
@@ -127,8 +127,8 @@ def notes(workshop: Workshop, method: str | None = None) -> list[str]:
     return [
         f"Scale {scale.name}: {steps}, {width}, {scale.seeds} distilled "
         f"set{'s' * (scale.seeds > 1)} a row and {scale.networks} networks on each; method: "
-        f"{method or workshop.method}. Mean ± standard deviation over all networks; the whole "
-        f"test set. {', '.join(f'{name} {version}' for name, version in versions().items())}."
+        f"{method or workshop.method}, settings: {workshop.settings}. Mean ± standard deviation "
+        f"over all networks; the whole test set. {', '.join(f'{name} {version}' for name, version in versions().items())}."
     ]
 
 
@@ -148,8 +148,3 @@ def find_rows(names: Sequence[str]) -> list[Row]:
     for name in names:
         check_known("row", name, ROWS)
     return [ROWS[name] for name in names]
-
-
-def check_method(name: str) -> None:
-    """`ValueError` with the nearest for a method that is none."""
-    check_known("method", name, METHODS)

@@ -19,7 +19,7 @@ from .._evaluation import Evaluation
 from .._files import write_atomically
 from .._pool import MakeModel
 from .._result import DistillResult, load_result
-from ..data import DataError, load
+from ..data import DataError, load, open_records
 from ._plan import Scale, arguments, model_of, preprocess_of
 from ._rows import Row
 
@@ -36,7 +36,8 @@ class Workshop:
     one JSON file an evaluation; called again, it goes on where it stopped.
 
     - `folder`: of all runs.
-    - `scale`, `method`: how rows are run; a method's name in `METHODS`.
+    - `scale`, `method`, `settings`: how rows are run; the last two by name, in `METHODS` and
+      `SETTINGS`.
     - `directory`: looked in first for data sets.
     - `say`: is given a line of text at every new piece of work.
     - `progress`: whether bars are shown.
@@ -45,6 +46,7 @@ class Workshop:
     folder: Path
     scale: Scale
     method: str = "default"
+    settings: str = "library"
     directory: Path | None = None
     say: Callable[[str], None] = print
     progress: bool = True
@@ -54,7 +56,9 @@ class Workshop:
         """A split of the row's data set, in memory or on disk; read once."""
         key = (row.dataset, split)
         if key not in self._sets:
-            self._sets[key] = load(row.dataset, split, directory=self.directory)
+            streamed = row.dataset == "imagenet64" and split == "train"
+            read = open_records if streamed else load
+            self._sets[key] = read(row.dataset, split, directory=self.directory)
             shape, facts = self._sets[key].image_shape, row.facts
             if tuple(shape) != facts.shape:
                 raise DataError(f"{facts.title} has images of {shape}, not {facts.shape}.")
@@ -64,7 +68,8 @@ class Workshop:
         self, row: Row, seed: int, method: str | None = None, variant: str = "", **_: Any
     ) -> Path:
         """The folder of one distilled set."""
-        name = row.name.replace("/", "-") + f"-{method or self.method}" + variant
+        settings = "" if self.settings == "library" else f"-{self.settings}"
+        name = f"{row.name.replace('/', '-')}-{method or self.method}{settings}{variant}"
         return self.folder / name / self.scale.name / f"seed{seed}"
 
     def distilled(
@@ -90,7 +95,7 @@ class Workshop:
         file = folder / "distilled.safetensors"
         if file.exists():
             return load_result(file)
-        settings = arguments(row, self.scale, method, normalization) | dict(changed)
+        settings = arguments(row, self.scale, method, self.settings, normalization) | dict(changed)
         self.say(
             f"Distilling {row.name}, {method}{variant}, seed {seed}: {settings['steps']} steps"
         )
