@@ -5,6 +5,7 @@ from . import (
     methods as methods,
     models as models,
     presets as presets,
+    privacy as privacy,
     solvers as solvers,
 )
 from ._bilevel import (
