@@ -84,12 +84,12 @@ class TrainedAttack(AbstractAttack):
 
     As many members as others, drawn at random; the features are logits and loss.
 
-    - `make`: a function from a seed to a classifier with scikit-learn's `fit` and `predict_proba`.
     - `name`: what it is called in reports.
+    - `make`: a function from a seed to a classifier with scikit-learn's `fit` and `predict_proba`.
     """
 
-    make: Callable[[int], Any]
     name: str
+    make: Callable[[int], Any]
 
     def scores(
         self, members: Observations, others: Observations, *, key: PRNGKeyArray
@@ -126,7 +126,7 @@ def logistic_regression() -> TrainedAttack:
     def make(seed: int):
         return _standardised(sklearn.linear_model.LogisticRegression(random_state=seed))
 
-    return TrainedAttack(make, "LR")
+    return TrainedAttack("LR", make)
 
 
 def mlp(hidden: tuple[int, ...] = (64,)) -> TrainedAttack:
@@ -142,7 +142,7 @@ def mlp(hidden: tuple[int, ...] = (64,)) -> TrainedAttack:
         )
         return _standardised(classifier)
 
-    return TrainedAttack(make, "MLP")
+    return TrainedAttack("MLP", make)
 
 
 def random_forest(trees: int = 100) -> TrainedAttack:
@@ -152,7 +152,7 @@ def random_forest(trees: int = 100) -> TrainedAttack:
     def make(seed: int):
         return sklearn.ensemble.RandomForestClassifier(trees, min_samples_leaf=5, random_state=seed)
 
-    return TrainedAttack(make, "RF")
+    return TrainedAttack("RF", make)
 
 
 def nearest_neighbours(neighbours: int = 15) -> TrainedAttack:
@@ -166,7 +166,7 @@ def nearest_neighbours(neighbours: int = 15) -> TrainedAttack:
         del seed
         return _standardised(sklearn.neighbors.KNeighborsClassifier(neighbours))
 
-    return TrainedAttack(make, "KNN")
+    return TrainedAttack("KNN", make)
 
 
 def all_attacks() -> tuple[AbstractAttack, ...]:

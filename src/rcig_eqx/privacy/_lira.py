@@ -60,15 +60,15 @@ def train_shadows(
     - `images`: `[n h w c]`, as `train` takes them, an even number.
     - `labels`: integers `[n]`.
     - `key`: source of all randomness.
-    - `num_shadows`: networks, an even number of at least 4: each image is in half of them.
+    - `num_shadows`: networks, an even number of at least 6: each image is in half of them.
     - `at_once`: networks trained together by `vmap`; chosen by the backend if `None`.
     - `jit`: whether `train` can be jitted. If not it is called with NumPy arrays, one at a time.
     - `progress`: whether to show a progress bar.
     """
     check_key(key)
     check_counts(num_shadows=num_shadows, **({} if at_once is None else {"at_once": at_once}))
-    if num_shadows < 4 or num_shadows % 2:
-        raise ValueError(f"num_shadows is {num_shadows}: choose an even number of at least 4.")
+    if num_shadows < 6 or num_shadows % 2:
+        raise ValueError(f"num_shadows is {num_shadows}: choose an even number of at least 6.")
     images, labels = np.asarray(images), np.asarray(labels)
     n = len(images)
     if n < 4 or n % 2 or len(labels) != n or labels.dtype.kind not in "iu":
@@ -97,9 +97,7 @@ def train_shadows(
                 train, device_images, device_labels, jnp.asarray(chosen[own]), jnp.stack(keys[own])
             )
         except jax.errors.TracerArrayConversionError as error:
-            raise ValueError(
-                "train cannot be jitted: pass jit=False, as with distil_then_train."
-            ) from error
+            raise ValueError("train cannot be jitted: pass jit=False to train_shadows.") from error
         sure.append(np.asarray(made))
     return Shadows(np.concatenate(sure), inside)
 
@@ -142,8 +140,8 @@ def likelihood_ratio(
     """How much likelier what a network says of each image is with the image than without.
 
     Online: log N(φ; μ_in, σ_in²) − log N(φ; μ_out, σ_out²), Gaussians fitted to what the shadow
-    networks with and without the image say (equation 4 of the source). Offline: (φ − μ_out) / σ_out,
-    a one-sided test that takes networks without the image alone.
+    networks with and without the image say. Offline: (φ − μ_out) / σ_out, a one-sided test that
+    takes networks without the image alone.
 
     **Arguments:**
 
@@ -177,16 +175,13 @@ def likelihood_ratio(
 
 def _fit(
     values: Float[np.ndarray, "networks n"], side: Bool[np.ndarray, "networks n"], fixed: bool
-) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, "..."]]:
+) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
     """Each image's mean over the networks of one side, and its variance or everybody's."""
     values, count = np.asarray(values, np.float64), side.sum(0)
     mean = np.where(side, values, 0).sum(0) / count
     squares = np.where(side, (values - mean) ** 2, 0).sum(0)
-    if fixed:  # about the images' own means
-        variance = squares.sum() / (count - 1).sum()
-    else:
-        variance = squares / (count - 1)
-    return mean, np.maximum(variance, 1e-12)
+    variance = squares.sum() / (count - 1).sum() if fixed else squares / (count - 1)
+    return mean, np.broadcast_to(np.maximum(variance, 1e-12), mean.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,11 +246,11 @@ def lira(
     """Attack every shadow network by all the others, and put the scores together.
 
     The network with the other half is left out as well, so that every image has as many networks
-    with it as without.
+    with it as without: two of each at least, which six shadows leave.
 
     **Arguments:**
 
-    - `shadows`: of [`train_shadows`][rcig_eqx.privacy.train_shadows], at least four.
+    - `shadows`: of [`train_shadows`][rcig_eqx.privacy.train_shadows].
     - `key`: of the bootstrap.
     - `offline`, `fixed_variance`: as in
       [`likelihood_ratio`][rcig_eqx.privacy.likelihood_ratio].

@@ -194,7 +194,9 @@ def distil_then_train(
             key=train_key,
         )
 
-    def train(images: np.ndarray, labels: np.ndarray, key: PRNGKeyArray) -> Preprocessed:
+    def train(images: Any, labels: Any, key: PRNGKeyArray) -> Preprocessed:
+        if isinstance(images, jax.core.Tracer):
+            raise ValueError("Distilling cannot be jitted: pass jit=False to train_shadows.")
         distil_key, fit_key = jr.split(key)
         made = distil(images, labels, distil_key)
         coreset = made.coreset if isinstance(made, DistillResult) else made
