@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Integer, Num, PRNGKeyArray, Scalar
 
 from .._coreset import Coreset, centred_labels
@@ -195,7 +196,7 @@ def distil_then_train(
         )
 
     def train(images: Any, labels: Any, key: PRNGKeyArray) -> Preprocessed:
-        if isinstance(images, jax.core.Tracer):
+        if isinstance(images, Tracer):
             raise ValueError("Distilling cannot be jitted: pass jit=False to train_shadows.")
         distil_key, fit_key = jr.split(key)
         made = distil(images, labels, distil_key)
