@@ -59,8 +59,8 @@ def membership_inference(
     - `key`: source of fresh networks and attackers.
     - `attacks`: the paper's five, `all_attacks()`, if `None`.
     - `model`: a function from a key to a network; as for [`evaluate`][rcig_eqx.evaluate] if `None`.
-    - `at`: training steps at which the networks are attacked, the paper's if `None`. The learning
-      rate falls towards the last.
+    - `at`: training steps at which the networks are attacked. The learning rate falls towards the
+      last.
     - `num_networks`: fresh networks of each set.
     - `learning_rate`, `batch_size`: of Adam, as in [`train_network`][rcig_eqx.train_network].
     - `loss`: what the networks minimise; the attackers see it too, image by image, at the true
