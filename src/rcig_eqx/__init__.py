@@ -5,6 +5,7 @@ from . import (
     methods as methods,
     models as models,
     presets as presets,
+    privacy as privacy,
     solvers as solvers,
 )
 from ._across import CrossEvaluation as CrossEvaluation, cross_evaluate as cross_evaluate

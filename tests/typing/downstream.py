@@ -15,7 +15,7 @@ import lineax as lx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 import rcig_eqx as rcig
-from rcig_eqx import distill as distill, load_export as load_export, make_mesh as make_mesh
+from rcig_eqx import distill as distill, load_export as load_export, make_mesh as make_mesh, privacy
 from rcig_eqx.data import stream as stream
 from rcig_eqx.methods import implicit_hypergradient as implicit_hypergradient
 from rcig_eqx.solvers import Adam, ConjugateGradient, DualCholesky, Neumann, Nystrom
@@ -30,6 +30,20 @@ def distil(images: Float[Array, "n h w c"], labels: Int[Array, " n"], key: PRNGK
     report = rcig.evaluate(again, (images, labels), key=key, num_networks=2)
     assert_type(report, rcig.Evaluation)
     return report.mean
+
+
+def attacked(result: rcig.DistillResult, train: rcig.data.Dataset, key: PRNGKeyArray) -> float:
+    attacks = [privacy.Threshold(), privacy.mlp(hidden=(8,))]
+    report = privacy.membership_inference(result, train, train, key=key, attacks=attacks)
+    assert_type(report, privacy.PrivacyReport)
+    low, high = report.curves["real"].mean_auc("MLP")[-1].interval()
+    assert result.coreset.preprocess is not None
+    procedure = privacy.train_on(
+        rcig.convnet_for(train.image_shape, 10), result.coreset.preprocess, steps=9
+    )
+    shadows = privacy.train_shadows(procedure, train.images, train.labels, key=key)
+    assert_type(shadows, privacy.Shadows)
+    return high - low + privacy.lira(shadows, key=key).tpr[0.01][0]
 
 
 def loop(state: rcig.State, batch: tuple[Array, Array]) -> tuple[rcig.State, float]:

@@ -1,0 +1,34 @@
+"""Membership inference: whether a trained network tells which images it was trained on."""
+
+from ._attacks import (
+    AbstractAttack as AbstractAttack,
+    Observations as Observations,
+    Threshold as Threshold,
+    TrainedAttack as TrainedAttack,
+    all_attacks as all_attacks,
+    logistic_regression as logistic_regression,
+    mlp as mlp,
+    nearest_neighbours as nearest_neighbours,
+    random_forest as random_forest,
+)
+from ._lira import (
+    LiraReport as LiraReport,
+    Shadows as Shadows,
+    likelihood_ratio as likelihood_ratio,
+    lira as lira,
+    train_shadows as train_shadows,
+)
+from ._membership import chunks as chunks, membership_inference as membership_inference
+from ._plot import save_curves as save_curves, save_roc as save_roc
+from ._report import PrivacyCurve as PrivacyCurve, PrivacyReport as PrivacyReport, join as join
+from ._roc import Auc as Auc, Roc as Roc, auc as auc, roc as roc
+from ._train import (
+    Preprocessed as Preprocessed,
+    confidence as confidence,
+    distil_then_train as distil_then_train,
+    train_on as train_on,
+    train_with_snapshots as train_with_snapshots,
+)
+
+# So that help() lists them.
+__all__ = [name for name in dir() if not name.startswith("_")]  # pyright: ignore[reportUnsupportedDunderAll]

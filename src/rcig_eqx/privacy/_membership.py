@@ -1,0 +1,260 @@
+"""Membership inference along training, for several sets to train on (paper, section 4.5)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
+from rich.progress import track
+
+from .._backend import networks_at_once
+from .._coreset import Coreset, centred_labels
+from .._distill import check_counts, check_key, check_model, describe_model
+from .._evaluate import fresh_network, mean_squared
+from .._losses import InnerLoss
+from .._pool import MakeModel
+from .._result import DistillResult
+from ..data import Dataset, apply_in_chunks, default_preprocess
+from ._attacks import AbstractAttack, Observations, all_attacks
+from ._report import PrivacyCurve, PrivacyReport
+from ._roc import Auc
+from ._train import outputs_of, train_with_snapshots
+
+SNAPSHOTS = (125, 250, 500, 1000, 2000, 4000, 8000, 16000)
+
+
+def membership_inference(
+    sets: DistillResult | Mapping[str, Coreset | Dataset],
+    train: Dataset | tuple[Any, Any],
+    test: Dataset | tuple[Any, Any],
+    *,
+    key: PRNGKeyArray,
+    attacks: Sequence[AbstractAttack] | None = None,
+    model: MakeModel | None = None,
+    at: Sequence[int] = SNAPSHOTS,
+    num_networks: int = 5,
+    learning_rate: float = 1e-4,
+    batch_size: int = 256,
+    loss: InnerLoss = mean_squared,
+    at_once: int | None = None,
+    progress: bool = True,
+) -> PrivacyReport:
+    """Train networks on each of several sets, and attack them as to the images distilled from.
+
+    Members are all images of `train`, whatever a network was trained on: of the few real images of
+    a subset or behind a distilled set an attacker asks which data were collected. A subset that
+    gives away all its own images, m of n, has an area of 1/2 + m / 2n.
+
+    **Arguments:**
+
+    - `sets`: what to train networks on. Of a `DistillResult` they are `"real"`, all of `train`,
+      `"subset"`, its random real images, and `"distilled"`; or name them yourself.
+    - `train`: the images distilled from, raw: the members.
+    - `test`: raw images of the same kind that nothing was trained on: the others, on which
+      accuracy is measured too.
+    - `key`: source of fresh networks and attackers.
+    - `attacks`: the paper's five, `all_attacks()`, if `None`.
+    - `model`: a function from a key to a network; as for [`evaluate`][rcig_eqx.evaluate] if `None`.
+    - `at`: training steps at which the networks are attacked. The learning rate falls towards the
+      last.
+    - `num_networks`: fresh networks of each set.
+    - `learning_rate`, `batch_size`: of Adam, as in [`train_network`][rcig_eqx.train_network].
+    - `loss`: what the networks minimise; the attackers see it too, image by image, at the true
+      label one-hot − 1/C times the mean height of the labels trained on.
+    - `at_once`: networks trained together by `vmap`; chosen by the backend if `None`.
+    - `progress`: whether to show a progress bar.
+
+    Raises `ValueError` for input that does not fit together, and `ImportError` without
+    scikit-learn unless `attacks` needs none.
+    """
+    check_key(key)
+    counts = {} if at_once is None else {"at_once": at_once}
+    check_counts(num_networks=num_networks, batch_size=batch_size, **counts)
+    at = tuple(int(step) for step in at)
+    if not at or any(b <= a for a, b in zip((0, *at), at, strict=False)):
+        raise ValueError(f"at is {at!r}: pass rising numbers of steps, such as (125, 250, 500).")
+    attacks = tuple(all_attacks() if attacks is None else attacks)
+    _check_attacks(attacks)
+    train, test = (Dataset.from_arrays(*x) if isinstance(x, tuple) else x for x in (train, test))
+    coresets = _training_sets(sets, train, test)
+    first = next(iter(coresets.values()))
+    model = model or fresh_network(sets if isinstance(sets, DistillResult) else first)
+    for coreset in coresets.values():
+        check_model(model, coreset)
+    at_once = min(at_once or networks_at_once(num_networks), num_networks)
+    train_key, attack_key = jr.split(key)
+    network_keys = jr.split(train_key, num_networks)
+    raw = np.concatenate([train.images, test.images])
+    labels = jnp.asarray(np.concatenate([train.labels, test.labels]), jnp.int32)
+    members, others = np.split(np.arange(len(labels)), [len(train)])
+
+    jobs = [(s, start) for s in coresets for start in range(0, num_networks, at_once)]
+    accuracy: dict[str, list[list[float]]] = {name: [] for name in coresets}
+    areas: dict[str, list[list[list[Auc]]]] = {name: [] for name in coresets}
+    seen, images = None, jnp.zeros(0)
+    for name, start in track(jobs, "membership inference", disable=not progress):
+        coreset = coresets[name]
+        assert coreset.preprocess is not None
+        if coreset.preprocess is not seen:
+            seen, images = coreset.preprocess, jnp.asarray(apply_in_chunks(coreset.preprocess, raw))
+        own_keys = network_keys[start : start + at_once]
+        X, y = coreset.support()
+        logits, losses = _train_and_observe(
+            model, X, y, images, labels, own_keys, at, learning_rate, batch_size, loss
+        )
+        for network in range(len(own_keys)):
+            accuracy[name].append([])
+            areas[name].append([])
+            for snapshot in range(len(at)):
+                view = Observations(
+                    np.asarray(logits[network, snapshot]), np.asarray(losses[network, snapshot])
+                )
+                hits = view.logits[others].argmax(1) == test.labels
+                accuracy[name][-1].append(float(hits.mean()))
+                sides = view.take(members), view.take(others)
+                attack_key, *keys = jr.split(attack_key, 1 + len(attacks))
+                pairs = zip(attacks, keys, strict=True)
+                areas[name][-1].append([attack(*sides, key=k) for attack, k in pairs])
+
+    curves = {}
+    for name in coresets:
+        value, error = (
+            np.array([[[getattr(a, f) for a in s] for s in n] for n in areas[name]])
+            for f in ("value", "error")
+        )
+        named = list(enumerate(attack.name for attack in attacks))
+        curves[name] = PrivacyCurve(
+            np.array(accuracy[name]),
+            {a: value[..., i] for i, a in named},
+            {a: error[..., i] for i, a in named},
+        )
+    settings = {
+        "model": describe_model(model),
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "loss": getattr(loss, "__name__", type(loss).__name__),
+        "trained_on": {name: len(coreset.support()[0]) for name, coreset in coresets.items()},
+    }
+    return PrivacyReport(at, curves, len(members), len(others), settings)
+
+
+@eqx.filter_jit
+def _train_and_observe(
+    make_model: MakeModel,
+    X: Float[Array, "m h w c"],
+    y: Float[Array, "m classes"],
+    images: Float[Array, "n h w c"],
+    labels: Int[Array, " n"],
+    keys: Shaped[Array, "networks ..."],
+    at: tuple[int, ...],
+    learning_rate: float,
+    batch_size: int,
+    loss: InnerLoss,
+) -> tuple[Float[Array, "networks snapshots n classes"], Float[Array, "networks snapshots n"]]:
+    """Logits and losses of all images by networks trained on (X, y), at each snapshot."""
+    top = y.max(axis=1)
+    height = jnp.mean(top - (y.sum(axis=1) - top) / (y.shape[1] - 1))  # 1 for one-hot - 1/C
+    targets = centred_labels(labels, y.shape[1]) * height
+
+    def one(key: PRNGKeyArray) -> tuple[Array, Array]:
+        model_key, train_key = jr.split(key)
+        networks = train_with_snapshots(
+            make_model(model_key),
+            X,
+            y,
+            at=at,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            loss=loss,
+            key=train_key,
+        )
+        arrays, static = eqx.partition(networks, eqx.is_array)
+        logits = jax.lax.map(lambda a: outputs_of(eqx.combine(a, static), images), arrays)
+        losses = jax.vmap(jax.vmap(lambda f, t: loss(f[None], t[None])), (0, None))(logits, targets)
+        return logits, losses
+
+    if len(keys) == 1:
+        return jax.tree.map(lambda x: x[None], one(keys[0]))
+    return eqx.filter_vmap(one)(keys)
+
+
+def chunks(train: Dataset, size: int, count: int, *, key: PRNGKeyArray) -> tuple[Dataset, ...]:
+    """`count` random sets of `size` images that share none: the paper's, of 10,000 each.
+
+    What one network's members are is then independent of another chunk's. Raises `ValueError` for
+    more images than there are.
+    """
+    check_counts(size=size, count=count)
+    check_key(key)
+    if size * count > len(train):
+        raise ValueError(
+            f"{count} chunks of {size} images are more than the {len(train)} of {train.name}: ask "
+            f"for at most {len(train) // count} images a chunk."
+        )
+    rng = np.random.default_rng(np.asarray(jr.bits(key, (4,), np.uint32)))
+    order = rng.permutation(len(train))[: size * count]
+    return tuple(train.subset(np.sort(part)) for part in np.split(order, count))
+
+
+def _check_attacks(attacks: Sequence[Any]) -> None:
+    """Raise `ValueError` unless they are attacks with a name each."""
+    for attack in attacks:
+        if not isinstance(attack, AbstractAttack):
+            raise ValueError(
+                f"attacks holds {attack!r}: pass values such as privacy.Threshold() or "
+                "privacy.mlp()."
+            )
+    names = [attack.name for attack in attacks]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"attacks are {names}: pass at least one, each with its own name.")
+
+
+def _training_sets(sets: Any, train: Any, test: Any) -> dict[str, Coreset]:
+    """Every set as a coreset with its preprocessing; `ValueError` for those that do not fit."""
+    for name, value in (("train", train), ("test", test)):
+        if not isinstance(value, Dataset):
+            raise ValueError(
+                f"{name} is a {type(value).__name__}: pass a Dataset or (images, labels)."
+            )
+    if isinstance(sets, DistillResult):
+        sets = {"real": train, "subset": sets.baseline, "distilled": sets.coreset}
+    if not isinstance(sets, Mapping) or not sets:
+        raise ValueError(
+            f"sets is a {type(sets).__name__}: pass what distill returned, or a dictionary such as "
+            "{'real': train, 'distilled': result.coreset}."
+        )
+    known = [s.preprocess for s in sets.values() if isinstance(s, Coreset)]
+    preprocess = known[-1] if known else default_preprocess(train.images)
+    coresets = {}
+    for name, value in sets.items():
+        if isinstance(value, Dataset):
+            if preprocess is None:
+                continue  # the coreset without one is refused below
+            images = jnp.asarray(apply_in_chunks(preprocess, value.images))
+            labels = centred_labels(value.labels, max(train.num_classes, value.num_classes))
+            value = Coreset(images, labels, jnp.zeros(()), preprocess)
+        if not isinstance(value, Coreset):
+            raise ValueError(
+                f"The set {name!r} is a {type(value).__name__}: pass a Coreset or a Dataset."
+            )
+        if value.preprocess is None:
+            raise ValueError(
+                f"The set {name!r} does not carry its preprocessing: set its preprocess field."
+            )
+        for which, images in (("train", train), ("test", test)):
+            if images.image_shape != value.images.shape[1:]:
+                raise ValueError(
+                    f"The set {name!r} has images {value.images.shape[1:]} and {which} has "
+                    f"{images.image_shape}: pass those it was made from."
+                )
+            if images.num_classes > value.num_classes:
+                raise ValueError(
+                    f"The set {name!r} has {value.num_classes} classes and {which} has "
+                    f"{images.num_classes}: pass those it was made from."
+                )
+        coresets[str(name)] = value
+    return coresets

@@ -1,0 +1,208 @@
+"""Networks to attack: trained with snapshots, or by a procedure given a set of images."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+from jax.core import Tracer
+from jaxtyping import Array, Float, Integer, Num, PRNGKeyArray, Scalar
+
+from .._coreset import Coreset, centred_labels
+from .._evaluate import evaluation_schedule, mean_squared, train_network
+from .._losses import InnerLoss
+from .._pool import MakeModel
+from .._result import DistillResult
+from .._types import PyTree
+from ..data import AbstractPreprocess
+from ..models import AbstractNetwork
+from ..models._training import running_rate, split_for_training, training_outputs
+
+_BATCH = 500  # images whose outputs are computed together
+
+Images = Num[Array | np.ndarray, "n h w c"]
+Train = Callable[[Any, Any, PRNGKeyArray], Callable[[Any], Array]]
+"""`train(images [n h w c], labels [n], key)`: a function from images to logits `[n classes]`."""
+
+
+def train_with_snapshots(
+    model: AbstractNetwork,
+    images: Float[Array, "n h w c"],
+    labels: Float[Array, "n classes"],
+    *,
+    at: Sequence[int],
+    learning_rate: float = 1e-4,
+    batch_size: int = 256,
+    loss: InnerLoss = mean_squared,
+    key: PRNGKeyArray,
+) -> AbstractNetwork:
+    """[`train_network`][rcig_eqx.train_network] for `at[-1]` steps, with the networks on the way.
+
+    **Arguments:** those of `train_network`, and `at`: rising numbers of steps.
+
+    **Returns:** the networks after as many steps as one, every array stacked along a new first
+    axis `[len(at)]`; the last is what `train_network` gives, to rounding. Jittable.
+    """
+    if not len(at) or any(b <= a for a, b in zip((0, *at), at, strict=False)):
+        raise ValueError(f"at is {at!r}: pass rising numbers of steps, such as (125, 250, 500).")
+    steps = int(at[-1])
+    optimizer = optax.adam(evaluation_schedule(steps, learning_rate))
+    parameters, stored, static = split_for_training(model)
+    keys = jr.split(key, steps)
+
+    def loss_of(
+        parameters: PyTree, stored: PyTree, rate: Scalar, images: Array, labels: Array
+    ) -> tuple[Array, PyTree]:
+        network = eqx.combine(parameters, stored, static)
+        outputs, network = training_outputs(network, images, rate=rate)
+        return loss(outputs, labels), split_for_training(network)[1]
+
+    def step(number: Array, carry: PyTree) -> PyTree:
+        parameters, stored, opt_state = carry
+        batch = (images, labels)
+        if len(images) > batch_size:
+            chosen = jr.choice(keys[number], len(images), (batch_size,), replace=False)
+            batch = (images[chosen], labels[chosen])
+        rate = running_rate(number)
+        gradient, stored = jax.grad(loss_of, has_aux=True)(parameters, stored, rate, *batch)
+        updates, opt_state = optimizer.update(gradient, opt_state)
+        return optax.apply_updates(parameters, updates), stored, opt_state
+
+    def stretch(carry: PyTree, ends: tuple[Array, Array]) -> tuple[PyTree, PyTree]:
+        carry = jax.lax.fori_loop(*ends, step, carry)
+        return carry, carry[:2]
+
+    # One loop within another, so that a step is compiled once however many snapshots there are.
+    ends = (jnp.array((0, *at[:-1])), jnp.array(at))
+    start = (parameters, stored, optimizer.init(parameters))
+    _, (parameters, stored) = jax.lax.scan(stretch, start, ends)
+    return eqx.combine(parameters, stored, static)  # pyright: ignore[reportReturnType]
+
+
+def outputs_of(
+    network: Callable[[Any], Array], images: Num[Array, "n h w c"]
+) -> Float[Array, "n classes"]:
+    """The logits of any number of images, some at a time to spare memory. Jittable."""
+    return jax.lax.map(lambda image: network(image[None])[0], images, batch_size=_BATCH)
+
+
+def confidence(
+    logits: Float[Array, "n classes"], labels: Integer[Array, " n"]
+) -> Float[Array, " n"]:
+    """φ = log(p / (1 − p)) of the softmax probability p of each image's label.
+
+    As the label's logit above the log-sum-exp of the others, which keeps its digits where p
+    rounds to 1 (Carlini et al., 2022, section VI).
+    """
+    is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    others = jax.nn.logsumexp(jnp.where(is_label, -jnp.inf, logits), axis=-1)
+    return jnp.sum(jnp.where(is_label, logits, 0), axis=-1) - others
+
+
+class Preprocessed(eqx.Module):
+    """A network that takes images as they are stored.
+
+    - `network`: a network of preprocessed images.
+    - `preprocess`: what they go through first.
+    """
+
+    network: AbstractNetwork
+    preprocess: AbstractPreprocess
+
+    def __call__(self, images: Images) -> Float[Array, "n classes"]:
+        """The logits of raw images."""
+        return self.network(self.preprocess(images))
+
+
+def train_on(
+    model: MakeModel,
+    preprocess: AbstractPreprocess,
+    *,
+    steps: int,
+    learning_rate: float = 1e-4,
+    batch_size: int = 256,
+    loss: InnerLoss = mean_squared,
+) -> Train:
+    """A training procedure for [`train_shadows`][rcig_eqx.privacy.train_shadows]: on real images.
+
+    **Arguments:**
+
+    - `model`: a function from a key to a network.
+    - `preprocess`: of raw images, the same for all networks, as `data.standardize(train.images)`.
+    - `steps`, `learning_rate`, `batch_size`, `loss`: as in
+      [`train_network`][rcig_eqx.train_network], with labels one-hot − 1/C.
+
+    **Returns:** a function `(images [n h w c], labels [n], key)` to a
+    [`Preprocessed`][rcig_eqx.privacy.Preprocessed] network. Jittable.
+    """
+
+    def train(images: Any, labels: Any, key: PRNGKeyArray) -> Preprocessed:
+        model_key, train_key = jr.split(key)
+        network, x = model(model_key), preprocess(images)
+        classes = eqx.filter_eval_shape(network, x[:1]).shape[-1]
+        network = train_network(
+            network,
+            x,
+            centred_labels(labels, classes),
+            steps=steps,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            loss=loss,
+            key=train_key,
+        )
+        return Preprocessed(network, preprocess)
+
+    return train
+
+
+def distil_then_train(
+    distil: Callable[[np.ndarray, np.ndarray, PRNGKeyArray], DistillResult | Coreset],
+    model: MakeModel,
+    *,
+    steps: int,
+    learning_rate: float = 1e-4,
+    batch_size: int = 256,
+    loss: InnerLoss = mean_squared,
+) -> Train:
+    """A training procedure for [`train_shadows`][rcig_eqx.privacy.train_shadows]: by distillation.
+
+    **Arguments:**
+
+    - `distil`: a function of raw images `[n h w c]`, labels `[n]` and a key to what
+      [`distill`][rcig_eqx.distill] returns.
+    - `model`: a function from a key to the network trained on the distilled set.
+    - `steps`, `learning_rate`, `batch_size`, `loss`: as in
+      [`train_network`][rcig_eqx.train_network].
+
+    **Returns:** a function `(images [n h w c], labels [n], key)` to a
+    [`Preprocessed`][rcig_eqx.privacy.Preprocessed] network, to pass with `jit=False`.
+    """
+
+    @eqx.filter_jit
+    def fit(coreset: Coreset, key: PRNGKeyArray) -> AbstractNetwork:
+        model_key, train_key = jr.split(key)
+        return train_network(
+            model(model_key),
+            *coreset.support(),
+            steps=steps,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            loss=loss,
+            key=train_key,
+        )
+
+    def train(images: Any, labels: Any, key: PRNGKeyArray) -> Preprocessed:
+        if isinstance(images, Tracer):
+            raise ValueError("Distilling cannot be jitted: pass jit=False to train_shadows.")
+        distil_key, fit_key = jr.split(key)
+        made = distil(images, labels, distil_key)
+        coreset = made.coreset if isinstance(made, DistillResult) else made
+        if coreset.preprocess is None:
+            raise ValueError("distil returned a coreset that does not carry its preprocessing.")
+        return Preprocessed(fit(coreset, fit_key), coreset.preprocess)
+
+    return train
