@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("typer")
 
-from rcig_eqx import _cli, distill, load_export, load_result
+from rcig_eqx import _cli, data, distill, load_export, load_result
 
 SMALL = ["--width", "2", "--depth", "1", "--batch-size", "6", "--method", "frepo"]
 FEW = ["--networks", "2", "--evaluation-steps", "3"]
@@ -42,6 +42,25 @@ def out(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "new" / "shades"
     assert run("distill", folder, "-n", 2, "--steps", 3, *SMALL, *FEW, "--out", out) == 0
     return out
+
+
+def test_a_set_too_large_for_memory_is_opened_on_disk(monkeypatch, tmp_path):
+    rng = np.random.default_rng(0)
+    labels, opened = np.arange(20) % 2, []
+
+    def open_records(name, split, *, directory):
+        opened.append((name, split, directory))
+        place = tmp_path / split
+        if place.exists():
+            return data.Records(place)
+        images = rng.integers(0, 256, (20, 8, 8, 1)).astype(np.uint8)
+        return data.write_records((images, labels), place, progress=False)
+
+    monkeypatch.setattr(_cli, "open_records", open_records)
+    out, where = tmp_path / "out", ["--directory", tmp_path]
+    assert run("distill", "imagenet64", "--steps", 2, *SMALL, *FEW, *where, "--out", out) == 0
+    assert opened == [("imagenet64", "train", tmp_path), ("imagenet64", "test", tmp_path)]
+    assert json.loads((out / "evaluation.json").read_text())["test_images"] == 20
 
 
 def test_distill_writes_a_set_a_picture_and_a_report(out, folder):

@@ -33,7 +33,15 @@ from rcig_eqx import (
     step,
 )
 from rcig_eqx._pool import get_member, new_member, new_pool, set_member, train_member, visit
-from rcig_eqx.data import Dataset, ImageFolder, apply_in_chunks, load, standardize, stream
+from rcig_eqx.data import (
+    Dataset,
+    ImageFolder,
+    apply_in_chunks,
+    load,
+    standardize,
+    stream,
+    write_records,
+)
 from rcig_eqx.methods import (
     AbstractMethod,
     RateRule,
@@ -312,6 +320,40 @@ def test_a_label_not_seen_before_the_run_is_named(train, monkeypatch):
     monkeypatch.setattr("rcig_eqx._distill.sample", lambda *_, **__: train)
     with pytest.raises(ValueError, match=r"A label is 3, but .* had 3 classes: pass a Dataset"):
         distill(source, steps=20)
+
+
+class Foreign:
+    """A set as Hugging Face and TFDS have them."""
+
+    def __init__(self, data: Dataset):
+        self.data = data
+        label = type("ClassLabel", (), {"names": list(data.class_names)})()
+        self.features = {"image": None, "label": label}
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        return {"image": self.data.images[index], "label": self.data.labels[index]}
+
+
+@pytest.mark.parametrize("form", ["records", "foreign"])
+def test_a_set_on_disk_is_distilled_and_evaluated_as_the_one_in_memory(
+    form, train, test, result, report, tmp_path
+):
+    def elsewhere(data, name):
+        folder = tmp_path / name
+        return write_records(data, folder, progress=False) if form == "records" else Foreign(data)
+
+    ours = distill(elsewhere(train, "train"))
+    assert ours.class_names == train.class_names
+    for name in ("coreset", "baseline"):
+        theirs = getattr(result, name)
+        np.testing.assert_allclose(getattr(ours, name).images, theirs.images, atol=1e-5)
+    assert eqx.tree_equal(ours.coreset.preprocess, result.coreset.preprocess)
+    again = evaluate(result, elsewhere(test, "test"), key=jr.key(0), num_networks=2, steps=20,
+                     learning_rate=3e-3, at_once=1, progress=False)  # fmt: skip
+    np.testing.assert_array_equal(again.accuracies, report.accuracies)
 
 
 def test_frepo_on_a_folder_of_colour_images_which_are_whitened_and_mirrored(tmp_path):

@@ -254,14 +254,19 @@ def test_the_same_set_in_memory_and_on_disk_has_the_same_statistics(fit, dtype, 
 
 
 def test_sums_of_bytes_are_exact_in_any_order():
-    """White images are the largest numbers there are; 3,000 are several chunks."""
-    white = np.full((3000, 2, 2, 3), 255, np.uint8)
-    white[::2] = 254
-    shuffled = np.random.default_rng(0).permutation(white)
-    found, again = moments(white, None, full=True), moments(shuffled, None, full=True)
+    """Black images have the largest numbers, 128 below the middle; 5,000 are several chunks."""
+    black = np.zeros((5000, 2, 2, 3), np.uint8)
+    black[::2] = 1
+    shuffled = np.random.default_rng(0).permutation(black)
+    found, again = moments(black, None, full=True), moments(shuffled, None, full=True)
     assert found.second is not None
     np.testing.assert_array_equal(found.second, again.second)
-    np.testing.assert_allclose(found.second, (254**2 + 255**2) / 2 / 255**2, rtol=1e-15)
+    expected = (128**2 + 127**2) / 2 / 255**2
+    for full in (False, True):
+        square = moments(black, None, full=full).square
+        np.testing.assert_allclose(square, expected, rtol=1e-15)
+    np.testing.assert_allclose(found.second, expected, rtol=1e-15)
+    np.testing.assert_allclose(found.mean + found.shift, 0.5 / 255, rtol=1e-12)
 
 
 @pytest.mark.slow

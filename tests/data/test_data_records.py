@@ -3,10 +3,12 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import grain
 import jax
@@ -149,10 +151,7 @@ def test_a_disk_that_fills_up_meanwhile_is_said(tmp_path, monkeypatch):
 KILLED = """
 import os, sys
 import numpy as np
-from rcig_eqx.data import Dataset, write_records
-
-class Images(np.ndarray):
-    pass
+from rcig_eqx.data._records import Stream, write_stream
 
 def images():
     for i in range(9):
@@ -160,7 +159,6 @@ def images():
             os._exit(9)
         yield np.zeros((4, 4, 3), np.uint8), 0
 
-from rcig_eqx.data._records import Stream, write_stream
 write_stream(Stream("x", ("a",), 9, images()), sys.argv[1], progress=False)
 """
 
@@ -307,6 +305,21 @@ def test_workers_change_nothing(records):
     alone, together = (stream(records, BATCH, seed=3, workers=workers) for workers in (0, 2))
     for _ in range(6):
         np.testing.assert_array_equal(next(alone)[0], next(together)[0])
+
+
+@pytest.mark.slow
+def test_200_000_images_are_streamed_in_less_than_2_gigabytes(tmp_path):
+    """The benchmark, which also compares with the set in memory, for a few seconds each."""
+    script = Path(__file__).parents[2] / "benchmarks" / "streaming.py"
+    options = ["--folder", tmp_path / "x", "--workers", 0, "2", "--seconds", 5, "--block", 8]
+    command = [sys.executable, str(script), *map(str, options)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    sizes = re.findall(r"^\| records .* ([\d,]+) \|$", printed, re.MULTILINE)
+    assert len(sizes) == 3
+    assert all(int(size.replace(",", "")) < 2000 for size in sizes)
+    assert "bit for bit, of the set in memory: True" in printed
+    assert "the same bytes: True" in printed
+    assert float(re.findall(r"apart by (\S+) at most", printed)[0]) < 1e-5
 
 
 def test_resume_knows_the_set(records, tmp_path):

@@ -11,16 +11,19 @@ from ._dataset import Dataset
 from ._images import AbstractImages
 
 _CHUNK = 1024  # images looked at together
-# So many products of two bytes are less than 2^24, and add up in float32 without rounding.
-_EXACT = 256
+# Bytes less 128 are at most 128: up to so many products of two add up in float32 without rounding.
+_EXACT = 1024
+_MIDDLE = 128
 
 
 class Moments(NamedTuple):
-    """Means over all tiles of flattened tiles x [d] = [block * block * channels], in units of 1.
+    """Means over all tiles of y = x - shift, x [d] a flattened tile in units of [0, 1].
 
-    - `mean` [d]: of x; `square` [d]: of x²; `second` [d d]: of x xᵀ, or `None`.
+    - `shift`: near the middle for bytes, 0 for floats.
+    - `mean` [d]: of y; `square` [d]: of y²; `second` [d d]: of y yᵀ, or `None`.
     """
 
+    shift: float
     mean: Float64[np.ndarray, " d"]
     square: Float64[np.ndarray, " d"]
     second: Float64[np.ndarray, "d d"] | None
@@ -33,7 +36,7 @@ class Moments(NamedTuple):
         mean = self.mean.reshape(-1, count).mean(axis=0)
         variance = self.square.reshape(-1, count).mean(axis=0) - mean**2
         std = np.sqrt(np.maximum(variance, 0))
-        return mean, np.where(std > 1e-6, std, 1.0)
+        return mean + self.shift, np.where(std > 1e-6, std, 1.0)
 
 
 def moments(
@@ -48,23 +51,24 @@ def moments(
     h, w, c = image_shape_of(images)
     d, count = c * (h * w if block is None else block**2), 0
     total, square, second = np.zeros(d), np.zeros(d), np.zeros((d, d)) if full else None
+    exact = _dtype(images) == np.uint8
     for chunk in _chunks(images, progress):
         x = to_tiles(chunk, block)
-        rows = _EXACT if x.dtype == np.uint8 else len(x)
-        for start in range(0, len(x), rows):
-            part = x[start : start + rows]
-            part = part.astype(np.float32 if x.dtype == np.uint8 else np.float64)
+        for start in range(0, len(x), _EXACT):
+            part = x[start : start + _EXACT].astype(np.float32 if exact else np.float64)
+            if exact:
+                part -= _MIDDLE
             total += part.sum(axis=0, dtype=np.float64)
             if second is None:
                 square += np.einsum("nd,nd->d", part, part)
             else:
                 second += part.T @ part
         count += len(x)
-    unit = 255 if _dtype(images) == np.uint8 else 1
+    shift, unit = (_MIDDLE / 255, 255) if exact else (0.0, 1)
     if second is not None:
         square = second.diagonal().copy()
         second /= count * unit**2
-    return Moments(total / count / unit, square / count / unit**2, second)
+    return Moments(shift, total / count / unit, square / count / unit**2, second)
 
 
 def covariance(
@@ -82,7 +86,7 @@ def covariance(
         row -= center * found.mean
     matrix /= std
     matrix /= std[:, None]
-    return (found.mean - mean) / std, matrix
+    return (found.mean + found.shift - mean) / std, matrix
 
 
 def to_tiles(images: Any, block: int | None) -> Any:

@@ -123,12 +123,13 @@ def notes(workshop: Workshop, method: str | None = None) -> list[str]:
     scale = workshop.scale
     share = f"{scale.part:.0%} of the paper's outer iterations"
     steps = f"{scale.steps} outer iterations" if scale.steps else share
+    with_ = ", ".join(f"{name} {version}" for name, version in versions().items())
     width = f"width {scale.width}" if scale.width else "the paper's width"
     return [
         f"Scale {scale.name}: {steps}, {width}, {scale.seeds} distilled "
         f"set{'s' * (scale.seeds > 1)} a row and {scale.networks} networks on each; method: "
         f"{method or workshop.method}, settings: {workshop.settings}. Mean ± standard deviation "
-        f"over all networks; the whole test set. {', '.join(f'{name} {version}' for name, version in versions().items())}."
+        f"over all networks; the whole test set. {with_}."
     ]
 
 
