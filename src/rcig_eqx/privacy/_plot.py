@@ -1,15 +1,12 @@
 """Pictures of attacks: along training as the paper's Figure 6, and ROC curves on log axes."""
 
-import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from .._files import write_atomically
-from .._plot import _matplotlib
+from .._plot import matplotlib_figure, write_figure
 from ._lira import LiraReport
 from ._report import PrivacyReport
 
@@ -24,7 +21,7 @@ def save_curves(
     """
     for curve in report.curves.values():
         curve.mean_auc(attack)  # a name that is none is told before anything is drawn
-    figure = _matplotlib().figure.Figure(figsize=(9, 3.6), layout="constrained")
+    figure = matplotlib_figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, curve in report.curves.items():
         accuracy = 100 * curve.accuracy
@@ -47,7 +44,7 @@ def save_curves(
         axis.minorticks_off()
         axis.grid(alpha=0.3, lw=0.5)
     left.legend(frameon=False)
-    return _write(figure, path)
+    return write_figure(figure, Path(path))
 
 
 def save_roc(reports: Mapping[str, LiraReport], path: str | os.PathLike[str]) -> Path:
@@ -57,7 +54,7 @@ def save_roc(reports: Mapping[str, LiraReport], path: str | os.PathLike[str]) ->
     """
     if not reports:
         raise ValueError("There are no reports to draw.")
-    figure = _matplotlib().figure.Figure(figsize=(4.6, 4.2), layout="constrained")
+    figure = matplotlib_figure(figsize=(4.6, 4.2), layout="constrained")
     axis = figure.subplots()
     least = min(report.curve.smallest_fpr for report in reports.values())
     for name, report in reports.items():
@@ -68,15 +65,8 @@ def save_roc(reports: Mapping[str, LiraReport], path: str | os.PathLike[str]) ->
     axis.set(xlabel="false-positive rate", ylabel="true-positive rate")
     axis.grid(alpha=0.3, lw=0.5)
     axis.legend(frameon=False)
-    return _write(figure, path)
+    return write_figure(figure, Path(path))
 
 
 def _short(step: int) -> str:
     return f"{step // 1000}k" if step % 1000 == 0 else str(step)
-
-
-def _write(figure: Any, path: str | os.PathLike[str]) -> Path:
-    path, picture = Path(path), io.BytesIO()
-    figure.savefig(picture, format=path.suffix.removeprefix(".") or "png", dpi=150)
-    write_atomically(path, picture.getvalue())
-    return path

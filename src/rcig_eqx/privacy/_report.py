@@ -93,6 +93,24 @@ class PrivacyReport:
             },
         }
 
+    @classmethod
+    def from_json(cls, report: dict[str, Any]) -> "PrivacyReport":
+        """What `to_json` gave, read again. Raises `ValueError` for anything else."""
+        read = lambda numbers: np.array(numbers, np.float64)  # noqa: E731
+        try:
+            curves = {
+                name: PrivacyCurve(
+                    read(curve["accuracy"]),
+                    {attack: read(numbers) for attack, numbers in curve["auc"].items()},
+                    {attack: read(numbers) for attack, numbers in curve["error"].items()},
+                )
+                for name, curve in report["curves"].items()
+            }
+            counts = (report["members"], report["others"])
+            return cls(tuple(report["steps"]), curves, *counts, report["settings"])
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"This is no privacy report: {error!r}.") from error
+
 
 def join(reports: Sequence[PrivacyReport]) -> PrivacyReport:
     """One report of the networks of several, such as one of each chunk of the images.

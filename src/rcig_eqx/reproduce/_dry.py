@@ -23,12 +23,9 @@ def parts_of(row: Row, workshop: Workshop) -> tuple[Recipe, Coreset, int]:
     """The recipe of a run of this row, the shapes of its set, and its outer batch."""
     given = arguments(row, workshop.scale, workshop.method, workshop.settings)
     facts = row.facts
-    coreset = Coreset(
-        jax.ShapeDtypeStruct((row.images, *facts.shape), jnp.float32),  # pyright: ignore[reportArgumentType]
-        jax.ShapeDtypeStruct((row.images, facts.classes), jnp.float32),  # pyright: ignore[reportArgumentType]
-        jax.ShapeDtypeStruct((), jnp.float32),  # pyright: ignore[reportArgumentType]
-        flip=row.flip,
-    )
+    shapes = ((row.images, *facts.shape), (row.images, facts.classes), ())
+    make = lambda: Coreset(*map(jnp.zeros, shapes), flip=row.flip)  # noqa: E731
+    coreset = eqx.filter_eval_shape(make)
     recipe = Recipe(
         given["method"],
         given["model"],

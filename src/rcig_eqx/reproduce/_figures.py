@@ -5,6 +5,7 @@ Every one writes a PNG and a PDF beside the table of its numbers.
 
 import contextlib
 import dataclasses
+import functools
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from .._result import load_result
 from ..solvers import Adam
 from ._dry import parts_of
 from ._plan import arguments
+from ._privacy import membership
 from ._report import Report
 from ._rows import Row
 from ._tables import notes
@@ -209,7 +211,16 @@ def _panels(count: int, path: Path) -> Iterator[list[Any]]:
         write_figure(figure, path.with_suffix(suffix))
 
 
+def _attacks(name: str) -> Callable[[Workshop, Rows, Path], Report]:
+    return functools.partial(membership, name)
+
+
 FIGURES: dict[str, tuple[Callable[[Workshop, Rows, Path], Report], list[str]]] = {
+    "table5": (_attacks("table5"), ["mnist/50"]),
+    "table6": (_attacks("table6"), ["fashion_mnist/50"]),
+    "figure3": (_attacks("figure3"), ["mnist/50"]),
+    "figure6": (_attacks("figure6"), ["fashion_mnist/50"]),
+    "figure7": (_attacks("figure7"), ["cifar10/50", "cifar100/50"]),
     "figure1": (figure1, ["cifar100/1", "cifar10/1", "cifar10/10"]),
     "figure2": (figure2, ["cifar100/1", "cifar10/1", "cifar10/10"]),
     "figure5": (figure5, ["cifar100/50"]),
@@ -222,4 +233,4 @@ FIGURES: dict[str, tuple[Callable[[Workshop, Rows, Path], Report], list[str]]] =
         ],
     ),
 }  # fmt: skip
-"""Each figure's function, and the names of the rows the paper has."""
+"""What writes a picture, its function, and the names of the rows the paper has."""

@@ -23,6 +23,7 @@ from ..methods import (
     vig,
 )
 from ..models import network_for
+from ..privacy._membership import SNAPSHOTS
 from ._rows import Row
 
 
@@ -36,6 +37,8 @@ class Scale:
       batch, networks of the pool.
     - `seeds`: distilled sets of a row; `networks`: evaluated on each.
     - `evaluation_steps`: of an evaluation network.
+    - `chunk`: real images that a set is distilled from where membership is inferred (appendix B);
+      `attacked_at`: training steps at which its networks are attacked.
     """
 
     name: str
@@ -47,6 +50,8 @@ class Scale:
     seeds: int = 3
     networks: int = 5
     evaluation_steps: int | None = None
+    chunk: int = 10_000
+    attacked_at: tuple[int, ...] = SNAPSHOTS
 
     def steps_of(self, row: Row) -> int:
         """Outer iterations."""
@@ -70,7 +75,17 @@ class Scale:
 
 SCALES = {
     "paper": Scale("paper"),
-    "small": Scale("small", part=0.02, width=32, batch_size=64, pool=10, seeds=1, networks=3),
+    "small": Scale(
+        "small",
+        part=0.02,
+        width=32,
+        batch_size=64,
+        pool=10,
+        seeds=1,
+        networks=3,
+        chunk=1000,
+        attacked_at=(125, 250, 500, 1000),
+    ),
 }
 
 

@@ -1,0 +1,74 @@
+"""Membership inference on distilled sets: Tables 5 and 6, Figures 3, 6 and 7."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.random as jr
+
+from .._files import write_atomically
+from ..privacy import PrivacyReport, chunks, join, membership_inference, save_curves
+from ._report import Report
+from ._rows import PRIVACY_COLUMNS, TABLE_5, TABLE_6, Row
+from ._tables import notes
+from ._workshop import Workshop
+
+_PAPER = {"mnist": TABLE_5, "fashion_mnist": TABLE_6}
+
+
+def attacked(workshop: Workshop, row: Row) -> PrivacyReport:
+    """The five attacks on networks of each chunk's real images, random subset and distilled set.
+
+    A chunk is what a set is distilled from, and its images are the members (appendix B). Each
+    chunk's report is filed as soon as it is there.
+    """
+    scale = workshop.scale
+    whole = workshop.data(row, "train")
+    size = min(scale.chunk, len(whole) // scale.seeds)
+    reports = []
+    for seed, chunk in enumerate(chunks(whole, size, scale.seeds, key=jr.key(0))):
+        how: dict[str, Any] = {"variant": f"-chunk{size}"}
+        result = workshop.distilled(row, seed, train=chunk, **how)
+        name = f"attacks-{scale.networks}x{scale.attacked_at[-1]}.json"
+        file = workshop.place(row, seed, **how) / name
+        if not file.exists():
+            workshop.say(f"Attacking {row.name}, chunk {seed}: {scale.networks} networks a set")
+            report = membership_inference(
+                result,
+                chunk,
+                workshop.data(row, "test"),
+                key=jr.fold_in(jr.key(seed), 2**31),
+                at=scale.attacked_at,
+                num_networks=scale.networks,
+                progress=workshop.progress,
+            )
+            write_atomically(file, json.dumps(report.to_json()).encode())
+        reports.append(PrivacyReport.from_json(json.loads(file.read_bytes())))
+    return join(reports)
+
+
+def membership(name: str, workshop: Workshop, rows: Sequence[Row], folder: Path) -> Report:
+    """The table of the last snapshot, and the figure along training."""
+    lines, values = [], {}
+    for row in rows:
+        found = attacked(workshop, row)
+        values[row.name] = found.to_json()
+        for suffix in (".png", ".pdf"):
+            stem = f"{name}-{row.name.replace('/', '-')}"
+            save_curves(found, folder / f"{stem}{suffix}", attack="MLP")
+        for which, curve in found.curves.items():
+            last = 100 * curve.accuracy[:, -1]
+            spread = f" ± {last.std(ddof=1):.1f}" if len(last) > 1 else ""
+            areas = [str(curve.mean_auc(attack)[-1]) for attack in found.attacks]
+            where = [row.facts.title, str(row.images_per_class), which]
+            lines.append([*where, f"{last.mean():.1f}{spread}", *areas])
+            paper = _PAPER.get(row.dataset, {}).get(which)
+            if paper and row.images == 500:
+                numbers = [f"{mean:.2f} ± {std:.2f}" for mean, std in paper[1:]]
+                lines.append(["", "", "paper", f"{paper[0][0]} ± {paper[0][1]}", *numbers])
+    head = ["Data set", "Img/cls", "Trained on", *PRIVACY_COLUMNS]
+    title = f"{name}: test accuracy in %, and AUC of membership inference"
+    chunk = f"{workshop.scale.chunk:,}"
+    more = [f"One chunk of up to {chunk} real images a distilled set; AUC ± half its 95% interval."]
+    return Report(name, title, head, lines, values, [*more, *notes(workshop)])

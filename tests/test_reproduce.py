@@ -1,0 +1,203 @@
+"""The paper's rows against its text, and tables and figures run at a tiny scale."""
+
+import dataclasses
+import json
+from typing import Any
+
+import jax.random as jr
+import numpy as np
+import pytest
+
+from rcig_eqx import data, evaluate, load_result
+from rcig_eqx.data._sources import SOURCES
+from rcig_eqx.methods import implicit, staged
+from rcig_eqx.reproduce import METHODS, ROWS, SCALES, SETTINGS, Workshop, dry_run
+from rcig_eqx.reproduce._figures import FIGURES, _along, figure5, gallery
+from rcig_eqx.reproduce._plan import arguments, preprocess_of
+from rcig_eqx.reproduce._tables import TABLES, find_rows, table1, table2, table3, table7, table8
+
+TINY = SCALES["small"].changed(
+    steps=2, width=2, batch_size=8, pool=1, networks=1, evaluation_steps=2
+)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """Real images under the names of two data sets of the paper; CIFAR's are invented colours."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for split, each in (("train", 30), ("test", 3)):
+        whole = data.load("fashion_mnist_small", split)
+        chosen = np.concatenate([np.flatnonzero(whole.labels == c)[:each] for c in range(10)])
+        sets = {
+            "fashion_mnist": (whole.images[chosen], whole.class_names),
+            "cifar10": (
+                rng.integers(0, 256, (10 * each, 32, 32, 3), np.uint8),
+                SOURCES["cifar10"].class_names,
+            ),
+        }
+        for name, (images, names) in sets.items():
+            (root / name).mkdir(exist_ok=True)
+            np.savez(root / name / f"{split}.npz", images=images, labels=whole.labels[chosen],
+                     class_names=names)  # fmt: skip
+    return root
+
+
+@pytest.fixture(scope="module")
+def said():
+    return []
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory, directory, said):
+    folder = tmp_path_factory.mktemp("sets")
+    return Workshop(folder, TINY, "frepo", directory=directory, say=said.append, progress=False)
+
+
+FASHION, CIFAR = ROWS["fashion_mnist/1"], ROWS["cifar10/1"]
+
+# Appendix C and Tables 7 and 8: steps, depth, λ/|S|, mirrored, backward pass, double precision,
+# evaluation steps and augmentation.
+STATED = {
+    "mnist/1": (15_000, 3, 5e-4, False, None, False, 1000, False),
+    "fashion_mnist/50": (5_000, 3, 5e-4, False, None, True, 2000, False),
+    "cifar10/1": (15_000, 3, 5e-4, True, None, False, 1000, False),
+    "cifar100/10": (5_000, 3, 5e-4, True, None, False, 2000, False),
+    "cifar100/50": (4_000, 3, 5e-4, False, 2000, False, 2000, True),
+    "tiny_imagenet/10": (2_000, 4, 5e-3, False, 500, False, 2000, True),
+    "cub200/1": (10_000, 3, 5e-4, True, None, False, 2000, True),
+    "imagenette/1": (6_000, 5, 5e-2, True, None, False, 1000, False),
+    "imagenet64/2": (2_000, 4, 5e-3, False, 500, False, 2000, True),
+}
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_rows_are_what_the_paper_states(name):
+    row = ROWS[name]
+    found = (row.steps, row.depth, row.l2_rate, row.flip, row.subset, row.float64,
+             row.evaluation_steps, row.augment)  # fmt: skip
+    assert found == STATED[name]
+
+
+def test_every_row_of_tables_2_4_7_and_8_is_there_once():
+    assert len(ROWS) == 22
+    assert {row.images for row in ROWS.values()} >= {10, 100, 500, 1000, 5000, 2000}
+    for _, names in (TABLES | FIGURES).values():
+        assert [row.name for row in find_rows(names)] == names
+    with pytest.raises(ValueError, match="did you mean 'fashion_mnist/1'"):
+        find_rows(["fashon_mnist/1"])
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_takes_the_rows_values(method, settings):
+    row = dataclasses.replace(ROWS["tiny_imagenet/10"], float64=False)
+    given = arguments(row, SCALES["paper"], method, settings)
+    assert given["steps"] == (1 if method == "random" else 2000)
+    assert given["model"].depth == 4
+    assert given["model"].width == 128
+    used: Any = given["method"]
+    for part in (used.first, used.then) if isinstance(used, staged) else (used,):
+        if method != "random":
+            assert (part.l2_rate, part.subset) == (5e-3, 500)
+    if settings == "authors_code" and method == "rcig_paper":
+        assert used.clip
+    if settings == "paper":
+        assert given["batch_size"] == 1024
+        assert isinstance(used, implicit) == (method in ("rcig_paper", "rig", "cig", "vig"))
+
+
+def test_double_precision_is_asked_for_where_the_paper_has_it():
+    given = arguments(ROWS["mnist/50"], SCALES["paper"], "rcig_paper", "paper")
+    assert given["method"].dtype == np.float64
+    assert (
+        arguments(ROWS["mnist/10"], SCALES["paper"], "rcig_paper", "paper")["method"].dtype is None
+    )
+
+
+def test_large_images_are_whitened_in_blocks():
+    images = np.random.default_rng(0).integers(0, 256, (4, 128, 128, 3), np.uint8)
+    assert ROWS["imagenette/1"].block == 64
+    assert ROWS["tiny_imagenet/1"].block is None
+    whitened: Any = preprocess_of(CIFAR, images[:, :8, :8])
+    assert whitened.block is None
+
+
+def test_a_dry_run_counts_by_hand(workshop):
+    found = dry_run(CIFAR, dataclasses.replace(workshop, scale=SCALES["small"], method="frepo"))
+    w = 32
+    convolutions = 9 * (3 * w + w * 2 * w + 2 * w * 4 * w) + 7 * w
+    assert found["parameters"] == convolutions + 4 * 4 * 4 * w * 10 + 10
+    assert found["images"] == (10, 32, 32, 3)
+    assert found["mirrored"]
+    assert found["steps"] == 300
+    assert "MB" in found["memory"]
+
+
+def test_table_2_is_filed_and_taken_from_there(workshop, said):
+    first = table2(workshop, [FASHION])
+    assert first.rows[0][:2] == ["Fashion-MNIST", "1"]
+    assert first.rows[0][4:] == ["79.8 ± 1.1", "75.6 ± 0.3"]
+    before = len(said)
+    assert table2(workshop, [FASHION]) == first
+    assert len(said) == before  # nothing new was done
+    again = table2(dataclasses.replace(workshop, scale=TINY.changed(networks=2)), [FASHION])
+    assert [text.split()[0] for text in said[before:]] == ["Evaluating"]
+    assert len(again.values["fashion_mnist/1"]["accuracies"]) == 2
+    result = load_result(workshop.place(FASHION, 0) / "distilled.safetensors")
+    assert result.recipe["steps_done"] == 2
+    assert not list((workshop.place(FASHION, 0) / "checkpoints").glob("*.safetensors"))
+    alone = evaluate(
+        result, workshop.data(FASHION, "test"), key=jr.fold_in(jr.key(0), 2**31), num_networks=1,
+        steps=2, progress=False,
+    )  # fmt: skip
+    assert alone.mean == pytest.approx(first.values["fashion_mnist/1"]["mean"])
+
+
+def test_other_scales_are_filed_apart(workshop):
+    folders = {
+        dataclasses.replace(workshop, scale=TINY.changed(**c)).place(FASHION, 0)
+        for c in ({}, {"steps": 3}, {"width": 3}, {"batch_size": 4})
+    }
+    assert len(folders) == 4
+    more = dataclasses.replace(workshop, scale=TINY.changed(seeds=5, networks=9))
+    assert more.place(FASHION, 0) == workshop.place(FASHION, 0)
+    other = dataclasses.replace(workshop, settings="paper")
+    assert other.place(FASHION, 0) != workshop.place(FASHION, 0)
+
+
+def test_table_8_has_both_columns(workshop, tmp_path):
+    report = table8(workshop, [FASHION])
+    assert report.rows[0][4:] == ["79.8 ± 1.1", "70.5 ± 3.5"]
+    found = report.values["fashion_mnist/1"]
+    assert "augmentation" in found["augmented"]["training"]
+    assert "augmentation" not in found["plain"]["training"]
+    text, markdown, values = report.write(tmp_path)
+    assert "79.8 ± 1.1" in text.read_text()
+    assert markdown.read_text().startswith("# Table 8")
+    assert json.loads(values.read_text())["values"]["fashion_mnist/1"]["plain"]["mean"] >= 0
+
+
+def test_table_7_has_seconds_without_compilation(workshop):
+    report = table7(workshop, [FASHION])
+    assert len(report.values["fashion_mnist/1"]["seconds"]) == 1
+    assert report.rows[0][4] == "0.16"
+
+
+def test_the_gallery_and_a_run_along_time(workshop, tmp_path):
+    gallery(workshop, [FASHION], tmp_path)
+    pictures = sorted(p.name for p in tmp_path.iterdir())
+    assert pictures == ["gallery-fashion_mnist-1.pdf", "gallery-fashion_mnist-1.png"]
+    points = list(_along(workshop, FASHION))
+    assert [step for step, _, _ in points] == [1, 2]
+    assert points[0][1] == 0 < points[1][1]
+
+
+@pytest.mark.slow
+def test_tables_1_and_3_and_figure_5(workshop, tmp_path):
+    report = table1(workshop, [FASHION])
+    assert [row[2] for row in report.rows][:5] == ["random", "vig", "cig", "rig", "rcig_paper"]
+    across = table3(workshop, [CIFAR])
+    assert len(across.rows) == 12
+    figure5(workshop, [FASHION], tmp_path)
+    assert (tmp_path / "figure5.png").stat().st_size > 10_000
