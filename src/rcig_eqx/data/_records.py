@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -290,10 +291,9 @@ def _writer(path: Path) -> Iterator[Callable[[bytes], Any]]:
 
 def _array_record() -> Any:
     try:
-        from array_record.python import array_record_module
+        return importlib.import_module("array_record.python.array_record_module")
     except ImportError as error:  # grain brings it along, but on Windows there is none
         raise ImportError("records need array-record, which Windows does not have.") from error
-    return array_record_module
 
 
 def _check_room(folder: Path, needed: int) -> None:
