@@ -167,7 +167,8 @@ def write_files(place, files, form):
             for name, data in files.items():
                 archive.writestr(name, data)
     else:
-        with tarfile.open(place, {"tgz": "w:gz", "tar": "w"}[form]) as archive:
+        compression = "gz" if form == "tgz" else ""
+        with tarfile.open(place, f"w:{compression}") as archive:  # pyright: ignore
             for name, data in files.items():
                 info = tarfile.TarInfo(name)
                 info.size = len(data)

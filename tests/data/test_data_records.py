@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import grain
 import jax
@@ -35,7 +36,7 @@ NAMES = ("cat", "dög", "ox")
 N, BATCH = 23, 5
 
 
-def in_memory(dtype=np.uint8, n=N, shape=(6, 4, 3)):
+def in_memory(dtype: Any = np.uint8, n=N, shape=(6, 4, 3)):
     images, labels = random_set(n, shape, 3)
     if dtype != np.uint8:
         images = (images / 255).astype(dtype)
@@ -52,7 +53,7 @@ def test_what_was_written_is_read(dtype, tmp_path):
     data = in_memory(dtype)
     written = write_records(data, tmp_path / "a" / "pets", progress=False)
     for records in (written, Records(tmp_path / "a" / "pets"), pickle.loads(pickle.dumps(written))):
-        assert isinstance(records, grain.sources.RandomAccessDataSource)
+        grain.MapDataset.source(records)
         assert (len(records), records.num_classes, records.dtype) == (N, 3, dtype)
         assert (records.name, records.class_names) == ("pets", NAMES)
         assert records.image_shape == (6, 4, 3)
@@ -175,7 +176,7 @@ def test_a_killed_call_leaves_no_set_and_its_remains_go_in_time(tmp_path):
     assert left.exists()  # it may be another process that is still writing
     shutil.rmtree(folder)
     for place in (*left.iterdir(), left):
-        os.utime(place, (time.time() - 7200,) * 2)
+        os.utime(place, (time.time() - 7200, time.time() - 7200))
     write_records(in_memory(), folder, progress=False)
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 

@@ -170,7 +170,7 @@ def default_preprocess(train: Training, *, progress: bool = False) -> Standardiz
     return zca(train, block=tile if max(h, w) > _LARGEST_BLOCK else None, progress=progress)
 
 
-def check_block(shape: tuple[int, ...], block: int | None) -> None:
+def check_block(shape: tuple[int, ...], block: Any) -> None:
     """Raise `ValueError` unless tiles of `block` pixels fill an image of `shape` [h w c]."""
     if block is None:
         return
