@@ -97,11 +97,12 @@ def test_every_method_takes_the_rows_values(method, settings):
     assert given["model"].depth == 4
     assert given["model"].width == 128
     used: Any = given["method"]
-    for part in (used.first, used.then) if isinstance(used, staged) else (used,):
+    parts: Any = (used.first, used.then) if isinstance(used, staged) else (used,)
+    for part in parts:
         if method != "random":
             assert (part.l2_rate, part.subset) == (5e-3, 500)
     if settings == "authors_code" and method == "rcig_paper":
-        assert used.clip
+        assert given["method"].clip
     if settings == "paper":
         assert given["batch_size"] == 1024
         assert isinstance(used, implicit) == (method in ("rcig_paper", "rig", "cig", "vig"))

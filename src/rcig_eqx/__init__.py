@@ -6,6 +6,7 @@ from . import (
     models as models,
     presets as presets,
     privacy as privacy,
+    reproduce as reproduce,
     solvers as solvers,
 )
 from ._across import CrossEvaluation as CrossEvaluation, cross_evaluate as cross_evaluate

@@ -12,3 +12,6 @@ from ._report import Report as Report
 from ._rows import DATASETS as DATASETS, ROWS as ROWS, DatasetFacts as DatasetFacts, Row as Row
 from ._tables import TABLES as TABLES
 from ._workshop import Workshop as Workshop
+
+# So that help() lists them.
+__all__ = [name for name in dir() if not name.startswith("_")]  # pyright: ignore[reportUnsupportedDunderAll]

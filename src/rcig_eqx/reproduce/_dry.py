@@ -23,9 +23,14 @@ def parts_of(row: Row, workshop: Workshop) -> tuple[Recipe, Coreset, int]:
     """The recipe of a run of this row, the shapes of its set, and its outer batch."""
     given = arguments(row, workshop.scale, workshop.method, workshop.settings)
     facts = row.facts
-    shapes = ((row.images, *facts.shape), (row.images, facts.classes), ())
-    make = lambda: Coreset(*map(jnp.zeros, shapes), flip=row.flip)  # noqa: E731
-    coreset = eqx.filter_eval_shape(make)
+    coreset = eqx.filter_eval_shape(
+        lambda: Coreset(
+            jnp.zeros((row.images, *facts.shape)),
+            jnp.zeros((row.images, facts.classes)),
+            jnp.zeros(()),
+            flip=row.flip,
+        )
+    )
     recipe = Recipe(
         given["method"],
         given["model"],

@@ -87,6 +87,7 @@ SCALES = {
         attacked_at=(125, 250, 500, 1000),
     ),
 }
+"""The paper's scale, and one that fits two CPU cores, by name."""
 
 
 def _frepo_platt(**options: Any) -> AbstractMethod:
@@ -104,6 +105,7 @@ METHODS: dict[str, Callable[..., AbstractMethod] | None] = {
     "frepo_platt": _frepo_platt,
     "random": random_subset,
 }
+"""Methods by name; `"default"`, which goes by the number of steps, is `None`."""
 SETTINGS: dict[str, Callable[..., dict[str, Any]]] = {
     "library": lambda **changed: {},
     "paper": presets.paper,

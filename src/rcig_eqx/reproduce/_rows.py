@@ -32,6 +32,7 @@ DATASETS = {
     "imagewoof": DatasetFacts("ImageWoof", (128, 128, 3), 10, 9_025),
     "imagenet64": DatasetFacts("ImageNet", (64, 64, 3), 1000, 1_281_167),
 }
+"""The data sets of the paper, by the names that `data.load` and `data.open_records` take."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,7 @@ TABLE_4 = (
     Row("imagenet64", 2, 2_000, 12.37, (15.9, 0.1), (16.6, 0.1), (9.7, 0.2), subset=500),
 )
 ROWS = {row.name: row for row in (*TABLE_2, *TABLE_4)}
+"""The rows of the paper's tables by name, such as `"fashion_mnist/1"`."""
 
 # Table 1: what each method of the paper reaches, by row and method.
 TABLE_1: dict[str, dict[str, Number]] = {
