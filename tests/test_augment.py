@@ -137,6 +137,17 @@ def test_paper_strategies():
     assert as_augmentation(None, 3) is as_augmentation(False, 3) is None
 
 
+def test_types_are_never_promoted():
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        found = jax.jit(Augment(ALL, "all"))(IMAGES, key=jr.key(0))
+    assert found.dtype == IMAGES.dtype
+
+
+def test_an_operation_twice_is_refused():
+    with pytest.raises(ValueError, match="'flip' twice"):
+        Augment("flip_crop_flip")
+
+
 def test_an_unknown_operation_is_named_with_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'color'"):
         Augment("flip_colour")

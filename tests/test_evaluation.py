@@ -1,6 +1,7 @@
 """Augmented and hard-label evaluation, tables across networks, and choosing on held-out images."""
 
 import json
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,6 +15,7 @@ from rcig_eqx import (
     Coreset,
     Evaluation,
     KeepBest,
+    Progress,
     convnet_for,
     cross_entropy,
     cross_evaluate,
@@ -107,6 +109,15 @@ def test_training_steps_have_their_own_augmentation():
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+def test_the_best_is_judged_by_the_network_distilled_with(result):
+    best = KeepBest(TEST, every=1, key=jr.key(0), num_networks=1, steps=2)
+    state: Any = None  # which it has no use for
+    assert not best(Progress(1, 2, {}, state, lambda: result))
+    ((_, report),) = best.history
+    network = report.training["network"]
+    assert (network["width"], network["depth"], network["activation"]) == (4, 1, "relu")
+
+
 @pytest.mark.parametrize("changed", [{"augment": "flip"}, {"labels": "hard"}])
 def test_an_export_states_no_accuracy_that_its_reader_would_not_reach(result, tmp_path, changed):
     report = evaluate(result, TEST, key=jr.key(1), **BRIEF | changed)
@@ -148,6 +159,12 @@ def test_across_networks_every_cell_is_evaluate_alone(result):
     assert json.loads(json.dumps(table.to_json()))["one"]["wide"]["mean"] == pytest.approx(
         table.cells["one"]["wide"].mean
     )
+
+
+def test_classes_in_another_order_are_refused(result):
+    other = Dataset(TEST.images, TEST.labels, TEST.class_names[::-1])
+    with pytest.raises(ValueError, match="same classes in another order"):
+        evaluate(result, other, key=jr.key(0), **BRIEF)
 
 
 def test_held_out_images_are_the_rest_of_each_class():

@@ -75,7 +75,7 @@ STATED = {
 def test_rows_are_what_the_paper_states(name):
     row = ROWS[name]
     found = (row.steps, row.depth, row.l2_rate, row.flip, row.subset, row.float64,
-             row.evaluation_steps, row.augment)  # fmt: skip
+             SCALES["paper"].evaluation_steps_of(row), row.augment)  # fmt: skip
     assert found == STATED[name]
 
 
@@ -165,6 +165,13 @@ def test_other_scales_are_filed_apart(workshop):
     assert more.place(FASHION, 0) == workshop.place(FASHION, 0)
     other = dataclasses.replace(workshop, settings="paper")
     assert other.place(FASHION, 0) != workshop.place(FASHION, 0)
+
+
+def test_a_filed_set_of_other_settings_is_refused(workshop):
+    workshop.distilled(FASHION)
+    mistaken = dataclasses.replace(workshop, scale=dataclasses.replace(TINY, steps=3))
+    with pytest.raises(ValueError, match="has steps 2, and 3 is asked for"):
+        mistaken.distilled(FASHION)
 
 
 def test_table_8_has_both_columns(workshop, tmp_path):

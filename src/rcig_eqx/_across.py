@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from ._coreset import Coreset
-from ._evaluate import evaluate
+from ._evaluate import evaluate, in_memory
 from ._evaluation import Evaluation
 from ._pool import MakeModel
 from ._result import DistillResult
@@ -81,6 +81,7 @@ def cross_evaluate(
     """
     if not distilled or not models:
         raise ValueError("There is nothing to evaluate: pass one set and one model at least.")
+    test = in_memory(test)
     rows = {name: [s] if isinstance(s, Distilled) else list(s) for name, s in distilled.items()}
     if empty := [name for name, sets in rows.items() if not sets]:
         raise ValueError(f"There are no sets in row {empty[0]!r}: leave it out.")

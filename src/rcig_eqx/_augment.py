@@ -60,6 +60,8 @@ class Augment(eqx.Module):
     def __check_init__(self) -> None:
         for name in self.operations:
             check_known("augmentation", name, OPERATIONS)
+            if self.operations.count(name) > 1:
+                raise ValueError(f"strategy {self.strategy!r} has {name!r} twice: name it once.")
         check_known("mode", self.mode, ("one", "all"))
 
     @property
@@ -125,7 +127,8 @@ class Augment(eqx.Module):
         mirror = amount("flip", flipped, 1.0)
 
         centre = (sides - 1) / 2
-        rows, columns = jnp.meshgrid(*map(jnp.arange, image.shape[:2]), indexing="ij")
+        along = [jnp.arange(side, dtype=image.dtype) for side in image.shape[:2]]
+        rows, columns = jnp.meshgrid(*along, indexing="ij")
         y, x = rows - centre[0], columns - centre[1]
         cos, sin = jnp.cos(angle), jnp.sin(angle)
         y, x = scale[0] * (cos * y - sin * x), scale[1] * (sin * y + cos * x)

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from ._distill import check_counts, check_key
-from ._evaluate import evaluate
+from ._evaluate import evaluate, fresh_network
 from ._evaluation import Evaluation
 from ._progress import Progress
 from ._result import DistillResult
@@ -67,7 +67,8 @@ class KeepBest:
         if progress.step % self._every and progress.step < progress.steps:
             return False
         result = progress.result()
-        report = evaluate(result.coreset, self._validation, key=self._key, **self._options)
+        options: Any = {"model": fresh_network(result)} | self._options
+        report = evaluate(result.coreset, self._validation, key=self._key, **options)
         self.history.append((progress.step, report))
         means = [report.mean for _, report in self.history]
         best = int(np.argmax(means))

@@ -66,7 +66,7 @@ from .models._network import check_independent
 
 Train = Dataset | AbstractImages | grain.MapDataset[Any] | Examples | tuple[Any, Any]
 
-_BATCH_SIZE = 64
+DEFAULT_BATCH_SIZE = 64
 _FLIP_UP_TO = 1000  # distilled images, mirrored ones not counted (paper, appendix C)
 
 
@@ -174,7 +174,7 @@ def distill(
     coreset_key, noise_key, init_key, stream_key = jr.split(key, 4)
     seed = int(jr.bits(stream_key, dtype=jnp.uint32))
     train = Dataset.from_arrays(*train) if isinstance(train, tuple) else adapted(train)
-    batch_size = min(_BATCH_SIZE, len(train)) if batch_size is None else batch_size
+    batch_size = min(DEFAULT_BATCH_SIZE, len(train)) if batch_size is None else batch_size
     images_per_class, steps, batch_size = map(int, (images_per_class, steps, batch_size))
     if batch_size > len(train):
         raise ValueError(f"batch_size is {batch_size}: choose it in 1..{len(train)}, the images.")

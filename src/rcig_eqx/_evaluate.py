@@ -121,10 +121,10 @@ def evaluate(
     check_known("labels", labels, ("learned", "hard"))
     loss = loss or (mean_squared if labels == "learned" else cross_entropy)
     coreset = distilled.coreset if isinstance(distilled, DistillResult) else distilled
-    test = _in_memory(test)
-    _check_fit(coreset, test)
-    assert coreset.preprocess is not None
+    test = in_memory(test)
     names = distilled.class_names if isinstance(distilled, DistillResult) else test.class_names
+    _check_fit(coreset, test, names)
+    assert coreset.preprocess is not None
     model = model or fresh_network(distilled)
     check_model(model, coreset)
     sets = [coreset]
@@ -193,7 +193,7 @@ def fresh_network(
     )
 
 
-def _in_memory(test: Any) -> Dataset:
+def in_memory(test: Any) -> Dataset:
     """Test images in any form, or `ValueError`."""
     test = adapted(test)
     if isinstance(test, AbstractImages):
@@ -208,7 +208,7 @@ def _in_memory(test: Any) -> Dataset:
     return test
 
 
-def _check_fit(coreset: Any, test: Dataset) -> None:
+def _check_fit(coreset: Any, test: Dataset, names: tuple[str, ...]) -> None:
     """Raise `ValueError` unless the distilled set can be tested on these images."""
     if not isinstance(coreset, Coreset):
         raise ValueError(
@@ -223,6 +223,11 @@ def _check_fit(coreset: Any, test: Dataset) -> None:
         raise ValueError(
             f"The distilled images are {coreset.images.shape[1:]} and the test images "
             f"{test.image_shape}: evaluate on the data set that was distilled."
+        )
+    if names != test.class_names and sorted(names) == sorted(test.class_names):
+        raise ValueError(
+            "The test set numbers the same classes in another order than the set that was "
+            "distilled: take both splits from the same files."
         )
     if test.num_classes > coreset.num_classes:
         raise ValueError(

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, Protocol, TypeGuard, runtime_checkable
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -26,6 +27,7 @@ def adapt(
     dataset: Examples,
     *,
     size: int | None = None,
+    channels: Literal[1, 3] | None = None,
     image: str | None = None,
     label: str | None = None,
     name: str | None = None,
@@ -41,6 +43,7 @@ def adapt(
         `datasets.load_dataset(…, split="train")` or `tfds.data_source(…, split="train")`. Neither
         library is imported here; the extras `hf` and `tfds` install them.
     - `size`: the middle square of every image at so many pixels; as they are if `None`.
+    - `channels`: 1 reads every image as grey, 3 as RGB; by default, what the first image is.
     - `image`, `label`: the names of the two; by default "image" or "img", and "label".
     - `name`: what to call it; by default what it calls itself.
 
@@ -53,7 +56,7 @@ def adapt(
             f"dataset is a {type(dataset).__name__}: pass one split of a Hugging Face dataset, or "
             "a TFDS data source."
         )
-    return _Adapted(dataset, size, image, label, name)
+    return _Adapted(dataset, size, channels, image, label, name)
 
 
 def is_foreign(value: Any) -> TypeGuard[Examples]:
@@ -86,10 +89,16 @@ def as_images(value: Any) -> Dataset | AbstractImages:
 
 class _Adapted(AbstractImages):
     def __init__(
-        self, dataset: Any, size: int | None, image: str | None, label: str | None, name: str | None
+        self,
+        dataset: Any,
+        size: int | None,
+        channels: Literal[1, 3] | None,
+        image: str | None,
+        label: str | None,
+        name: str | None,
     ):
         features = _features(dataset)
-        self._dataset, self._size = dataset, size
+        self._dataset, self._size, self._channels = dataset, size, channels
         self._image = _choose(features, "image", image, _IMAGES)
         self._label = _choose(features, "label", label, _LABELS)
         info = getattr(dataset, "info", None) or getattr(dataset, "dataset_info", None)
@@ -97,10 +106,7 @@ class _Adapted(AbstractImages):
         self.name = name or str(known or "custom")
         if not len(dataset):
             raise DataError(f"{self.name} is empty.")
-        self._channels: int | None = None
-        height, width, channels = self._decode(0).shape
-        self.image_shape = (height, width, channels)
-        self._channels = channels
+        self.image_shape = self._decode(0).shape
         names = getattr(features[self._label], "names", None)
         if not names:
             count = getattr(features[self._label], "num_classes", None)
@@ -133,10 +139,12 @@ class _Adapted(AbstractImages):
     def image(self, index: int) -> UInt8[np.ndarray, "h w c"]:
         """The pixels of image number `index`."""
         pixels = self._decode(index)
+        if pixels.shape[2] < self.image_shape[2]:
+            pixels = np.repeat(pixels, 3, axis=2)  # a grey one among colour ones
         if pixels.shape != self.image_shape:
             raise DataError(
                 f"image {index} of {self.name} is {pixels.shape} and the first "
-                f"{self.image_shape}: pass data.adapt(dataset, size=...)."
+                f"{self.image_shape}: pass data.adapt(dataset, size=..., channels=...)."
             )
         return pixels
 
@@ -144,7 +152,7 @@ class _Adapted(AbstractImages):
         where = f"image {index} of {self.name}"
         value = self._dataset[index][self._image]
         if isinstance(value, Mapping):  # of Hugging Face, not decoded: {"bytes", "path"}
-            value = value["bytes"] or open(value["path"], "rb").read()  # noqa: SIM115
+            value = value["bytes"] or Path(value["path"]).read_bytes()
         if isinstance(value, bytes):
             return decode(value, where, channels=self._channels, size=self._size)
         if hasattr(value, "convert"):  # a pillow image
@@ -154,8 +162,6 @@ class _Adapted(AbstractImages):
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels
         if pixels.dtype != np.uint8 or pixels.ndim != 3:
             raise DataError(f"{where} is {pixels.dtype} {pixels.shape}, not uint8 [h w c].")
-        if pixels.shape[2] == 1 and self._channels == 3:
-            pixels = np.repeat(pixels, 3, axis=2)  # a grey one among colour ones
         return pixels if self._size is None else resize(pixels, self._size)
 
 

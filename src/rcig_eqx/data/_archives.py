@@ -1,6 +1,7 @@
 """Files of folders and archives, one after another: nothing is ever extracted to disk."""
 
 import contextlib
+import errno
 import lzma
 import os
 import struct
@@ -102,6 +103,8 @@ def damage_named(where: Path | str) -> Iterator[None]:
     except DataError:
         raise
     except _DAMAGE as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EIO):
+            raise  # no right to read it, too many open files, no memory: nothing is damaged
         raise DataError(
             f"{where} is truncated or damaged ({error}): delete it and get it again."
         ) from error

@@ -201,6 +201,7 @@ def write_stream(
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(folder)
         staging = Path(tempfile.mkdtemp(prefix=_prefix(folder), dir=folder.parent))
+        staging.chmod(folder.parent.stat().st_mode)  # others may read what they may list
         _write(stream, staging, progress)
         try:
             staging.rename(folder)
@@ -309,9 +310,10 @@ def _prefix(folder: Path) -> str:
 def _remove_stale(folder: Path) -> None:
     """Half-written neighbours that no process has written to for long."""
     for part in folder.parent.glob(f"{_prefix(folder)}*"):
-        written = max(place.stat().st_mtime for place in (part, *part.iterdir()))
-        if time.time() - written > _STALE:
-            shutil.rmtree(part, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # finished or removed by its owner meanwhile
+            written = max(place.stat().st_mtime for place in (part, *part.iterdir()))
+            if time.time() - written > _STALE:
+                shutil.rmtree(part, ignore_errors=True)
 
 
 def _sum_of_card(card: dict[str, Any]) -> str:

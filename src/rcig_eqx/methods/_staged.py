@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Int
 
 from .._hypergradient import Hypergradient
@@ -86,6 +87,7 @@ def default_method(
     inner_loss: InnerLoss = SQUARED_ERROR,
     l2_rate: float = 5e-4,
     subset: int | None = None,
+    dtype: DTypeLike | None = None,
 ) -> AbstractMethod:
     """What `distill` does in a run of so many steps: head-only first, then the exact method.
 
@@ -96,11 +98,12 @@ def default_method(
     loss of any other type it is [`cig`][rcig_eqx.methods.cig] instead: the head trained, 100 Adam
     steps, and conjugate gradients with the Hessian where they end.
 
-    `l2_rate` and `subset` are those of either method.
+    `l2_rate` and `subset` are those of either method, `dtype` the precision of the ridge head's
+    system where there is one.
     """
     shared: dict[str, Any] = {"l2_rate": l2_rate, "subset": subset}
     shared |= {"inner_loss": inner_loss, "outer_loss": outer_loss}
     if not is_quadratic(inner_loss):
         solver = ConjugateGradient(rtol=1e-2, max_steps=200)
-        return cig(**shared, inner=Adam(steps=100), solver=solver)
-    return staged(frepo(**shared), rcig(**shared), min(1000, max(1, steps // 2)))
+        return cig(**shared, dtype=dtype, inner=Adam(steps=100), solver=solver)
+    return staged(frepo(**shared, dtype=dtype), rcig(**shared), min(1000, max(1, steps // 2)))

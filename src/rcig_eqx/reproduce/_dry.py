@@ -7,16 +7,14 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from .._coreset import Coreset, growing_average
+from .._coreset import Coreset
+from .._distill import DEFAULT_BATCH_SIZE
 from .._memory import estimate_memory
-from .._pool import PoolSchedule
-from .._step import Recipe, coreset_optimizer
+from .._step import Recipe
 from ..models import split_parameters
 from ._plan import arguments
 from ._rows import Row
 from ._workshop import Workshop
-
-_BATCH_SIZE = 64  # of `distill`, where a method has none of its own
 
 
 def parts_of(row: Row, workshop: Workshop) -> tuple[Recipe, Coreset, int]:
@@ -31,14 +29,10 @@ def parts_of(row: Row, workshop: Workshop) -> tuple[Recipe, Coreset, int]:
             flip=row.flip,
         )
     )
-    recipe = Recipe(
-        given["method"],
-        given["model"],
-        given.get("optimizer", coreset_optimizer()),
-        given.get("pool", PoolSchedule()),
-        given.get("average", growing_average()),
-    )
-    return recipe, coreset, min(given.get("batch_size", _BATCH_SIZE), facts.images)
+    parts = {"optimizer": "optimizer", "pool": "schedule", "average": "average"}
+    given_parts = {name: given[part] for part, name in parts.items() if part in given}
+    recipe = Recipe(given["method"], given["model"], **given_parts)
+    return recipe, coreset, min(given.get("batch_size", DEFAULT_BATCH_SIZE), facts.images)
 
 
 def dry_run(row: Row, workshop: Workshop) -> dict[str, Any]:
@@ -47,19 +41,17 @@ def dry_run(row: Row, workshop: Workshop) -> dict[str, Any]:
     The step is traced and compiled, which takes minutes for the largest rows: one that could not
     start raises here.
     """
-    if row.float64:
-        jax.config.update("jax_enable_x64", True)
-    recipe, coreset, batch_size = parts_of(row, workshop)
-    parameters = eqx.filter_eval_shape(
-        lambda k: split_parameters(recipe.make_model(k))[0], jr.key(0)
-    )
-    count = sum(x.size for x in jax.tree.leaves(parameters))
+    with jax.enable_x64(row.float64):
+        recipe, coreset, batch_size = parts_of(row, workshop)
+        fresh = lambda k: split_parameters(recipe.make_model(k))[0]  # noqa: E731
+        parameters = eqx.filter_eval_shape(fresh, jr.key(0))
+        memory = estimate_memory(recipe, coreset, batch_size)
     return {
         "images": coreset.images.shape,
         "labels": coreset.labels.shape,
         "mirrored": row.flip,
-        "parameters": count,
+        "parameters": sum(x.size for x in jax.tree.leaves(parameters)),
         "outer batch": (batch_size, *row.facts.shape),
         "steps": workshop.scale.steps_of(row),
-        "memory": str(estimate_memory(recipe, coreset, batch_size)),
+        "memory": str(memory),
     }

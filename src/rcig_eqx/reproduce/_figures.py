@@ -6,6 +6,7 @@ Every one writes a PNG and a PDF beside the table of its numbers.
 import contextlib
 import dataclasses
 import functools
+import shutil
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from ._plan import arguments
 from ._privacy import membership
 from ._report import Report
 from ._rows import Row
-from ._tables import notes
+from ._tables import notes, run_notes
 from ._workshop import Workshop
 
 Rows = Sequence[Row]
@@ -42,7 +43,8 @@ def figure1(workshop: Workshop, rows: Rows, folder: Path) -> Report:
         return 1e3 * statistics.median(timed.seconds(row, **how))
 
     title = "Figure 1: milliseconds of an iteration"
-    return _grid(timed, rows, folder, "figure1", title, milliseconds, "ms an iteration")
+    how = [f"Median of {_TIMED - 1} iterations.", run_notes(timed)]
+    return _grid(timed, rows, folder, "figure1", title, milliseconds, "ms an iteration", how)
 
 
 def figure2(workshop: Workshop, rows: Rows, folder: Path) -> Report:
@@ -54,7 +56,8 @@ def figure2(workshop: Workshop, rows: Rows, folder: Path) -> Report:
 
     workshop = dataclasses.replace(workshop, method="rcig_paper")
     title = "Figure 2: test accuracy in %"
-    return _grid(workshop, rows, folder, "figure2", title, accuracy, "test accuracy, %")
+    how = notes(workshop)
+    return _grid(workshop, rows, folder, "figure2", title, accuracy, "test accuracy, %", how)
 
 
 def _counts(row: Row, workshop: Workshop, inner: int, inverse: int) -> dict[str, Any]:
@@ -73,6 +76,7 @@ def _grid(
     title: str,
     measure: Callable[[Row, int, int], float],
     label: str,
+    how: list[str],
 ) -> Report:
     values = {
         row.name: {i: {j: measure(row, i, j) for j in COUNTS} for i in COUNTS} for row in rows
@@ -91,7 +95,7 @@ def _grid(
             axis.set(title=where, xlabel="inverse-Hessian steps", ylabel=label)
         axes[-1].legend(title="inner steps", fontsize=8)
     head = ["Row", "Inner steps", *(f"{j} inverse" for j in COUNTS)]
-    return Report(name, title, head, lines, values, notes(workshop))
+    return Report(name, title, head, lines, values, how)
 
 
 def figure5(workshop: Workshop, rows: Rows, folder: Path) -> Report:
@@ -160,8 +164,11 @@ def figure8(workshop: Workshop, rows: Rows, folder: Path) -> Report:
         axes[0].legend(fontsize=8)
     head = ["Row", "Iterations", "Seconds", "Accuracy", "MB"]
     title = "Figure 8: accuracy against wall-clock time, memory against width"
-    more = ["Seconds are from the start of the first iteration, compilation left out."]
-    return Report("figure8", title, head, lines, values, [*more, *notes(workshop)])
+    more = [
+        "One set; seconds are from the end of its first iteration, which compiles. "
+        f"{workshop.scale.networks} networks a point."
+    ]
+    return Report("figure8", title, head, lines, values, [*more, run_notes(workshop)])
 
 
 def _along(workshop: Workshop, row: Row) -> Iterator[tuple[int, float, Evaluation]]:
@@ -176,10 +183,13 @@ def _along(workshop: Workshop, row: Row) -> Iterator[tuple[int, float, Evaluatio
             progress.result().save(folder / f"after-{progress.step}.safetensors")
 
     run = workshop.distilled(row, variant="-along", changed={"callbacks": (keep,)})
+    if not all((folder / f"after-{mark}.safetensors").exists() for mark in marks):
+        shutil.rmtree(folder)  # killed between a checkpoint and a file: once more, from the start
+        run = workshop.distilled(row, variant="-along", changed={"callbacks": (keep,)})
     clock = run.history["seconds"]
     for mark in marks:
         result = load_result(folder / f"after-{mark}.safetensors")
-        report = workshop.evaluated(row, result, folder / f"after-{mark}.json")
+        report = workshop.evaluated(row, result, f"after-{mark}", folder)
         yield mark, float(clock[mark - 1] - clock[0]), report
 
 
@@ -196,7 +206,7 @@ def gallery(workshop: Workshop, rows: Rows, folder: Path) -> Report:
             )
             lines.append([row.name, path.name])
     title = "Figures 9 to 19: distilled sets"
-    return Report("gallery", title, ["Row", "Picture"], lines, {}, notes(workshop))
+    return Report("gallery", title, ["Row", "Picture"], lines, {}, [run_notes(workshop)])
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """How a row is run: at which scale, by which method, with which arguments of `distill`."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -37,8 +38,9 @@ class Scale:
       batch, networks of the pool.
     - `seeds`: distilled sets of a row; `networks`: evaluated on each.
     - `evaluation_steps`: of an evaluation network.
-    - `chunk`: real images that a set is distilled from where membership is inferred (appendix B);
-      `attacked_at`: training steps at which its networks are attacked.
+    - `chunks`, `chunk`: how many sets membership is inferred from, and real images that each is
+      distilled from (appendices B and C).
+    - `attacked_at`: training steps at which the networks of those sets are attacked.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Scale:
     seeds: int = 3
     networks: int = 5
     evaluation_steps: int | None = None
+    chunks: int = 5
     chunk: int = 10_000
     attacked_at: tuple[int, ...] = SNAPSHOTS
 
@@ -68,8 +71,9 @@ class Scale:
     def changed(self, **given: Any) -> "Scale":
         """With what is not `None`; runs of it are filed apart."""
         given = {k: v for k, v in given.items() if v is not None and v != getattr(self, k)}
-        # More seeds or networks add to what is there; all else makes other sets.
-        apart = [f"{k}{v}" for k, v in given.items() if k not in ("seeds", "networks")]
+        # What changes how sets are evaluated, or how many there are, makes no other sets.
+        adds = ("seeds", "networks", "evaluation_steps", "chunks", "attacked_at")
+        apart = [f"{k}{v}" for k, v in given.items() if k not in adds]
         return dataclasses.replace(self, **given, name="-".join([self.name, *apart]))
 
 
@@ -83,6 +87,7 @@ SCALES = {
         pool=10,
         seeds=1,
         networks=3,
+        chunks=1,
         chunk=1000,
         attacked_at=(125, 250, 500, 1000),
     ),
@@ -119,9 +124,8 @@ def method_of(row: Row, name: str, steps: int) -> AbstractMethod:
     common = {"l2_rate": row.l2_rate, "subset": row.subset}
     if name == "random":
         return random_subset()
-    make = METHODS[name]
-    if make is None:
-        return default_method(steps, **common)  # pyright: ignore[reportArgumentType]
+    make = METHODS[name] or functools.partial(default_method, steps)
+    # The exact method has no ridge head to solve for.
     wide = {"dtype": jnp.float64} if row.float64 and make is not rcig else {}
     return make(**common, **wide)
 

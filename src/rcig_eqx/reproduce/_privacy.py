@@ -11,7 +11,7 @@ from .._files import write_atomically
 from ..privacy import PrivacyReport, chunks, join, membership_inference, save_curves
 from ._report import Report
 from ._rows import PRIVACY_COLUMNS, TABLE_5, TABLE_6, Row
-from ._tables import notes
+from ._tables import run_notes
 from ._workshop import Workshop
 
 _PAPER = {"mnist": TABLE_5, "fashion_mnist": TABLE_6}
@@ -25,12 +25,12 @@ def attacked(workshop: Workshop, row: Row) -> PrivacyReport:
     """
     scale = workshop.scale
     whole = workshop.data(row, "train")
-    size = min(scale.chunk, len(whole) // scale.seeds)
+    size = min(scale.chunk, len(whole) // scale.chunks)
     reports = []
-    for seed, chunk in enumerate(chunks(whole, size, scale.seeds, key=jr.key(0))):
+    for seed, chunk in enumerate(chunks(whole, size, scale.chunks, key=jr.key(0))):
         how: dict[str, Any] = {"variant": f"-chunk{size}"}
         result = workshop.distilled(row, seed, train=chunk, **how)
-        name = f"attacks-{scale.networks}x{scale.attacked_at[-1]}.json"
+        name = f"attacks-{scale.networks}x{'-'.join(map(str, scale.attacked_at))}.json"
         file = workshop.place(row, seed, **how) / name
         if not file.exists():
             workshop.say(f"Attacking {row.name}, chunk {seed}: {scale.networks} networks a set")
@@ -69,6 +69,9 @@ def membership(name: str, workshop: Workshop, rows: Sequence[Row], folder: Path)
                 lines.append(["", "", "paper", f"{paper[0][0]} ± {paper[0][1]}", *numbers])
     head = ["Data set", "Img/cls", "Trained on", *PRIVACY_COLUMNS]
     title = f"{name}: test accuracy in %, and AUC of membership inference"
-    chunk = f"{workshop.scale.chunk:,}"
-    more = [f"One chunk of up to {chunk} real images a distilled set; AUC ± half its 95% interval."]
-    return Report(name, title, head, lines, values, [*more, *notes(workshop)])
+    scale = workshop.scale
+    more = [
+        f"{scale.chunks} chunk{'s' * (scale.chunks > 1)} of up to {scale.chunk:,} real images, a "
+        f"distilled set of each, {scale.networks} networks a set; AUC ± half its 95% interval."
+    ]
+    return Report(name, title, head, lines, values, [*more, run_notes(workshop)])

@@ -56,8 +56,8 @@ class Report:
 
 
 def of_paper(number: Number | None) -> str:
-    """A number of the paper's, in percent."""
-    return "" if number is None else f"{number[0]:.1f} ± {number[1]:.1f}"
+    """A number of the paper's, in percent, with the decimals it has there."""
+    return "" if number is None else f"{number[0]} ± {number[1]}"
 
 
 def mean_only(evaluation: Evaluation | None) -> str:

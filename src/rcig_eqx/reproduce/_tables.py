@@ -90,15 +90,16 @@ def table7(workshop: Workshop, rows: Rows) -> Report:
     lines, values = [], {}
     for row in rows:
         each = workshop.seconds(row)
-        step = statistics.median(each) if each else float("nan")
-        values[row.name] = {"seconds": each, "median": step}
+        step = statistics.mean(each) if each else float("nan")
+        values[row.name] = {"seconds": each, "mean": step}
         steps = workshop.scale.steps_of(row)
         hours = [f"{sum(each) / 3600:.2f}", f"{row.seconds * row.steps / 3600:.2f}"]
         lines.append(
             [*_where(row), f"{steps:,}", f"{step:.3f}", f"{row.seconds:.2f}", *hours],
         )
     head = ["Data set", "Img/cls", "Iterations", "s/iteration", "Paper", "Hours", "Paper"]
-    return Report("table7", "Table 7: time", head, lines, values, notes(workshop))
+    more = ["The first seed's run without its first iteration, checkpoints included."]
+    return Report("table7", "Table 7: time", head, lines, values, [*more, run_notes(workshop)])
 
 
 def table8(workshop: Workshop, rows: Rows) -> Report:
@@ -119,18 +120,24 @@ def _where(row: Row) -> list[str]:
 
 
 def notes(workshop: Workshop, method: str | None = None) -> list[str]:
-    """How the numbers were made."""
+    """How accuracies were made."""
+    scale = workshop.scale
+    return [
+        f"{scale.seeds} distilled set{'s' * (scale.seeds > 1)} a row and {scale.networks} networks "
+        "on each; mean ± standard deviation over all networks, on the whole test set.",
+        run_notes(workshop, method),
+    ]
+
+
+def run_notes(workshop: Workshop, method: str | None = None) -> str:
+    """How sets were made."""
     scale = workshop.scale
     share = f"{scale.part:.0%} of the paper's outer iterations"
     steps = f"{scale.steps} outer iterations" if scale.steps else share
-    with_ = ", ".join(f"{name} {version}" for name, version in versions().items())
     width = f"width {scale.width}" if scale.width else "the paper's width"
-    return [
-        f"Scale {scale.name}: {steps}, {width}, {scale.seeds} distilled "
-        f"set{'s' * (scale.seeds > 1)} a row and {scale.networks} networks on each; method: "
-        f"{method or workshop.method}, settings: {workshop.settings}. Mean ± standard deviation "
-        f"over all networks; the whole test set. {with_}."
-    ]
+    of = ", ".join(f"{name} {version}" for name, version in versions().items())
+    method = method or workshop.method
+    return f"Scale {scale.name}: {steps}, {width}; {method}, settings: {workshop.settings}. {of}."
 
 
 TABLES: dict[str, tuple[Callable[[Workshop, Rows], Report], list[str]]] = {

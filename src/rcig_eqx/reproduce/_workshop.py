@@ -13,13 +13,13 @@ import numpy as np
 
 from .._across import pooled
 from .._coreset import Coreset
-from .._distill import distill
+from .._distill import describe_model, distill
 from .._evaluate import evaluate
 from .._evaluation import Evaluation
 from .._files import write_atomically
 from .._pool import MakeModel
 from .._result import DistillResult, load_result
-from ..data import DataError, load, open_records
+from ..data import AbstractPreprocess, DataError, load, open_records
 from ._plan import Scale, arguments, model_of, preprocess_of
 from ._rows import Row
 
@@ -56,12 +56,18 @@ class Workshop:
         """A split of the row's data set, in memory or on disk; read once."""
         key = (row.dataset, split)
         if key not in self._sets:
-            streamed = row.dataset == "imagenet64" and split == "train"
-            read = open_records if streamed else load
+            read = open_records if row.dataset == "imagenet64" else load
             self._sets[key] = read(row.dataset, split, directory=self.directory)
             shape, facts = self._sets[key].image_shape, row.facts
             if tuple(shape) != facts.shape:
                 raise DataError(f"{facts.title} has images of {shape}, not {facts.shape}.")
+        return self._sets[key]
+
+    def _fitted(self, row: Row) -> AbstractPreprocess:
+        """The preprocessing of the row's whole training split; fitted once."""
+        key = (row.dataset, "preprocess")
+        if key not in self._sets:
+            self._sets[key] = preprocess_of(row, self.data(row, "train"))
         return self._sets[key]
 
     def place(
@@ -93,27 +99,29 @@ class Workshop:
         method = method or self.method
         folder = self.place(row, seed, method, variant)
         file = folder / "distilled.safetensors"
-        if file.exists():
-            return load_result(file)
         settings = arguments(row, self.scale, method, self.settings, normalization) | dict(changed)
-        self.say(
-            f"Distilling {row.name}, {method}{variant}, seed {seed}: {settings['steps']} steps"
-        )
-        train = self.data(row, "train") if train is None else train
-        if row.float64:
-            jax.config.update("jax_enable_x64", True)
-        result = distill(
-            train,
-            key=jr.key(seed),
-            preprocess=preprocess_of(row, train),
-            checkpoint_dir=folder / "checkpoints",
-            keep_checkpoints=2,
-            resume=True,
-            progress=self.progress,
-            **settings,
-        )
+        if file.exists():
+            result = load_result(file)
+            _check_filed(file, result, settings)
+            return result
+        what = f"{row.name}, {method}{variant}, seed {seed}"
+        self.say(f"Distilling {what}: {settings['steps']:,} steps")
+        preprocess = self._fitted(row) if train is None else preprocess_of(row, train)
+        with jax.enable_x64(row.float64):
+            result = distill(
+                self.data(row, "train") if train is None else train,
+                key=jr.key(seed),
+                preprocess=preprocess,
+                checkpoint_dir=folder / "checkpoints",
+                keep_checkpoints=2,
+                resume=True,
+                progress=self.progress,
+                **settings,
+            )
         if result.interrupted:
-            raise Interrupted
+            if not result.history["rejected"][-1]:
+                raise Interrupted
+            self.say(f"{what} diverged after {result.recipe['steps_done']:,} steps: taken as it is")
         result = dataclasses.replace(result, recipe=result.recipe | {"dataset": row.dataset})
         result.save(file)
         for old in (folder / "checkpoints").glob("*.safetensors"):
@@ -134,21 +142,18 @@ class Workshop:
         `network` is a name and a function to evaluate with, the row's own with ReLU if `None`;
         `how` is handed to `distilled`.
         """
-        name = "-".join(
-            ["evaluation", *["augmented"] * augment, *["hard"] * (labels == "hard")]
-            + ([network[0]] if network else [])
-            + [f"{self.scale.networks}x{self.scale.evaluation_steps_of(row)}"]
-        )
+        kinds = ["evaluation", *["augmented"] * augment, *["hard"] * (labels == "hard")]
+        name = "-".join([*kinds, *([network[0]] if network else [])])
         normalization = how.get("normalization")
         model = network[1] if network else model_of(row, self.scale, normalization, softplus=None)
 
         def one(seed: int) -> Evaluation:
             result = self.distilled(row, seed, **how)
             variant = how.get("variant", "") + (f"-{normalization}" if normalization else "")
-            file = self.place(row, seed, how.get("method"), variant) / f"{name}.json"
-            given = {"augment": augment, "labels": labels}
+            folder = self.place(row, seed, how.get("method"), variant)
+            given = {"augment": augment, "labels": labels, "model": model}
             own = result if network is None else result.coreset
-            return self.evaluated(row, own, file, seed=seed, model=model, **given)
+            return self.evaluated(row, own, name, folder, seed=seed, **given)
 
         return pooled(map(one, range(self.scale.seeds)))
 
@@ -156,12 +161,15 @@ class Workshop:
         self,
         row: Row,
         distilled: DistillResult | Coreset,
-        file: Path,
+        name: str,
+        folder: Path,
         *,
         seed: int = 0,
         **options: Any,
     ) -> Evaluation:
-        """The scale's networks trained on a set and tested, once: the numbers are in `file`."""
+        """The scale's networks trained on a set and tested, once: the numbers are filed."""
+        steps = self.scale.evaluation_steps_of(row)
+        file = folder / f"{name}-{self.scale.networks}x{steps}.json"
         if file.exists():
             return Evaluation.from_json(json.loads(file.read_bytes()))
         self.say(f"Evaluating {row.name}, seed {seed}: {self.scale.networks} networks")
@@ -170,7 +178,7 @@ class Workshop:
             self.data(row, "test"),
             key=jr.fold_in(jr.key(seed), 2**31),
             num_networks=self.scale.networks,
-            steps=self.scale.evaluation_steps_of(row),
+            steps=steps,
             progress=self.progress,
             **options,
         )
@@ -180,3 +188,17 @@ class Workshop:
     def seconds(self, row: Row, **how: Any) -> list[float]:
         """Seconds of each iteration of the first seed's run, what compiles left out."""
         return np.diff(self.distilled(row, **how).history["seconds"]).tolist()
+
+
+def _check_filed(file: Path, result: DistillResult, settings: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if a filed set is of other settings than those asked for."""
+    wanted = {name: settings[name] for name in ("steps", "images_per_class", "flip")}
+    wanted["model"] = describe_model(settings["model"])
+    if "batch_size" in settings:
+        wanted["batch_size"] = settings["batch_size"]
+    for name, value in wanted.items():
+        if result.recipe.get(name) != value:
+            raise ValueError(
+                f"{file} has {name} {result.recipe.get(name)!r}, and {value!r} is asked for: "
+                "remove it, or choose another folder."
+            )
