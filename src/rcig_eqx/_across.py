@@ -36,7 +36,7 @@ class CrossEvaluation:
     def __str__(self) -> str:
         rows = self._texts()
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
+        return "test accuracy in %, mean ± standard deviation over networks\n" + "\n".join(
             "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
         )

@@ -60,6 +60,10 @@ class Evaluation:
     def __str__(self) -> str:
         count = len(self.accuracies)
         budget = f"{count} network{'s' * (count > 1)}, {self.steps} steps"
+        if augmentation := self.training.get("augmentation"):
+            budget += f", augmented by {augmentation.get('strategy', augmentation['name'])}"
+        if "labels" in self.training:
+            budget += ", hard labels"
         lines = [f"distilled set   {self._summary}   ({budget})"]
         if self.baseline:
             lines.append(f"random real     {self.baseline._summary}   (same budget)")

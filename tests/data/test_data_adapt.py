@@ -156,6 +156,14 @@ def test_grey_images_and_grey_ones_among_coloured():
         np.testing.assert_array_equal(adapt(data)[8][0], np.repeat(grey[8][..., None], 3, 2))
 
 
+def test_a_grey_first_image_does_not_take_the_colour_from_the_rest():
+    data = HuggingFaceSet([png(PIXELS[0][..., 0]), *map(png, PIXELS[1:])])
+    with pytest.raises(DataError, match=r"channels="):
+        adapt(data)[1]
+    np.testing.assert_array_equal(adapt(data, channels=3)[1][0], PIXELS[1])
+    assert adapt(data, channels=1)[1][0].shape == (6, 4, 1)
+
+
 @pytest.mark.parametrize(("data", "message"), [
     (TfdsSource([*PIXELS[:8], np.zeros((9, 9, 3), np.uint8)]),
      r"image 8 of pets is \(9, 9, 3\) .*adapt\(dataset, size="),

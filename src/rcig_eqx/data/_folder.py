@@ -74,7 +74,8 @@ class ImageFolder(AbstractImages):
         if image.shape[2] < self.image_shape[2]:
             image = np.repeat(image, 3, axis=2)  # a grey one among colour ones
         if image.shape != self.image_shape:
-            fixes = ["use ImageFolder(path, channels=3)"] if image.shape[2] == 3 else []
+            coloured = image.shape[2] > self.image_shape[2]
+            fixes = ["use ImageFolder(path, channels=3)"] if coloured else []
             if image.shape[:2] != self.image_shape[:2]:
                 fixes = [f"use ImageFolder(path, size={min(self.image_shape[:2])})", *fixes]
             raise DataError(

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import jax
 from typer import Argument, Exit, Option, echo
 
 from ..models._normalize import check_known
@@ -14,7 +15,7 @@ from ._figures import FIGURES
 from ._plan import METHODS, SCALES, SETTINGS
 from ._report import Report
 from ._rows import ROWS, Row
-from ._tables import TABLES, find_rows
+from ._tables import TABLES, counted, find_rows
 from ._workshop import Interrupted, Workshop
 
 TARGETS = {name: rows for name, (_, rows) in (TABLES | FIGURES).items()}
@@ -30,7 +31,12 @@ def reproduce(
             show_default="the paper's",
         ),
     ] = None,
-    scale: Annotated[str, Option(help=f"{' or '.join(SCALES)}.")] = "paper",
+    scale: Annotated[
+        str | None,
+        Option(
+            help=f"{' or '.join(SCALES)}.", show_default="paper on an accelerator, small on a CPU"
+        ),
+    ] = None,
     method: Annotated[str, Option(help=f"One of {', '.join(METHODS)}.")] = "default",
     settings: Annotated[
         str, Option(help=f"Optimiser, pool, average, batch: one of {', '.join(SETTINGS)}.")
@@ -61,6 +67,7 @@ def reproduce(
             echo(f"{name:<20} {row.steps:>6,} steps, paper {row.paper[0]:.1f} ± {row.paper[1]:.1f}")
         return
     check_known("target", target, [*TARGETS, "rows"])
+    scale = scale or ("small" if jax.default_backend() == "cpu" else "paper")
     check_known("scale", scale, SCALES)
     check_known("method", method, METHODS)
     check_known("settings", settings, SETTINGS)
@@ -81,19 +88,27 @@ def reproduce(
         for row in chosen:
             _echo_dry(row, workshop)
         return
+    scaled = workshop.scale
+    workshop.say(
+        f"{target}, {counted(len(chosen), 'row')} at scale {scaled.name}, {method}: "
+        f"{counted(scaled.seeds, 'set')} a row, {counted(scaled.networks, 'network')} on each. "
+        "--dry-run says what each takes; Ctrl-C stops, and the same command goes on."
+    )
+    folder = out / "-".join([scaled.name, method, *[settings] * (settings != "library")])
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        report = run(target, workshop, chosen, out)
+        report = run(target, workshop, chosen, folder)
     except Interrupted:
         echo("Stopped. All there is has been kept: the same command goes on.")
         raise Exit(130) from None
     command = f"`{shlex.join(['rcig-eqx', *sys.argv[1:]])}`"
     report = dataclasses.replace(report, notes=[*report.notes, command])
     echo(f"\n{report}\n")
-    echo("Wrote " + "\n      ".join(map(str, report.write(out))))
+    echo("Wrote " + "\n      ".join(map(str, report.write(folder))))
 
 
 def run(target: str, workshop: Workshop, rows: list[Row], folder: Path) -> Report:
-    """The report of a table or figure; figures are written into the folder as well."""
+    """The report of a table or figure; pictures are written into the folder."""
     if target in TABLES:
         return TABLES[target][0](workshop, rows)
     return FIGURES[target][0](workshop, rows, folder)

@@ -53,5 +53,12 @@ def dry_run(row: Row, workshop: Workshop) -> dict[str, Any]:
         "parameters": sum(x.size for x in jax.tree.leaves(parameters)),
         "outer batch": (batch_size, *row.facts.shape),
         "steps": workshop.scale.steps_of(row),
+        "sets": workshop.scale.seeds,
+        "filed already": sum(
+            (workshop.place(row, seed) / "distilled.safetensors").exists()
+            for seed in range(workshop.scale.seeds)
+        ),
+        "networks": workshop.scale.networks,
+        "each trained": workshop.scale.evaluation_steps_of(row),
         "memory": str(memory),
     }

@@ -200,11 +200,11 @@ def gallery(workshop: Workshop, rows: Rows, folder: Path) -> Report:
         result = workshop.distilled(row)
         title = f"{row.facts.title}, {row.images_per_class} a class"
         stem = folder / f"gallery-{row.name.replace('/', '-')}"
-        for suffix in (".png", ".pdf"):
-            path = save_grid(
-                result.coreset, result.class_names, stem.with_suffix(suffix), title=title
-            )
-            lines.append([row.name, path.name])
+        written = [
+            save_grid(result.coreset, result.class_names, stem.with_suffix(suffix), title=title)
+            for suffix in (".png", ".pdf")
+        ]
+        lines.append([row.name, " and ".join(map(str, written))])
     title = "Figures 9 to 19: distilled sets"
     return Report("gallery", title, ["Row", "Picture"], lines, {}, [run_notes(workshop)])
 

@@ -11,7 +11,7 @@ from .._files import write_atomically
 from ..privacy import PrivacyReport, chunks, join, membership_inference, save_curves
 from ._report import Report
 from ._rows import PRIVACY_COLUMNS, TABLE_5, TABLE_6, Row
-from ._tables import run_notes
+from ._tables import counted, run_notes
 from ._workshop import Workshop
 
 _PAPER = {"mnist": TABLE_5, "fashion_mnist": TABLE_6}
@@ -71,7 +71,8 @@ def membership(name: str, workshop: Workshop, rows: Sequence[Row], folder: Path)
     title = f"{name}: test accuracy in %, and AUC of membership inference"
     scale = workshop.scale
     more = [
-        f"{scale.chunks} chunk{'s' * (scale.chunks > 1)} of up to {scale.chunk:,} real images, a "
-        f"distilled set of each, {scale.networks} networks a set; AUC ± half its 95% interval."
+        f"{counted(scale.chunks, 'chunk')} of up to {scale.chunk:,} real images, a distilled set "
+        f"of each, {counted(scale.networks, 'network')} a set; area under the ROC curve (0.5 is "
+        "guessing) ± half its 95% interval."
     ]
     return Report(name, title, head, lines, values, [*more, run_notes(workshop)])

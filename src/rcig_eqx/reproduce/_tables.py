@@ -122,11 +122,18 @@ def _where(row: Row) -> list[str]:
 def notes(workshop: Workshop, method: str | None = None) -> list[str]:
     """How accuracies were made."""
     scale = workshop.scale
+    spread = "; mean ± standard deviation" if scale.seeds * scale.networks > 1 else ""
     return [
-        f"{scale.seeds} distilled set{'s' * (scale.seeds > 1)} a row and {scale.networks} networks "
-        "on each; mean ± standard deviation over all networks, on the whole test set.",
+        f"{counted(scale.seeds, 'distilled set')} a row, {counted(scale.networks, 'network')} on "
+        f"each, trained for {scale.evaluation_steps or '1,000 (up to ten images) or 2,000'} "
+        f"steps{spread}; the whole test set.",
         run_notes(workshop, method),
     ]
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def run_notes(workshop: Workshop, method: str | None = None) -> str:

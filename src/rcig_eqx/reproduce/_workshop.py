@@ -114,7 +114,7 @@ class Workshop:
                 preprocess=preprocess,
                 checkpoint_dir=folder / "checkpoints",
                 keep_checkpoints=2,
-                resume=True,
+                resume=any((folder / "checkpoints").glob("*.safetensors")),
                 progress=self.progress,
                 **settings,
             )
