@@ -86,7 +86,7 @@ def draw(found, path):
             axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("cosine to the exact hypergradient")
     axes[1, 0].set_ylabel("norm relative to it")
-    axes[1, 0].legend(loc="lower right")
+    axes[1, 0].legend(loc="upper left")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
