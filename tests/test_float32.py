@@ -72,7 +72,7 @@ def test_the_primal_route():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pool_steps", [0, 60])
+@pytest.mark.parametrize("pool_steps", [pytest.param(0, marks=pytest.mark.slow), 60])
 def test_ten_images_per_class(pool_steps):
     case = problem(10, pool_steps)
     exact = in_float64(case)
