@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
@@ -356,8 +357,26 @@ def train_network(
     normalisation is by the images of a step; what it stores, a tenth of it renewed by each, is
     what the network that is returned normalises by. Jittable.
     """
+    training = Training(steps, learning_rate, batch_size, loss, augment)
+    start, step, network_of = training_steps(model, images, labels, training, key=key)
+    carry, _ = jax.lax.scan(lambda c, n: (step(n, c), None), start, jnp.arange(steps))
+    return network_of(carry)
+
+
+def training_steps(
+    model: AbstractNetwork,
+    images: Float[Array, "n h w c"],
+    labels: Float[Array, "n classes"],
+    training: Training,
+    *,
+    key: PRNGKeyArray,
+) -> tuple[PyTree, Callable[[Any, PyTree], PyTree], Callable[[PyTree], AbstractNetwork]]:
+    """What `train_network` is made of: the start, a step `(number, carry) -> carry`, and the
+    network of a carry."""
+    steps, learning_rate, batch_size, loss, augment = training
     optimizer = optax.adam(evaluation_schedule(steps, learning_rate))
     parameters, stored, static = split_for_training(model)
+    keys = jr.split(key, steps)
 
     def loss_of(
         parameters: PyTree, stored: PyTree, rate: Scalar, images: Array, labels: Array
@@ -366,24 +385,23 @@ def train_network(
         outputs, network = training_outputs(network, images, rate=rate)
         return loss(outputs, labels), split_for_training(network)[1]
 
-    def step(carry, number_and_key):
+    def step(number: Any, carry: PyTree) -> PyTree:
         parameters, stored, opt_state = carry
-        number, key = number_and_key
         batch = (images, labels)
         if len(images) > batch_size:
-            chosen = jr.choice(key, len(images), (batch_size,), replace=False)
+            chosen = jr.choice(keys[number], len(images), (batch_size,), replace=False)
             batch = (images[chosen], labels[chosen])
         if augment is not None:
-            batch = (augment(batch[0], key=jr.fold_in(key, 1)), batch[1])
+            batch = (augment(batch[0], key=jr.fold_in(keys[number], 1)), batch[1])
         rate = running_rate(number)
         gradient, stored = jax.grad(loss_of, has_aux=True)(parameters, stored, rate, *batch)
         updates, opt_state = optimizer.update(gradient, opt_state)
-        return (optax.apply_updates(parameters, updates), stored, opt_state), None
+        return optax.apply_updates(parameters, updates), stored, opt_state
 
-    start = (parameters, stored, optimizer.init(parameters))
-    numbered = (jnp.arange(steps), jr.split(key, steps))
-    (parameters, stored, _), _ = jax.lax.scan(step, start, numbered)
-    return eqx.combine(parameters, stored, static)  # pyright: ignore[reportReturnType]
+    def network_of(carry: PyTree) -> AbstractNetwork:
+        return eqx.combine(carry[0], carry[1], static)  # pyright: ignore[reportReturnType]
+
+    return (parameters, stored, optimizer.init(parameters)), step, network_of
 
 
 def correct(

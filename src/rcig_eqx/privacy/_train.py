@@ -8,19 +8,17 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-import optax
 from jax.core import Tracer
-from jaxtyping import Array, Float, Integer, Num, PRNGKeyArray, Scalar
+from jaxtyping import Array, Float, Integer, Num, PRNGKeyArray
 
 from .._coreset import Coreset, centred_labels
-from .._evaluate import evaluation_schedule, mean_squared, train_network
+from .._evaluate import Training, mean_squared, train_network, training_steps
 from .._losses import InnerLoss
 from .._pool import MakeModel
 from .._result import DistillResult
 from .._types import PyTree
 from ..data import AbstractPreprocess
 from ..models import AbstractNetwork
-from ..models._training import running_rate, split_for_training, training_outputs
 
 _BATCH = 500  # images whose outputs are computed together
 
@@ -50,27 +48,8 @@ def train_with_snapshots(
     if not len(at) or any(b <= a for a, b in zip((0, *at), at, strict=False)):
         raise ValueError(f"at is {at!r}: pass rising numbers of steps, such as (125, 250, 500).")
     steps = int(at[-1])
-    optimizer = optax.adam(evaluation_schedule(steps, learning_rate))
-    parameters, stored, static = split_for_training(model)
-    keys = jr.split(key, steps)
-
-    def loss_of(
-        parameters: PyTree, stored: PyTree, rate: Scalar, images: Array, labels: Array
-    ) -> tuple[Array, PyTree]:
-        network = eqx.combine(parameters, stored, static)
-        outputs, network = training_outputs(network, images, rate=rate)
-        return loss(outputs, labels), split_for_training(network)[1]
-
-    def step(number: Array, carry: PyTree) -> PyTree:
-        parameters, stored, opt_state = carry
-        batch = (images, labels)
-        if len(images) > batch_size:
-            chosen = jr.choice(keys[number], len(images), (batch_size,), replace=False)
-            batch = (images[chosen], labels[chosen])
-        rate = running_rate(number)
-        gradient, stored = jax.grad(loss_of, has_aux=True)(parameters, stored, rate, *batch)
-        updates, opt_state = optimizer.update(gradient, opt_state)
-        return optax.apply_updates(parameters, updates), stored, opt_state
+    training = Training(steps, learning_rate, batch_size, loss, None)
+    start, step, network_of = training_steps(model, images, labels, training, key=key)
 
     def stretch(carry: PyTree, ends: tuple[Array, Array]) -> tuple[PyTree, PyTree]:
         carry = jax.lax.fori_loop(*ends, step, carry)
@@ -78,9 +57,8 @@ def train_with_snapshots(
 
     # One loop within another, so that a step is compiled once however many snapshots there are.
     ends = (jnp.array((0, *at[:-1])), jnp.array(at))
-    start = (parameters, stored, optimizer.init(parameters))
-    _, (parameters, stored) = jax.lax.scan(stretch, start, ends)
-    return eqx.combine(parameters, stored, static)  # pyright: ignore[reportReturnType]
+    _, snapshots = jax.lax.scan(stretch, start, ends)
+    return network_of(snapshots)
 
 
 def outputs_of(
