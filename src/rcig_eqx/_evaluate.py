@@ -254,7 +254,14 @@ def _train_and_test(
         model = train_network(make_model(model_key), X, y, **training._asdict(), key=train_key)
         return correct(model, images, labels)
 
-    return one(keys[0])[None] if len(keys) == 1 else eqx.filter_vmap(one)(keys)
+    return each_row(one, keys)
+
+
+def each_row(function: Callable[..., PyTree], *stacked: Shaped[Array, "networks ..."]) -> PyTree:
+    """`function` of every row of all arrays, stacked: by `vmap`, but for a single row."""
+    if len(stacked[0]) == 1:
+        return jax.tree.map(lambda x: x[None], function(*(rows[0] for rows in stacked)))
+    return eqx.filter_vmap(function)(*stacked)
 
 
 def _report(

@@ -20,6 +20,7 @@ from rich.progress import track
 
 from .._backend import networks_at_once
 from .._distill import check_counts, check_key
+from .._evaluate import each_row
 from ._roc import Auc, Roc, roc
 from ._train import Images, Train, confidence, outputs_of
 
@@ -125,9 +126,7 @@ def _train_and_score(
         predict = train(images[chosen], labels[chosen], key)
         return confidence(outputs_of(predict, images), labels)
 
-    if len(keys) == 1:
-        return one(chosen[0], keys[0])[None]
-    return eqx.filter_vmap(one)(chosen, keys)
+    return each_row(one, chosen, keys)
 
 
 def likelihood_ratio(

@@ -14,7 +14,7 @@ from rich.progress import track
 from .._backend import networks_at_once
 from .._coreset import Coreset, centred_labels
 from .._distill import check_counts, check_key, check_model, describe_model
-from .._evaluate import fresh_network, mean_squared
+from .._evaluate import each_row, fresh_network, mean_squared
 from .._losses import InnerLoss
 from .._pool import MakeModel
 from .._result import DistillResult
@@ -177,9 +177,7 @@ def _train_and_observe(
         losses = jax.vmap(jax.vmap(lambda f, t: loss(f[None], t[None])), (0, None))(logits, targets)
         return logits, losses
 
-    if len(keys) == 1:
-        return jax.tree.map(lambda x: x[None], one(keys[0]))
-    return eqx.filter_vmap(one)(keys)
+    return each_row(one, keys)
 
 
 def chunks(train: Dataset, size: int, count: int, *, key: PRNGKeyArray) -> tuple[Dataset, ...]:

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import shutil
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,9 @@ from ._plan import arguments
 from ._privacy import membership
 from ._report import Report
 from ._rows import Row
-from ._tables import notes, run_notes
+from ._tables import Rows, notes, run_notes
 from ._workshop import Workshop
 
-Rows = Sequence[Row]
 COUNTS = (0, 2, 5, 10, 20, 30)  # of inner and of inverse-Hessian steps
 SUBSETS = (0.04, 0.1, 0.2, 0.4, 1.0)  # of |S|: 200, 500, 1,000, 2,000 and 5,000 of 5,000
 WIDTHS = (16, 32, 64, 128, 256, 512)

@@ -121,13 +121,18 @@ SETTINGS: dict[str, Callable[..., dict[str, Any]]] = {
 
 def method_of(row: Row, name: str, steps: int) -> AbstractMethod:
     """A method by name, with the row's λ, backward pass and precision."""
-    common = {"l2_rate": row.l2_rate, "subset": row.subset}
     if name == "random":
         return random_subset()
+    options = _options(row)
+    if name == "rcig":
+        del options["dtype"]  # it has no ridge head to solve for
     make = METHODS[name] or functools.partial(default_method, steps)
-    # The exact method has no ridge head to solve for.
-    wide = {"dtype": jnp.float64} if row.float64 and make is not rcig else {}
-    return make(**common, **wide)
+    return make(**options)
+
+
+def _options(row: Row) -> dict[str, Any]:
+    dtype = jnp.float64 if row.float64 else None
+    return {"l2_rate": row.l2_rate, "subset": row.subset, "dtype": dtype}
 
 
 def model_of(row: Row, scale: Scale, normalization: str | None = None, **changed: Any):
@@ -156,15 +161,8 @@ def arguments(
     instance.
     """
     steps = 1 if method == "random" else scale.steps_of(row)
-    given = SETTINGS[settings]()
-    if method == "rcig_paper" and given:
-        given["method"] = dataclasses.replace(
-            given["method"],
-            l2_rate=row.l2_rate,
-            subset=row.subset,
-            dtype=jnp.float64 if row.float64 else None,
-        )
-    else:
+    given = SETTINGS[settings](**_options(row))
+    if method != "rcig_paper" or not given:
         given["method"] = method_of(row, method, steps)
     if scale.batch_size is not None:
         given["batch_size"] = scale.batch_size

@@ -71,11 +71,20 @@ class Workshop:
         return self._sets[key]
 
     def place(
-        self, row: Row, seed: int, method: str | None = None, variant: str = "", **_: Any
+        self,
+        row: Row,
+        seed: int,
+        *,
+        method: str | None = None,
+        normalization: str | None = None,
+        variant: str = "",
+        **_: Any,
     ) -> Path:
-        """The folder of one distilled set."""
+        """The folder of one distilled set, from what `distilled` is given."""
         settings = "" if self.settings == "library" else f"-{self.settings}"
-        name = f"{row.name.replace('/', '-')}-{method or self.method}{settings}{variant}"
+        normalized = f"-{normalization}" if normalization else ""
+        name = row.name.replace("/", "-")
+        name += f"-{method or self.method}{settings}{variant}{normalized}"
         return self.folder / name / self.scale.name / f"seed{seed}"
 
     def distilled(
@@ -95,16 +104,16 @@ class Workshop:
         images in `train`, make it another run. Raises `Interrupted` if it was ended before its
         last step.
         """
-        variant += f"-{normalization}" if normalization else ""
         method = method or self.method
-        folder = self.place(row, seed, method, variant)
+        how = {"method": method, "normalization": normalization, "variant": variant}
+        folder = self.place(row, seed, **how)
         file = folder / "distilled.safetensors"
         settings = arguments(row, self.scale, method, self.settings, normalization) | dict(changed)
         if file.exists():
             result = load_result(file)
             _check_filed(file, result, settings)
             return result
-        what = f"{row.name}, {method}{variant}, seed {seed}"
+        what = f"{folder.parent.parent.name}, seed {seed}"
         self.say(f"Distilling {what}: {settings['steps']:,} steps")
         preprocess = self._fitted(row) if train is None else preprocess_of(row, train)
         with jax.enable_x64(row.float64):
@@ -144,13 +153,12 @@ class Workshop:
         """
         kinds = ["evaluation", *["augmented"] * augment, *["hard"] * (labels == "hard")]
         name = "-".join([*kinds, *([network[0]] if network else [])])
-        normalization = how.get("normalization")
-        model = network[1] if network else model_of(row, self.scale, normalization, softplus=None)
+        own_model = model_of(row, self.scale, how.get("normalization"), softplus=None)
+        model = network[1] if network else own_model
 
         def one(seed: int) -> Evaluation:
             result = self.distilled(row, seed, **how)
-            variant = how.get("variant", "") + (f"-{normalization}" if normalization else "")
-            folder = self.place(row, seed, how.get("method"), variant)
+            folder = self.place(row, seed, **how)
             given = {"augment": augment, "labels": labels, "model": model}
             own = result if network is None else result.coreset
             return self.evaluated(row, own, name, folder, seed=seed, **given)
