@@ -24,7 +24,7 @@ from ._pool import MakeModel
 from ._result import DistillResult
 from ._types import PyTree
 from .data import AbstractImages, Dataset, apply_in_chunks
-from .data._adapt import Examples, adapted
+from .data._adapt import Examples, as_images
 from .models import AbstractNetwork, ConvNet, network_for
 from .models._architectures import (
     ARCHITECTURES,
@@ -196,17 +196,8 @@ def fresh_network(
 
 def in_memory(test: Any) -> Dataset:
     """Test images in any form, or `ValueError`."""
-    test = adapted(test)
-    if isinstance(test, AbstractImages):
-        return test.read()
-    if isinstance(test, tuple):
-        return Dataset.from_arrays(*test)
-    if not isinstance(test, Dataset):
-        raise ValueError(
-            f"test is a {type(test).__name__}: pass a Dataset, (images, labels) or a set on disk "
-            "such as an ImageFolder."
-        )
-    return test
+    images = as_images(test)
+    return images.read() if isinstance(images, AbstractImages) else images
 
 
 def _check_fit(coreset: Any, test: Dataset, names: tuple[str, ...]) -> None:
