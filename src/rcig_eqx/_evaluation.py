@@ -5,7 +5,6 @@ import math
 from typing import Any
 
 import numpy as np
-import scipy.special
 from jaxtyping import Float64
 
 
@@ -47,10 +46,12 @@ class Evaluation:
         Of one distilled set it does not know how sets differ from seed to seed: pool several. NaN
         for one network.
         """
+        from scipy.special import stdtrit  # slow to import, and needed here alone
+
         n = len(self.accuracies)
         if n < 2:
             return math.nan, math.nan
-        reach = float(scipy.special.stdtrit(n - 1, (1 + level) / 2)) * self.std / math.sqrt(n)
+        reach = float(stdtrit(n - 1, (1 + level) / 2)) * self.std / math.sqrt(n)
         return self.mean - reach, self.mean + reach
 
     @property
