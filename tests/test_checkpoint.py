@@ -412,7 +412,8 @@ def test_workers_change_nothing_and_a_dead_one_is_said(pictures, tmp_path):
     assert same_run(distill(pictures, workers=1, resume=True, **changed), whole)
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 20])
 def test_killed_at_random_moments_ends_in_the_same_bytes(kills):
     script = Path(__file__).parent.parent / "benchmarks" / "kills.py"
     options = ["--kills", str(kills), "--steps", str(40 * kills), "--width", "4"]

@@ -78,7 +78,8 @@ def check_same(found: dict, tolerance: float) -> None:
 DEFAULT = ("rcig/1", "frepo/2", "frepo/2/64", "chunks")
 
 
-@pytest.mark.parametrize("case", [pytest.param("rcig/1", marks=pytest.mark.slow), "frepo/2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["rcig/1", "frepo/2"])
 def test_two_devices_do_what_one_does(case):
     check_same(compared(2, 64, *DEFAULT)[case], 1e-10)
 

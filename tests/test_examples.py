@@ -232,6 +232,7 @@ def small(tmp_path_factory):
     return folder, exported(folder, test, width=8, distil_steps=60, networks=4, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["numpy", "pytorch"])
 def test_both_reach_what_the_card_states(name, small):
     folder, report = small

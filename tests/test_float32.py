@@ -43,7 +43,8 @@ def in_float64(problem):
         return jax.device_get(hypergradient(wide, DualCholesky()))
 
 
-@pytest.mark.parametrize("pool_steps", [pytest.param(0, marks=pytest.mark.slow), 60])
+@pytest.mark.slow
+@pytest.mark.parametrize("pool_steps", [0, 60])
 def test_one_image_per_class(pool_steps):
     """Eight preconditioned products a solve, and the route the library picks."""
     case = problem(1, pool_steps)
@@ -72,7 +73,7 @@ def test_the_primal_route():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pool_steps", [pytest.param(0, marks=pytest.mark.slow), 60])
+@pytest.mark.parametrize("pool_steps", [0, 60])
 def test_ten_images_per_class(pool_steps):
     case = problem(10, pool_steps)
     exact = in_float64(case)

@@ -55,7 +55,10 @@ def temporary_bytes(function, *arguments) -> int:
     return analysis.temp_size_in_bytes
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize(
+    "name",
+    [n if n not in ("rig", "cig") else pytest.param(n, marks=pytest.mark.slow) for n in FUNCTIONS],
+)
 def test_the_mean_over_every_subset_is_the_whole_gradient(setting, name):
     """Unbiased without a doubt: over all 10 pairs of 5 images, each as likely as the next."""
     function = FUNCTIONS[name]

@@ -183,13 +183,13 @@ TINY_WORDS = {
 }
 
 
-def tiny_imagenet_files(pixels):
-    """`({name: contents}, {split: [n]} labels)` of two images of each of four classes a split."""
-    wnids = list(TINY_WORDS)
-    labels = {split: np.arange(8) % 4 for split in ("train", "test")}
+def tiny_imagenet_files(pixels, words=TINY_WORDS):
+    """`({name: contents}, {split: [n]} labels)`; the classes of a split's images take turns."""
+    wnids = list(words)
+    labels = {split: np.arange(len(x)) % len(wnids) for split, x in pixels.items()}
     files, annotations = {}, []
     for i, label in enumerate(labels["train"]):
-        name = f"train/{wnids[label]}/images/{wnids[label]}_{i // 4}.JPEG"
+        name = f"train/{wnids[label]}/images/{wnids[label]}_{i // len(wnids)}.JPEG"
         files[name] = png(pixels["train"][i])
         files[f"train/{wnids[label]}/{wnids[label]}_boxes.txt"] = b"0 0 0 62 62"
     for i, label in enumerate(labels["test"]):
@@ -198,17 +198,20 @@ def tiny_imagenet_files(pixels):
     files["test/images/test_0.JPEG"] = png(pixels["test"][0])
     files["val/val_annotations.txt"] = "\n".join(annotations).encode()
     files["wnids.txt"] = "\n".join(wnids).encode()
-    words = [f"{wnid}\t{name}, another name" for wnid, name in TINY_WORDS.items()]
-    files["words.txt"] = "\n".join([*words, "n00001740\tentity"]).encode()
+    lines = [f"{wnid}\t{name}, another name" for wnid, name in words.items()]
+    files["words.txt"] = "\n".join([*lines, "n00001740\tentity"]).encode()
     return {f"tiny-imagenet-200/{name}": data for name, data in files.items()}, labels
 
 
-def cub_files(pixels):
-    birds = ["001.Black_footed_Albatross", "002.Laysan_Albatross", "010.Red_winged_Blackbird"]
-    labels = {split: np.arange(6) % 3 for split in ("train", "test")}
+BIRDS = ("001.Black_footed_Albatross", "002.Laysan_Albatross", "010.Red_winged_Blackbird")
+
+
+def cub_files(pixels, birds=BIRDS):
+    """Likewise; training and test images are listed in turn."""
+    labels = {split: np.arange(len(x)) % len(birds) for split, x in pixels.items()}
     files, tables = {}, {"images": [], "image_class_labels": [], "train_test_split": []}
     number = 0
-    for i in range(6):
+    for i in range(len(pixels["train"])):
         for split in ("train", "test"):
             number += 1
             name = f"{birds[labels[split][i]]}/{split}_{i}.jpg"
@@ -222,11 +225,12 @@ def cub_files(pixels):
 
 
 def imagenette_files(pixels, folder, wnids):
-    labels = {split: np.arange(20) % 10 for split in ("train", "test")}
+    """Likewise."""
+    labels = {split: np.arange(len(x)) % len(wnids) for split, x in pixels.items()}
     files = {"noisy.csv": b"path"}
     for split, inside in (("train", "train"), ("test", "val")):
         for i, label in enumerate(labels[split]):
-            name = f"{inside}/{wnids[label]}/{wnids[label]}_{i // 10}.JPEG"
+            name = f"{inside}/{wnids[label]}/{wnids[label]}_{i // len(wnids)}.JPEG"
             files[name] = png(pixels[split][i])
         files[f"{inside}/{wnids[0]}/._hidden.JPEG"] = b"of a Mac"
     return {f"{folder}/{name}": data for name, data in files.items()}, labels

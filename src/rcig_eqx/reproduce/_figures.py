@@ -19,7 +19,7 @@ from .._plot import matplotlib_figure, save_grid, write_figure
 from .._result import load_result
 from ..solvers import Adam
 from ._dry import parts_of
-from ._plan import arguments
+from ._plan import arguments, model_of
 from ._privacy import membership
 from ._report import Report
 from ._rows import Row
@@ -186,9 +186,10 @@ def _along(workshop: Workshop, row: Row) -> Iterator[tuple[int, float, Evaluatio
         shutil.rmtree(folder)  # killed between a checkpoint and a file: once more, from the start
         run = workshop.distilled(row, variant="-along", changed={"callbacks": (keep,)})
     clock = run.history["seconds"]
+    model = model_of(row, workshop.scale, softplus=None)
     for mark in marks:
         result = load_result(folder / f"after-{mark}.safetensors")
-        report = workshop.evaluated(row, result, f"after-{mark}", folder)
+        report = workshop.evaluated(row, result.coreset, f"after-{mark}", folder, model=model)
         yield mark, float(clock[mark - 1] - clock[0]), report
 
 

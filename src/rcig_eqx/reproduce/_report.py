@@ -60,6 +60,6 @@ def of_paper(number: Number | None) -> str:
     return "" if number is None else f"{number[0]} ± {number[1]}"
 
 
-def mean_only(evaluation: Evaluation | None) -> str:
+def mean_only(evaluation: Evaluation) -> str:
     """A mean in percent."""
-    return "" if evaluation is None else f"{100 * evaluation.mean:.1f}"
+    return f"{100 * evaluation.mean:.1f}"

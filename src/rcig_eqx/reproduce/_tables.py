@@ -46,7 +46,7 @@ def _accuracies(workshop: Workshop, rows: Rows, name: str, title: str) -> Report
     for row in rows:
         report = workshop.accuracy(row, augment=row.augment)
         values[row.name] = report.to_json()
-        random = mean_only(report.baseline)
+        random = mean_only(workshop.accuracy(row, augment=row.augment, real=True))
         paper = [of_paper(row.paper), of_paper(row.frepo)]
         lines.append([*_where(row), random, percent(report), *paper])
     head = ["Data set", "Img/cls", "Random real", "Here", "Paper", "Paper's FRePo"]

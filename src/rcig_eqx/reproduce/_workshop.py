@@ -144,14 +144,17 @@ class Workshop:
         augment: bool = False,
         labels: str = "learned",
         network: tuple[str, MakeModel] | None = None,
+        real: bool = False,
         **how: Any,
     ) -> Evaluation:
         """Test accuracy pooled over the scale's seeds; each is measured once, and filed.
 
         `network` is a name and a function to evaluate with, the row's own with ReLU if `None`;
-        `how` is handed to `distilled`.
+        `real` evaluates as many random real images in the set's place; `how` is handed to
+        `distilled`.
         """
-        kinds = ["evaluation", *["augmented"] * augment, *["hard"] * (labels == "hard")]
+        flags = {"random": real, "augmented": augment, "hard": labels == "hard"}
+        kinds = ["evaluation", *(name for name, asked in flags.items() if asked)]
         name = "-".join([*kinds, *([network[0]] if network else [])])
         own_model = model_of(row, self.scale, how.get("normalization"), softplus=None)
         model = network[1] if network else own_model
@@ -160,15 +163,15 @@ class Workshop:
             result = self.distilled(row, seed, **how)
             folder = self.place(row, seed, **how)
             given = {"augment": augment, "labels": labels, "model": model}
-            own = result if network is None else result.coreset
-            return self.evaluated(row, own, name, folder, seed=seed, **given)
+            images = result.baseline if real else result.coreset
+            return self.evaluated(row, images, name, folder, seed=seed, **given)
 
         return pooled(map(one, range(self.scale.seeds)))
 
     def evaluated(
         self,
         row: Row,
-        distilled: DistillResult | Coreset,
+        coreset: Coreset,
         name: str,
         folder: Path,
         *,
@@ -182,7 +185,7 @@ class Workshop:
             return Evaluation.from_json(json.loads(file.read_bytes()))
         self.say(f"Evaluating {row.name}, seed {seed}: {self.scale.networks} networks")
         report = evaluate(
-            distilled,
+            coreset,
             self.data(row, "test"),
             key=jr.fold_in(jr.key(seed), 2**31),
             num_networks=self.scale.networks,
