@@ -30,7 +30,7 @@ _BRIEF = {
     "test, key=jr.key(1)": "test, key=jr.key(1), num_networks=1, steps=4",
 }
 _FEW_STEPS = {"width=32": "width=2, depth=1", '"steps": 100': '"steps": 2'}
-# A minute or two each: with the slow tests, which CI picks them from.
+# A minute or two each: with the slow tests.
 LONG = {"docs/custom.md", "docs/tutorials/fashion-mnist.md"}
 SHORTENED = {"README.md": _BRIEF, "docs/index.md": _BRIEF, "docs/devices.md": _FEW_STEPS}
 
