@@ -1,13 +1,9 @@
 """Every row of Tables 2 and 4, end to end, from small archives in the official layouts."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent / "data"))
 from official_files import (
     cub_files,
     imagenette_files,
