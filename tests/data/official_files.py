@@ -234,3 +234,16 @@ def imagenette_files(pixels, folder, wnids):
             files[name] = png(pixels[split][i])
         files[f"{inside}/{wnids[0]}/._hidden.JPEG"] = b"of a Mac"
     return {f"{folder}/{name}": data for name, data in files.items()}, labels
+
+
+def write_imagenet_batches(folder, pixels, classes, savez=np.savez):
+    """The down-sampled images: ten files of the training split, one of the other."""
+    (folder / "Imagenet64_train").mkdir(parents=True)
+    train = [folder / "Imagenet64_train" / f"train_data_batch_{i}.npz" for i in range(1, 11)]
+    for split, files in (("train", train), ("test", [folder / "val_data.npz"])):
+        planes = _planes(np.stack(pixels[split]))
+        labels = np.arange(len(planes)) % classes + 1
+        parts = np.array_split(np.arange(len(planes)), len(files))
+        for file, part in zip(files, parts, strict=True):
+            content = {"data": planes[part], "labels": labels[part]}
+            savez(file, **content, mean=np.zeros(planes.shape[1]))

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from official_files import png, random_pixels, write_files, write_tar
+from official_files import png, random_pixels, write_files, write_imagenet_batches, write_tar
 
 from rcig_eqx.data import DataError, _imagenet, load, open_records, resize
 from rcig_eqx.data._download import cache_folder
@@ -89,18 +89,9 @@ def write_flat(folder):
     write_files(folder, devkit_files(), "folder")
 
 
-def batch(pixels, labels):
-    planes = np.stack(pixels).transpose(0, 3, 1, 2).reshape(len(pixels), -1)
-    return {"data": planes, "labels": labels + 1, "mean": np.zeros(3 * 64 * 64)}
-
-
 def write_batches(folder, savez=np.savez):
-    (folder / "Imagenet64_train").mkdir(parents=True)
     small = {split: [resize(x, 64) for x in PIXELS[split]] for split in PIXELS}
-    for i in range(COUNT):
-        content = batch(small["train"][i : i + 1], LABELS[i : i + 1])
-        savez(folder / "Imagenet64_train" / f"train_data_batch_{i + 1}.npz", **content)
-    savez(folder / "val_data.npz", **batch(small["test"], LABELS))
+    write_imagenet_batches(folder, small, len(WNIDS), savez)
     lines = [f"{wnid} {i + 1} a_name" for i, wnid in enumerate(WNIDS)]
     (folder / "map_clsloc.txt").write_text("\n".join(lines))
 

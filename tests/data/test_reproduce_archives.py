@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 from official_files import (
     cub_files,
@@ -13,6 +12,7 @@ from official_files import (
     write_cifar,
     write_files,
     write_idx,
+    write_imagenet_batches,
 )
 
 from rcig_eqx import load_result
@@ -31,13 +31,11 @@ EACH = {name: max(r.images_per_class for r in ROWS.values() if r.dataset == name
         for name in {row.dataset for row in ROWS.values()}}  # fmt: skip
 
 
-def wnids_of(count):
-    return [f"n{1_440_764 + i:08}" for i in range(count)]
-
-
 def counts_of(row):
     """As many images as the data set's largest row has, and one a class to test on."""
-    return {"train": EACH[row.dataset] * row.facts.classes, "test": row.facts.classes}
+    train = EACH[row.dataset] * row.facts.classes
+    # The writer of CUB-200 lists training and test images in turn.
+    return {"train": train, "test": train if row.dataset == "cub200" else row.facts.classes}
 
 
 def pixels_of(row):
@@ -66,9 +64,7 @@ def write_tiny_imagenet(folder, row):
 
 
 def write_cub(folder, row):
-    pixels = pixels_of(row)
-    pixels["test"] = random_pixels(len(pixels["train"]), (32, 32), seed=2)  # listed in turn
-    files = cub_files(pixels, [f"{i + 1:03}.Bird_{i}" for i in range(200)])[0]
+    files = cub_files(pixels_of(row), [f"{i + 1:03}.Bird_{i}" for i in range(200)])[0]
     write_files(folder / "CUB_200_2011.tgz", files, "tgz")
 
 
@@ -79,17 +75,7 @@ def write_imagenette(folder, row):
 
 
 def write_imagenet(folder, row):
-    """The official down-sampled batches."""
-    inside = folder / "imagenet64" / "Imagenet64_train"
-    inside.mkdir(parents=True)
-    files = {"train": [inside / f"train_data_batch_{i}.npz" for i in range(1, 11)],
-             "test": [inside.parent / "val_data.npz"]}  # fmt: skip
-    for split, images in pixels_of(row).items():
-        planes = np.stack(images).transpose(0, 3, 1, 2).reshape(len(images), -1)
-        labels = np.arange(len(images)) % row.facts.classes + 1
-        parts = np.array_split(np.arange(len(images)), len(files[split]))
-        for file, part in zip(files[split], parts, strict=True):
-            np.savez(file, data=planes[part], labels=labels[part])
+    write_imagenet_batches(folder / "imagenet64", pixels_of(row), row.facts.classes)
 
 
 WRITE = {
@@ -111,8 +97,6 @@ def test_a_row_runs_from_the_official_files_to_its_table(name, tmp_path, monkeyp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     WRITE[row.dataset](tmp_path, row)
     counts = counts_of(row)
-    if row.dataset == "cub200":
-        counts["test"] = counts["train"]
     monkeypatch.setattr(_imagenet, "COUNTS", counts)
     if row.dataset in _load.SOURCES and _load.SOURCES[row.dataset].counts:
         source = dataclasses.replace(_load.SOURCES[row.dataset], counts=counts)
