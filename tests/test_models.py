@@ -1,5 +1,6 @@
 """Networks: counts, shapes, both convolution formulations, and the body/head split."""
 
+import contextlib
 import itertools
 
 import equinox as eqx
@@ -13,12 +14,30 @@ from rcig_eqx import ConvNet, convnet_for, partition
 from rcig_eqx.models import average_pool, conv2d, count_parameters, max_pool, softplus
 
 
-@pytest.mark.parametrize("options", [{"padding": 3}, {"padding": 1, "stride": 2}])
-def test_patches_equal_lax_convolution(options, monkeypatch):
-    """Values, both Jacobian products and the second derivative that the hypergradient takes."""
-    keys = jr.split(jr.key(0), 4)
-    x, dx = jr.normal(keys[0], (2, 7, 6, 3)), jr.normal(keys[1], (2, 7, 6, 3))
-    w, dw = jr.normal(keys[2], (3, 3, 3, 4)), jr.normal(keys[3], (3, 3, 3, 4))
+def in_each_formulation(monkeypatch, function, *args):
+    """What a function gives with either way to write a convolution, compiled."""
+    for formulation in ("forward", "lax"):
+        monkeypatch.setattr("rcig_eqx.models._conv.conv_formulation", lambda f=formulation: f)
+        yield jax.jit(lambda *args: function(*args))(*args)
+
+
+def assert_close(results):
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(b).max()))
+
+
+@pytest.mark.parametrize("options", [{"padding": 3}, {"padding": 1, "stride": 2}, {"padding": 0}])
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_cpu_convolution_equals_lax(options, channels, monkeypatch):
+    """Values, both Jacobian products and the second derivative that the hypergradient takes.
+
+    Thirteen images are more than a kernel gradient takes together.
+    """
+    keys = jr.split(jr.key(0))
+    x, dx = jr.normal(keys[0], (2, 13, 9, 8, channels))
+    w, dw = jr.normal(keys[1], (2, 3, 3, channels, 4))
 
     def everything(x, w):
         f = lambda x, w: conv2d(x, w, **options) ** 2  # noqa: E731
@@ -26,14 +45,25 @@ def test_patches_equal_lax_convolution(options, monkeypatch):
         second = jax.grad(lambda x: jnp.sum(jax.jvp(lambda w: f(x, w), (w,), (dw,))[1] ** 2))(x)
         return y, tangent, jax.grad(lambda w: jnp.sum(f(x, w) ** 2))(w), second
 
-    results = []
-    for formulation in ("patches", "lax"):
-        monkeypatch.setattr("rcig_eqx.models._conv.conv_formulation", lambda f=formulation: f)
-        results.append(jax.jit(lambda x, w: everything(x, w))(x, w))
-    for a, b in zip(*results, strict=True):
-        assert a.shape == b.shape
-        assert a.dtype == b.dtype
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3 * float(jnp.abs(b).max()))
+    assert_close(in_each_formulation(monkeypatch, everything, x, w))
+
+
+@pytest.mark.parametrize("axes", [(1, None), (None, 0), (2, 1)], ids=str)
+@pytest.mark.parametrize("mesh", [False, True])
+def test_cpu_convolution_over_a_batch(axes, mesh, monkeypatch):
+    """`vmap` over images, kernels and both, of gradients and inside them."""
+    x = jnp.moveaxis(jr.normal(jr.key(0), (3, 2, 5, 5, 2)), 0, axes[0] or 0)
+    w = jnp.moveaxis(jr.normal(jr.key(1), (3, 3, 3, 2, 4)), 0, axes[1] or 0)
+    x, w = x if axes[0] is not None else x[0], w if axes[1] is not None else w[0]
+    loss = lambda x, w: jnp.sum(conv2d(x, w, padding=1) ** 2)  # noqa: E731
+
+    def both_orders(x, w):
+        inside = jax.vmap(jax.grad(loss, (0, 1)), axes)(x, w)
+        return inside, jax.grad(lambda *a: jnp.sum(jax.vmap(loss, axes)(*a)), (0, 1))(x, w)
+
+    devices = jax.make_mesh((1,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(devices) if mesh else contextlib.nullcontext():
+        assert_close(in_each_formulation(monkeypatch, both_orders, x, w))
 
 
 def test_softplus_and_its_derivatives():

@@ -26,14 +26,15 @@ IMAGES_AT_ONCE = 16  # distilled images differentiated together
 IMAGES_HELD = 1024
 
 
-def conv_formulation() -> Literal["patches", "lax"]:
+def conv_formulation() -> Literal["forward", "lax"]:
     """How `conv2d` is written for JAX's default backend.
 
-    On CPU a `lax.conv` inside `lax.scan` or `while_loop` runs an order of magnitude slower than
-    outside, and its transposes cost more than their arithmetic; patches times a matrix keep
-    their speed everywhere. Elsewhere the vendor's convolution is the right one.
+    On CPU the transposes that JAX has for `lax.conv` run up to a hundred times slower inside
+    `lax.scan` or `while_loop` than their arithmetic needs; there every derivative is written as a
+    forward convolution (`models/_cpu_convolution.py`). Elsewhere the vendor's convolution is the
+    right one.
     """
-    return "patches" if jax.default_backend() == "cpu" else "lax"
+    return "forward" if jax.default_backend() == "cpu" else "lax"
 
 
 def networks_at_once(num_networks: int) -> int:

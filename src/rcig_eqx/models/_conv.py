@@ -6,6 +6,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from .._backend import conv_formulation
+from ._cpu_convolution import convolve
 
 
 def conv2d(
@@ -30,16 +31,22 @@ def conv2d(
             padding=((padding, padding), (padding, padding)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-    k, l, c, o = kernel.shape
-    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    n, i, j = x.shape[0], (x.shape[1] - k) // stride + 1, (x.shape[2] - l) // stride + 1
-    rows, columns = (
-        [slice(a, a + stride * (m - 1) + 1, stride) for a in range(window)]
-        for window, m in ((k, i), (l, j))
-    )
-    # Two-dimensional operands: XLA then reaches one plain matrix product in every transpose.
-    patches = jnp.concatenate([x[:, a, b].reshape(-1, c) for a in rows for b in columns], axis=-1)
-    return (patches @ kernel.reshape(-1, o)).reshape(n, i, j, o)
+    if stride == 1:
+        return convolve(x, kernel, ((padding, padding), (padding, padding)))
+    return convolve(*_in_blocks(x, kernel, padding, stride), ((0, 0), (0, 0)))
+
+
+def _in_blocks(x, kernel, padding, stride):
+    """A convolution of stride s as one of stride one: s × s blocks of pixels are the channels."""
+    s, (k, l, c, o) = stride, kernel.shape
+    outputs = [(m + 2 * padding - q) // s + 1 for m, q in zip(x.shape[1:3], (k, l), strict=True)]
+    K, L = -(-k // s), -(-l // s)
+    H, W = outputs[0] - 1 + K, outputs[1] - 1 + L
+    edges = [(padding, s * M - m - padding, 0) for M, m in zip((H, W), x.shape[1:3], strict=True)]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    kernel = jnp.pad(kernel, ((0, s * K - k), (0, s * L - l), (0, 0), (0, 0)))
+    x = x.reshape(-1, H, s, W, s, c).swapaxes(2, 3).reshape(-1, H, W, s * s * c)
+    return x, kernel.reshape(K, s, L, s, c, o).swapaxes(1, 2).reshape(K, L, s * s * c, o)
 
 
 def average_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
