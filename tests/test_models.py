@@ -33,10 +33,10 @@ def assert_close(results):
 def test_cpu_convolution_equals_lax(options, channels, monkeypatch):
     """Values, both Jacobian products and the second derivative that the hypergradient takes.
 
-    Thirteen images are more than a kernel gradient takes together.
+    Seventeen images are more than a kernel gradient takes together.
     """
     keys = jr.split(jr.key(0))
-    x, dx = jr.normal(keys[0], (2, 13, 9, 8, channels))
+    x, dx = jr.normal(keys[0], (2, 17, 9, 8, channels))
     w, dw = jr.normal(keys[1], (2, 3, 3, channels, 4))
 
     def everything(x, w):

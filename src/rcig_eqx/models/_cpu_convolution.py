@@ -67,7 +67,7 @@ def _kernel_cotangent(dy, x, kernel, *, padding):
         return convolve(x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3), padding)
 
     n, few = len(x), _images_a_piece(dy.shape[1] * dy.shape[2])
-    if n < 2 * few or _divided():
+    if n < max(2 * few, 13) or _divided():  # under 13 a loop gains nothing and takes compiling
         return of(x, dy).transpose(1, 2, 0, 3)
     each = min(range(few, 2 * few), key=lambda m: -n % m)  # what fills the last piece best
     rest = ((0, -n % each), *((0, 0),) * 3)
