@@ -49,6 +49,9 @@ CASES: dict[str, tuple[str, str]] = {
     "model_makes_no_network": ("ValueError", "made a Linear; it must be .*AbstractNetwork"),
     "model_other_classes": ("ValueError", "build it with num_classes=2"),
     "model_other_size": ("ValueError", r"does not take images \(8, 8, 1\): build it"),
+    "model_other_channels": ("ValueError", r"does not take images.*1 channels and the kernel"),
+    "conv_channels": ("ValueError", "have 6 channels and the kernel .* takes 3"),
+    "conv_dtypes": ("TypeError", "pass one dtype"),
     "model_too_deep": ("ValueError", "too small for depth=9.*smaller depth"),
     "solve_float64_without_x64": ("ValueError", "jax_enable_x64"),
     "learning_rate_negative": ("ValueError", "make it positive"),
@@ -165,6 +168,9 @@ def collect() -> dict[str, list[str]]:
         given = {"in_channels": 1, "image_size": 8, "num_classes": 2, "width": 2, "depth": 1}
         return r.ConvNet(**(given | changed), key=key)  # pyright: ignore[reportArgumentType]
 
+    def conv(x, **options):
+        r.models.conv2d(x, jnp.ones((3, 3, 3, 4)), padding=1, **options)
+
     few = np.array([0] * 10 + [1] * 2)
     calls = {
         "images_without_channels": lambda: distill((images[..., 0], labels)),
@@ -203,6 +209,9 @@ def collect() -> dict[str, list[str]]:
         "model_makes_no_network": lambda: distill(model=lambda k: eqx.nn.Linear(2, 2, key=k)),
         "model_other_classes": lambda: distill(model=r.convnet_for((8, 8, 1), 3, 2, 1)),
         "model_other_size": lambda: distill(model=r.convnet_for((12, 12, 1), 2, 2, 1)),
+        "model_other_channels": lambda: distill(model=r.convnet_for((8, 8, 3), 2, 2, 1)),
+        "conv_channels": lambda: conv(jnp.ones((1, 8, 8, 6)), stride=2),
+        "conv_dtypes": lambda: conv(jnp.ones((1, 8, 8, 3), jnp.bfloat16)),
         "model_too_deep": lambda: distill(model=r.convnet_for((8, 8, 1), 2, 2, 9)),
         "solve_float64_without_x64": lambda: r.solvers.DualCholesky("float64"),
         "learning_rate_negative": lambda: r.coreset_optimizer(-0.1),

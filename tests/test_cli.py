@@ -93,6 +93,21 @@ def test_evaluate_repeats_what_distill_measured(out, capsys, tmp_path):
         assert part in text
 
 
+def test_devices_are_the_first_that_jax_sees(folder, tmp_path, monkeypatch):
+    asked = {}
+
+    def stop(train, **settings):
+        asked.update(settings)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(_cli, "distill", stop)
+    monkeypatch.setattr(_cli.jax, "devices", lambda: ["a", "b", "c"])
+    assert run("distill", folder, "--devices", 2, "--out", tmp_path / "o", *SMALL) == 2
+    assert asked["devices"] == ["a", "b"]
+    assert run("distill", folder, "--out", tmp_path / "o", *SMALL) == 2
+    assert asked["devices"] is None
+
+
 def test_an_earlier_result_is_kept(out, folder, capsys):
     before = (out / "distilled.safetensors").read_bytes()
     assert run("distill", folder, *SMALL, "--out", out) == 2
@@ -213,6 +228,7 @@ ERRORS = {
     "no images": ("distill {folder} -n 0 --out {out}", "--images-per-class is 0"),
     "more than there are": ("distill {folder} -n 99 --batch-size 5 --out {out}", "too few"),
     "batch": ("distill {folder} --batch-size 21 --out {out}", r"--batch-size is 21: .* 1\.\.20"),
+    "devices": ("distill {folder} --devices 999", "JAX sees 1 of them: pass at most"),
     "depth": ("distill {folder} --batch-size 5 --depth 9 --out {out}", "smaller depth"),
     "method": ("distill --method best", "'rcig', 'rcig_paper'"),
     "no result": ("evaluate {folder}/none", "does not exist"),

@@ -37,6 +37,13 @@ def test_plain_lines_where_there_is_no_terminal():
     assert [line.split("/")[0] for line in lines[1:]] == ["1", "4", "7", "10"]  # every ten seconds
 
 
+def test_a_step_without_a_solve_shows_none():
+    text = io.StringIO()
+    with ProgressBar(console=Console(file=text, width=120)) as bar:
+        bar.update(1, 1, {**metrics(3.0), "accuracy": 0.0, "residual": 0.0, "iterations": 0.0})
+    assert "1/1  loss 1.250  accuracy 0.0%  3 s" in text.getvalue()
+
+
 def test_a_bar_in_a_terminal():
     text = run(terminal=True)
     assert "distilling" in text

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Literal, ParamSpec, TypeVar
 
 import jax
+from jax.sharding import AxisType
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,15 +27,17 @@ IMAGES_AT_ONCE = 16  # distilled images differentiated together
 IMAGES_HELD = 1024
 
 
-def conv_formulation() -> Literal["forward", "lax"]:
+def conv_formulation() -> Literal["own", "lax"]:
     """How `conv2d` is written for JAX's default backend.
 
-    On CPU the transposes that JAX has for `lax.conv` run up to a hundred times slower inside
-    `lax.scan` or `while_loop` than their arithmetic needs; there every derivative is written as a
-    forward convolution (`models/_cpu_convolution.py`). Elsewhere the vendor's convolution is the
-    right one.
+    On CPU the transposes that JAX has for `lax.conv` run many times slower inside `lax.scan` or
+    `while_loop` than outside; there every derivative is written as a forward convolution
+    (`models/_cpu_convolution.py`). Elsewhere the vendor's convolution is the right one, and on a
+    mesh with manual or explicit axes JAX's is the one that follows their types.
     """
-    return "forward" if jax.default_backend() == "cpu" else "lax"
+    axes = jax.sharding.get_abstract_mesh().axis_types
+    transposable = jax.default_backend() == "cpu" and all(kind == AxisType.Auto for kind in axes)
+    return "own" if transposable else "lax"
 
 
 def networks_at_once(num_networks: int) -> int:
@@ -58,8 +61,8 @@ def product_workspace(program: str) -> int:
     """Bytes that the largest matrix product of a compiled program asks for on the side.
 
     XLA's CPU compiler leaves them out of its account: a product of two matrices as they are, the
-    form a convolution of patches has, fills another array of its result's size
-    (`benchmarks/memory.py`). What other backends do is unmeasured.
+    form of a dense layer, fills another array of its result's size (`benchmarks/memory.py`). What
+    other backends do is unmeasured.
     """
     if jax.default_backend() != "cpu":
         return 0

@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Annotated, Literal
 
+import jax
 import jax.random as jr
 
 from . import methods
@@ -125,6 +126,9 @@ def _distill(
             show_default="flip up to 1,000 RGB images",
         ),
     ] = None,
+    devices: Annotated[
+        int | None, Option(min=1, help="Share every batch among so many.", show_default="one")
+    ] = None,
     seed: Seed = 0,
     directory: Directory = None,
     out: Annotated[
@@ -162,6 +166,10 @@ def _distill(
                 f"{checkpoints} holds an interrupted run: pass --resume to go on with it, "
                 "--overwrite to start anew, or another --out."
             )
+    if devices is not None and devices > (there := len(jax.devices())):
+        raise ValueError(
+            f"--devices is {devices}, and JAX sees {there} of them: pass at most that."
+        )
     optimizer = coreset_optimizer(learning_rate)
     train = load_split(dataset, "train", directory)
     make_model = network_for(
@@ -201,6 +209,7 @@ def _distill(
             batch_size=batch_size,
             initialization=initialization,
             flip=flip,
+            devices=devices and jax.devices()[:devices],
             checkpoint_dir=checkpoints,
             checkpoint_every=checkpoint_every,
             keep_checkpoints=2,

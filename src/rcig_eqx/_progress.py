@@ -80,7 +80,9 @@ class ProgressBar:
             self.first = (step, seconds)
         timed, elapsed = step - self.first[0], seconds - self.first[1]
         numbers = "  ".join(
-            f"{name} {metrics[key]:{spec}}" for key, name, spec in _SHOWN if key in metrics
+            f"{name} {metrics[key]:{spec}}"
+            for key, name, spec in _SHOWN
+            if key in metrics and not (metrics[key] == 0 and key in _OF_A_SOLVE)
         )
         if elapsed > 0:
             numbers += f"  {timed / elapsed:.2g} steps/s"
@@ -102,3 +104,4 @@ _SHOWN = (
     ("residual", "residual", ".0e"),
     ("iterations", "iterations", ".0f"),
 )
+_OF_A_SOLVE = ("residual", "iterations")  # zero where a step needed none

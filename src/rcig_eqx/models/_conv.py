@@ -6,7 +6,6 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from .._backend import conv_formulation
-from ._cpu_convolution import convolve
 
 
 def conv2d(
@@ -23,6 +22,13 @@ def conv2d(
 
     **Returns:** `[n h' w' o]` with `h' = (h + 2 * padding - k) // stride + 1`.
     """
+    if x.shape[3] != kernel.shape[2]:
+        raise ValueError(
+            f"The images have {x.shape[3]} channels and the kernel {tuple(kernel.shape)} takes "
+            f"{kernel.shape[2]}: make the network for these images."
+        )
+    if x.dtype != kernel.dtype:
+        raise TypeError(f"The images are {x.dtype}, the kernel is {kernel.dtype}: pass one dtype.")
     if conv_formulation() == "lax":
         return lax.conv_general_dilated(
             x,
@@ -31,6 +37,8 @@ def conv2d(
             padding=((padding, padding), (padding, padding)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
+    from ._cpu_convolution import convolve  # of JAX's less stable parts, which no GPU needs
+
     if stride == 1:
         return convolve(x, kernel, ((padding, padding), (padding, padding)))
     return convolve(*_in_blocks(x, kernel, padding, stride), ((0, 0), (0, 0)))
@@ -38,15 +46,16 @@ def conv2d(
 
 def _in_blocks(x, kernel, padding, stride):
     """A convolution of stride s as one of stride one: s × s blocks of pixels are the channels."""
-    s, (k, l, c, o) = stride, kernel.shape
-    outputs = [(m + 2 * padding - q) // s + 1 for m, q in zip(x.shape[1:3], (k, l), strict=True)]
-    K, L = -(-k // s), -(-l // s)
-    H, W = outputs[0] - 1 + K, outputs[1] - 1 + L
-    edges = [(padding, s * M - m - padding, 0) for M, m in zip((H, W), x.shape[1:3], strict=True)]
+    s, (n, h, w, c), (k, l, _, o) = stride, x.shape, kernel.shape
+    K, L = -(-k // s), -(-l // s)  # the kernel in blocks, and what it moves over
+    H, W = (h + 2 * padding - k) // s + K, (w + 2 * padding - l) // s + L
+    edges = [(padding, s * M - m - padding, 0) for M, m in ((H, h), (W, w))]
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
     kernel = jnp.pad(kernel, ((0, s * K - k), (0, s * L - l), (0, 0), (0, 0)))
-    x = x.reshape(-1, H, s, W, s, c).swapaxes(2, 3).reshape(-1, H, W, s * s * c)
-    return x, kernel.reshape(K, s, L, s, c, o).swapaxes(1, 2).reshape(K, L, s * s * c, o)
+    a, b = min(k, s), min(l, s)  # of a block, what a kernel smaller than it sees
+    x = x.reshape(n, H, s, W, s, c)[:, :, :a, :, :b].swapaxes(2, 3)
+    kernel = kernel.reshape(K, s, L, s, c, o)[:, :a, :, :b].swapaxes(1, 2)
+    return x.reshape(n, H, W, a * b * c), kernel.reshape(K, L, a * b * c, o)
 
 
 def average_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:

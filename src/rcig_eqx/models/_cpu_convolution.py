@@ -1,13 +1,15 @@
 """Convolution for CPU: every derivative of it is again a plain forward convolution.
 
-XLA's CPU compiler hands a convolution to its fast kernel if the operands are laid out as "NHWC" and
-"HWIO" with no dilation. JAX's transposes of `lax.conv` are not, and inside a loop run a hundred
-times slower (`benchmarks/convolution.py`). So the primitive here is bilinear like `lax.conv`, and
-its transposes are written with itself:
+XLA's CPU compiler has a fast kernel for images laid out as "NHWC" and a kernel as "HWIO". The
+transposes that JAX has for `lax.conv` order the dimensions otherwise; XLA puts that right outside
+of loops only, and inside they run many times slower (`benchmarks/convolution.py`). So the primitive
+here is bilinear like `lax.conv`, and its transposes are written with itself:
 
 - of the images: the output's cotangent with the kernel turned by 180° and its channels exchanged;
 - of the kernel: images and cotangent with batch and channels exchanged, so that the cotangent is
   a kernel as large as the images and the sum over the batch one over input channels.
+
+Of float32 and of float64; of meshes whose axes are all `Auto`.
 """
 
 import jax
@@ -29,7 +31,8 @@ def convolve(
 
 def _forward(x, kernel, *, padding, groups=1):
     if groups == 1 and x.shape[3] <= 4:
-        # XLA has a kernel for few channels, faster by half and more, if nothing is left to pad.
+        # XLA has a kernel for few channels, faster by half and more, that pads nothing. The barrier
+        # keeps the padding out of the convolution, where XLA would put it again.
         odd = (0, int(x.shape[3] == 3), 0)
         nothing, zero = (0, 0, 0), jnp.zeros((), x.dtype)
         x = lax.pad(x, zero, [nothing, *((*edge, 0) for edge in padding), odd])
@@ -48,8 +51,9 @@ def _forward(x, kernel, *, padding, groups=1):
 def _shape(x, kernel, *, padding):
     n, h, w, _ = x.shape
     k, l, _, o = kernel.shape
-    i, j = (m + sum(p) - q + 1 for m, p, q in zip((h, w), padding, (k, l), strict=True))
-    return x.update(shape=(n, i, j, o))
+    sizes = zip((h, w), padding, (k, l), strict=True)
+    i, j = (max(0, m + sum(edges) - q + 1) for m, edges, q in sizes)
+    return x.update(shape=(n, i, j, o), weak_type=x.weak_type and kernel.weak_type)
 
 
 def _images_cotangent(dy, x, kernel, *, padding):
@@ -66,29 +70,32 @@ def _kernel_cotangent(dy, x, kernel, *, padding):
     def of(x, dy):
         return convolve(x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3), padding)
 
-    n, few = len(x), _images_a_piece(dy.shape[1] * dy.shape[2])
-    if n < max(2 * few, 13) or _divided():  # under 13 a loop gains nothing and takes compiling
+    n, few = x.shape[0], _images_a_piece(dy.shape[1] * dy.shape[2])
+    # Of under 13 images a loop gains nothing and takes compiling.
+    if not isinstance(n, int) or n < max(2 * few, 13) or _divided():
         return of(x, dy).transpose(1, 2, 0, 3)
     each = min(range(few, 2 * few), key=lambda m: -n % m)  # what fills the last piece best
     rest = ((0, -n % each), *((0, 0),) * 3)
     x, dy = (jnp.pad(a, rest).reshape(-1, each, *a.shape[1:]) for a in (x, dy))
-    start = jnp.zeros_like(jax.eval_shape(of, x[0], dy[0]))
+    of_one = jax.eval_shape(of, x[0], dy[0])
+    start = jnp.zeros(of_one.shape, jnp.promote_types(of_one.dtype, jnp.float32))
     total, _ = lax.scan(lambda total, piece: (total + of(*piece), None), start, (x, dy))
-    return total.transpose(1, 2, 0, 3)
+    return total.astype(of_one.dtype).transpose(1, 2, 0, 3)
 
 
 def _images_a_piece(pixels: int) -> int:
-    """How many images' kernel gradients are taken together.
+    """How many images' kernel gradients are taken together, of maps of so many pixels.
 
-    The kernel's longest sum is over images and pixels, and its operands are copied into blocks;
-    some hundreds of terms keep the blocks in cache, and too few leave the sum of pieces to be felt.
+    The kernel gradient's sum runs over images and pixels: 200 terms at least, and for four images
+    up to 3,200. More leave the cache, fewer let the sum of the pieces be felt.
     """
+    pixels = max(1, pixels)
     return max(1, 200 // pixels, min(4, 3200 // pixels))
 
 
 def _divided() -> bool:
-    """Whether a mesh divides the arrays: it cannot divide a loop over the axis it divides."""
-    return not jax.sharding.get_abstract_mesh().empty
+    """Whether a mesh may divide the arrays: a loop over the axis that it divides is not divided."""
+    return jax.sharding.get_abstract_mesh().size > 1
 
 
 def _batched(operands, axes, *, padding):
@@ -96,23 +103,28 @@ def _batched(operands, axes, *, padding):
     of_x, of_kernel = axes
     if of_kernel is None:  # more images
         x = jnp.moveaxis(x, of_x, 0)
-        y = convolve(x.reshape(-1, *x.shape[2:]), kernel, padding)
-        return y.reshape(*x.shape[:2], *y.shape[1:]), 0
+        b, n, *pixels = x.shape
+        y = convolve(x.reshape(b * n, *pixels), kernel, padding)
+        return y.reshape(b, n, *y.shape[1:]), 0
     if of_x is None:  # more output channels
         kernel = jnp.moveaxis(kernel, of_kernel, 3)
-        y = convolve(x, kernel.reshape(*kernel.shape[:3], -1), padding)
-        return y.reshape(*y.shape[:3], *kernel.shape[3:]), 3
+        *window, b, o = kernel.shape
+        y = convolve(x, kernel.reshape(*window, b * o), padding)
+        return y.reshape(*y.shape[:3], b, o), 3
     if not _divided():
         pairs = jnp.moveaxis(x, of_x, 0), jnp.moveaxis(kernel, of_kernel, 0)
         return lax.map(lambda pair: convolve(pair[0], pair[1], padding), pairs), 0
+    # Groups of channels, which a mesh can divide. Their derivatives are JAX's own: what the library
+    # itself maps over several networks is gradients already.
     x, kernel = jnp.moveaxis(x, of_x, 3), jnp.moveaxis(kernel, of_kernel, 3)
-    groups, merged = x.shape[3], (a.reshape(*a.shape[:3], -1) for a in (x, kernel))
-    y = _forward(*merged, padding=padding, groups=groups)
-    return y.reshape(*y.shape[:3], groups, -1), 3
+    b, c = x.shape[3:]
+    x = x.reshape(*x.shape[:3], b * c)
+    y = _forward(x, kernel.reshape(*kernel.shape[:3], -1), padding=padding, groups=b)
+    return y.reshape(*y.shape[:3], b, -1), 3
 
 
 _convolve = Primitive("convolve")
-_convolve.def_impl(_forward)
+_convolve.def_impl(jax.jit(_forward, static_argnames=("padding", "groups")))
 _convolve.def_abstract_eval(_shape)
 ad.defbilinear(_convolve, _images_cotangent, _kernel_cotangent)
 batching.primitive_batchers[_convolve] = _batched

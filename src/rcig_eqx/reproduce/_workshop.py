@@ -183,7 +183,7 @@ class Workshop:
         file = folder / f"{name}-{self.scale.networks}x{steps}.json"
         if file.exists():
             return Evaluation.from_json(json.loads(file.read_bytes()))
-        self.say(f"Evaluating {row.name}, seed {seed}: {self.scale.networks} networks")
+        self.say(f"Evaluating {row.name}, seed {seed}, {name}: {self.scale.networks} networks")
         report = evaluate(
             coreset,
             self.data(row, "test"),
