@@ -106,6 +106,8 @@ def _batched(operands, axes, *, padding):
         b, n, *pixels = x.shape
         y = convolve(x.reshape(b * n, *pixels), kernel, padding)
         return y.reshape(b, n, *y.shape[1:]), 0
+    if of_x is None and kernel.size > x.size:
+        return _exchanged(x, jnp.moveaxis(kernel, of_kernel, 0), padding=padding), 0
     if of_x is None:  # more output channels
         kernel = jnp.moveaxis(kernel, of_kernel, 3)
         *window, b, o = kernel.shape
@@ -121,6 +123,21 @@ def _batched(operands, axes, *, padding):
     x = x.reshape(*x.shape[:3], b * c)
     y = _forward(x, kernel.reshape(*kernel.shape[:3], -1), padding=padding, groups=b)
     return y.reshape(*y.shape[:3], b, -1), 3
+
+
+def _exchanged(x, kernels, *, padding):
+    """Convolution with each of several kernels, as one of them with the images.
+
+    Its result is laid out kernel after kernel. Rows of a Jacobian are kernel gradients, so that
+    none of them has to be gathered from strides.
+    """
+    b, k, l, c, o = kernels.shape
+    h, w = x.shape[1:3]
+    images = jnp.flip(kernels, (1, 2)).transpose(0, 4, 1, 2, 3).reshape(b * o, k, l, c)
+    (top, bottom), (left, right) = padding
+    around = (top + h - k, bottom + h - k), (left + w - l, right + w - l)
+    y = convolve(images, jnp.flip(x, (1, 2)).transpose(1, 2, 3, 0), around)
+    return y.reshape(b, o, *y.shape[1:]).transpose(0, 4, 2, 3, 1)
 
 
 _convolve = Primitive("convolve")
