@@ -23,9 +23,9 @@ def parts_of(row: Row, workshop: Workshop) -> tuple[Recipe, Coreset, int]:
     facts = row.facts
     coreset = eqx.filter_eval_shape(
         lambda: Coreset(
-            jnp.zeros((row.images, *facts.shape)),
-            jnp.zeros((row.images, facts.classes)),
-            jnp.zeros(()),
+            jnp.zeros((row.images, *facts.shape), jnp.float32),
+            jnp.zeros((row.images, facts.classes), jnp.float32),
+            jnp.zeros((), jnp.float32),
             flip=row.flip,
         )
     )
