@@ -17,9 +17,10 @@ from rcig_eqx import (
     growing_average,
     init,
 )
-from rcig_eqx._backend import product_workspace
+from rcig_eqx._backend import library_workspace
 from rcig_eqx.data import Dataset, load
 from rcig_eqx.methods import frepo, rcig_paper
+from rcig_eqx.models import conv2d
 from rcig_eqx.solvers import Adam
 
 BATCH = 16
@@ -61,8 +62,19 @@ def test_wider_takes_more(coreset):
 def test_what_products_make_on_the_side_is_counted():
     text = lambda f, *x: jax.jit(f).lower(*x).compile().as_text() or ""  # noqa: E731
     X, W = jnp.ones((4096, 64)), jnp.ones((64, 128))
-    assert product_workspace(text(lambda x, w: jnp.exp(x @ w), X, W)) == 4096 * 128 * 4
-    assert product_workspace(text(jnp.exp, X)) == 0
+    assert library_workspace(text(lambda x, w: jnp.exp(x @ w), X, W)) == 4096 * 128 * 4
+    assert library_workspace(text(jnp.exp, X)) == 0
+
+
+def test_what_convolutions_make_on_the_side_is_counted():
+    """The padded operand of one, and of two in a row the first one's result as well."""
+    text = lambda f, *x: jax.jit(f).lower(*x).compile().as_text() or ""  # noqa: E731
+    x, w, v = jnp.ones((64, 16, 16, 32)), jnp.ones((3, 3, 32, 64)), jnp.ones((3, 3, 64, 32))
+    one = lambda x, w: conv2d(x, w, padding=1)  # noqa: E731
+    padded, between = 64 * 18 * 18 * 32 * 4, 64 * 16 * 16 * 64 * 4
+    assert library_workspace(text(one, x, w)) == padded
+    two = library_workspace(text(lambda x, w, v: one(jnp.exp(one(x, w)), v), x, w, v))
+    assert two in (between + 2 * padded, 2 * padded)  # as one call, or as two
 
 
 def test_a_method_whose_rates_are_yet_to_be_found(coreset):

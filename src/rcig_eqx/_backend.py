@@ -57,20 +57,48 @@ def compiler_options() -> dict[str, str]:
     return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
-def product_workspace(program: str) -> int:
-    """Bytes that the largest matrix product of a compiled program asks for on the side.
+def library_workspace(program: str) -> int:
+    """Bytes that a compiled program's products and convolutions ask for on the side.
 
-    XLA's CPU compiler leaves them out of its account: a product of two matrices as they are, the
-    form of a dense layer, fills another array of its result's size (`benchmarks/memory.py`). What
-    other backends do is unmeasured.
+    XLA's CPU compiler leaves them out of its account (`benchmarks/memory.py`). A product of two
+    matrices as they are, the form of a dense layer, fills another array of its result's size. A
+    whole chain of layers may be one call of a library, which makes the convolutions' results and
+    padded operands itself and lets each go after the next: the two largest are counted. What other
+    backends do is unmeasured.
     """
     if jax.default_backend() != "cpu":
         return 0
-    results = _PLAIN_PRODUCT.findall(program)
-    sizes = [int(bits) // 8 * math.prod(map(int, shape.split(","))) for bits, shape in results]
-    return max(sizes, default=0)
+    products = [_bytes(*found) for found in _PLAIN_PRODUCT.findall(program)]
+    called = set(_LIBRARY_CALL.findall(program))
+    parts = (part.strip() for part in program.split("\n\n"))
+    chains = [_of_chain(part) for part in parts if part.split(" ")[0].strip("%") in called]
+    return max([*products, *chains], default=0)
 
 
+def _of_chain(computation: str) -> int:
+    """The two largest arrays that a chain of convolutions makes within."""
+    arrays = {name: (bits, shape) for name, bits, shape in _ARRAY.findall(computation)}
+    made = []
+    for root, name, operand, pads in _CONVOLUTION.findall(computation):
+        if not root:
+            made.append(_bytes(*arrays[name]))
+        if pads and operand in arrays:
+            bits, shape = arrays[operand]
+            n, h, w, c = map(int, shape.split(","))
+            top, bottom, left, right = map(int, re.split("[_x]", pads))
+            made.append(_bytes(bits, f"{n},{h + top + bottom},{w + left + right},{c}"))
+    return sum(sorted(made)[-2:])
+
+
+def _bytes(bits: str, shape: str) -> int:
+    return int(bits) // 8 * math.prod(map(int, shape.split(",")))
+
+
+_ARRAY = re.compile(r"%(\S+) = [a-z]+(\d+)\[([\d,]+)\]")
+_LIBRARY_CALL = re.compile(r" fusion\(.*calls=%([^\s,]+).*__ynn_fusion")
+_CONVOLUTION = re.compile(
+    r"(ROOT )?%(\S+) = \S+ convolution\(%([^\s,]+),.*?window={[^}]*?(?:pad=(\d+_\d+x\d+_\d+))?}"
+)
 _PLAIN_PRODUCT = re.compile(
     r"= [a-z]+(\d+)\[([\d,]+)\]\S* dot\(.*lhs_contracting_dims=\{1\}, rhs_contracting_dims=\{0\}"
 )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import PyTree
 
-from ._backend import available_memory, compiler_options, product_workspace
+from ._backend import available_memory, compiler_options, library_workspace
 from ._coreset import Coreset
 from ._step import Recipe, init, step, tuned_structure
 
@@ -69,7 +69,7 @@ def estimate_memory(recipe: Recipe, coreset: Coreset, batch_size: int) -> Memory
 def memory_of(compiled: jax.stages.Compiled, batch: tuple) -> MemoryEstimate:
     """The estimate of a compiled step and the batch it is compiled for, of one device."""
     analysis: Any = compiled.memory_analysis()
-    temporaries = analysis.temp_size_in_bytes + product_workspace(compiled.as_text() or "")
+    temporaries = analysis.temp_size_in_bytes + library_workspace(compiled.as_text() or "")
     shape = lambda x: x.sharding.shard_shape(x.shape) if x.sharding else x.shape  # noqa: E731
     of_batch = sum(math.prod(shape(x)) * x.dtype.itemsize for x in batch)
     return MemoryEstimate(
