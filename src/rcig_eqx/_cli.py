@@ -209,7 +209,7 @@ def _distill(
             batch_size=batch_size,
             initialization=initialization,
             flip=flip,
-            devices=devices and jax.devices()[:devices],
+            devices=jax.devices()[:devices] if devices else None,
             checkpoint_dir=checkpoints,
             checkpoint_every=checkpoint_every,
             keep_checkpoints=2,
