@@ -58,7 +58,7 @@ def test_cpu_convolution_equals_lax(window, options, channels, monkeypatch):
     assert_close(in_each_formulation(monkeypatch, everything, x, w))
 
 
-def test_cpu_convolution_sums_half_precision_in_single(monkeypatch):
+def test_cpu_convolution_sums_half_precision_in_single():
     x, w = jnp.ones((4000, 1, 1, 1), jnp.bfloat16), jnp.ones((1, 1, 1, 1), jnp.bfloat16)
     gradient = jax.grad(lambda w: jnp.sum(conv2d(x, w, padding=0).astype(jnp.float32)))
     assert float(gradient(w)[0, 0, 0, 0]) == pytest.approx(4000, rel=4e-3)

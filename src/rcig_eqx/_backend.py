@@ -84,9 +84,10 @@ def _of_chain(computation: str) -> int:
             made.append(_bytes(*arrays[name]))
         if pads and operand in arrays:
             bits, shape = arrays[operand]
-            n, h, w, c = map(int, shape.split(","))
+            _, h, w, _ = map(int, shape.split(","))
             top, bottom, left, right = map(int, re.split("[_x]", pads))
-            made.append(_bytes(bits, f"{n},{h + top + bottom},{w + left + right},{c}"))
+            padded = (h + top + bottom) * (w + left + right)
+            made.append(_bytes(bits, shape) // (h * w) * padded)
     return sum(sorted(made)[-2:])
 
 

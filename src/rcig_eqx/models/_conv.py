@@ -29,18 +29,19 @@ def conv2d(
         )
     if x.dtype != kernel.dtype:
         raise TypeError(f"The images are {x.dtype}, the kernel is {kernel.dtype}: pass one dtype.")
+    edges = ((padding, padding), (padding, padding))
     if conv_formulation() == "lax":
         return lax.conv_general_dilated(
             x,
             kernel,
             window_strides=(stride, stride),
-            padding=((padding, padding), (padding, padding)),
+            padding=edges,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
     from ._cpu_convolution import convolve  # of JAX's less stable parts, which no GPU needs
 
     if stride == 1:
-        return convolve(x, kernel, ((padding, padding), (padding, padding)))
+        return convolve(x, kernel, edges)
     return convolve(*_in_blocks(x, kernel, padding, stride), ((0, 0), (0, 0)))
 
 
