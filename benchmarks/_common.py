@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from rcig_eqx import Evaluation, convnet_for, data, evaluate, real_coreset
+from rcig_eqx import Evaluation, convnet_for, data, evaluate, linearize, platt_loss, real_coreset
 from rcig_eqx._backend import compiler_options
 from rcig_eqx._distill import versions
 from rcig_eqx._pool import PoolSchedule, new_member, train_member
@@ -87,6 +87,31 @@ def compile_and_time(
 def hypergradient_of(method):
     """A method's hypergradient as a function of network, set, images and targets alone."""
     return functools.partial(method.hypergradient, key=jr.key(0))
+
+
+@jax.jit
+def adjoint(alpha, model, coreset, images, targets):
+    """J w, the right-hand side of β in `exact_hypergradient`, at any α."""
+    at_S, at_T = linearize(model, coreset.support()[0]), linearize(model, images)
+    f_T = at_T.jvp(at_S.vjp(alpha))
+    g = jax.grad(lambda f: platt_loss(f, targets, coreset.log_temperature))(f_T)
+    return at_S.jvp(at_T.vjp(g))
+
+
+@jax.jit
+def image_gradient(alpha, beta, model, coreset, images, targets):
+    """The hypergradient in the images (mirrored ones apart), at any α and β."""
+    X_S = coreset.support()[0]
+    at_S, at_T = linearize(model, X_S), linearize(model, images)
+    theta = at_S.vjp(alpha)
+    g = jax.grad(lambda f: platt_loss(f, targets, coreset.log_temperature))(at_T.jvp(theta))
+    mu = jax.tree.map(jnp.subtract, at_T.vjp(g), at_S.vjp(beta))
+
+    def bilinear(X):
+        at = linearize(model, X)
+        return jnp.sum(alpha * at.jvp(mu)) - jnp.sum(beta * at.jvp(theta))
+
+    return jax.grad(bilinear)(X_S)
 
 
 def fresh_accuracies(coreset, test, *, width: int, networks: int, seed: int) -> Evaluation:

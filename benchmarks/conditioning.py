@@ -19,8 +19,8 @@ import jax.random as jr
 import numpy as np
 import scipy.linalg
 
-from _common import cosine, print_header, setting
-from rcig_eqx import convnet_for, data, distill, linearize, platt_loss
+from _common import adjoint, cosine, image_gradient, print_header, setting
+from rcig_eqx import convnet_for, data, distill, platt_loss
 from rcig_eqx._pool import PoolSchedule, new_member, train_member
 from rcig_eqx.methods import frepo
 from rcig_eqx.solvers import dual_gram
@@ -157,28 +157,6 @@ def main():
     gram = lambda model, X: np.asarray(jax.jit(dual_gram)(model, X), np.float64)  # noqa: E731
     K0, h = gram(model, X), np.asarray(model.features(X), np.float64)
     K = K0 + l2 * identity
-
-    @jax.jit
-    def adjoint(alpha, model, coreset, images, targets):
-        """The right-hand side of β, given α."""
-        at_S, at_T = linearize(model, coreset.images), linearize(model, images)
-        f_T = at_T.jvp(at_S.vjp(alpha))
-        g = jax.grad(lambda f: platt_loss(f, targets, coreset.log_temperature))(f_T)
-        return at_S.jvp(at_T.vjp(g))
-
-    @jax.jit
-    def image_gradient(alpha, beta, model, coreset, images, targets):
-        """The hypergradient in the images, given α and β."""
-        at_S, at_T = linearize(model, coreset.images), linearize(model, images)
-        theta = at_S.vjp(alpha)
-        g = jax.grad(lambda f: platt_loss(f, targets, coreset.log_temperature))(at_T.jvp(theta))
-        mu = jax.tree.map(jnp.subtract, at_T.vjp(g), at_S.vjp(beta))
-
-        def bilinear(X):
-            at = linearize(model, X)
-            return jnp.sum(alpha * at.jvp(mu)) - jnp.sum(beta * at.jvp(theta))
-
-        return jax.grad(bilinear)(coreset.images)
 
     as_dual = lambda x: jnp.asarray(x.reshape(n, C), jnp.float32)  # noqa: E731
     b_alpha = np.asarray(y, np.float64).ravel()

@@ -132,6 +132,17 @@ def test_dual_cholesky_keeps_dtypes_with_x64_on(network, dtype):
     assert solution.residual < (1e-12 if dtype else 1e-4)
 
 
+def test_labels_have_a_tolerance_of_their_own(network):
+    model, images, *_ = network
+    system = DualCG(1e-5, label_rtol=1e-1).prepare(model, images, linearize(model, images), 1e-3)
+    b = jr.normal(jr.key(8), (N, CLASSES))
+    rough, close_ = system.solve(b, labels=True), system.solve(b)
+    assert rough.converged
+    assert 1e-5 < rough.residual <= 1e-1
+    assert rough.num_steps < close_.num_steps
+    assert close_.residual <= 1e-5
+
+
 def test_dual_cg_reports_its_cap(network):
     model, images, *_ = network
     system = DualCG(rtol=1e-6, max_steps=2).prepare(model, images, linearize(model, images), 1e-3)

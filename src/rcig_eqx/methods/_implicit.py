@@ -195,7 +195,7 @@ class InnerSolution:
         hessian = curvature(start)  # of a quadratic, the same everywhere
         if isinstance(inner, AbstractDualSolver):
             at, system = dual(inner)
-            alpha = system.solve(y_S)
+            alpha = system.solve(y_S, labels=True)
             theta = problem.restrict(at.vjp(alpha.value))
             stats, converged = {"inner_residual": alpha.residual}, alpha.converged
         else:

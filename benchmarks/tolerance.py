@@ -1,0 +1,85 @@
+"""How far the dual solves have to go: products and the hypergradient's cosine, for any data set.
+
+    python benchmarks/tolerance.py --dataset cifar100 --flip
+
+Both systems of the exact method, α's and β's, are solved by the library's conjugate gradients to
+each of `TOLERANCES`, at a fresh and at a pool-trained network, on a set distilled for `--distilled`
+head-only steps. Each row is a relative residual of α with the products it took, each column one
+of β with its own; what stands there is the cosine of the hypergradient in the images to that of
+both solved to the last of `TOLERANCES`. Matrix-free, so that size does not matter; where the matrix
+can be formed, `conditioning.py` compares preconditioners too.
+"""
+
+import argparse
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+
+from _common import adjoint, cosine, image_gradient, print_header
+from rcig_eqx import convnet_for, data, distill, linearize, platt_loss
+from rcig_eqx._pool import PoolSchedule, new_member, train_member
+from rcig_eqx.methods import frepo
+from rcig_eqx.solvers import DualCG
+
+TOLERANCES = (1e-1, 3e-2, 1e-2, 1e-3, 1e-4)
+
+
+@jax.jit(static_argnames="rtol")
+def solve(rtol, b, model, X_S):
+    """The dual system's solution for one right-hand side, with its statistics."""
+    at_S = linearize(model, X_S)
+    return DualCG(rtol, 1000).prepare(model, X_S, at_S, 5e-4 * len(X_S)).solve(b)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", default="cifar100")
+    parser.add_argument("--images-per-class", type=int, default=1)
+    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--flip", action="store_true")
+    parser.add_argument("--distilled", type=int, default=100)
+    parser.add_argument("--pool-steps", type=int, nargs="+", default=[0, 60])
+    args = parser.parse_args()
+    print_header(f"{args}")
+    train = data.load(args.dataset, "train")
+    make = convnet_for(train.image_shape, train.num_classes, width=args.width)
+    result = distill(
+        train,
+        images_per_class=args.images_per_class,
+        key=jr.key(0),
+        method=frepo(outer_loss=platt_loss),
+        model=make,
+        steps=args.distilled,
+        flip=args.flip,
+        fold=False,
+        progress=False,
+    )
+    coreset, (X_S, y_S) = result.last, result.last.support()
+    assert coreset.preprocess is not None
+    batch = train.subset(jr.choice(jr.key(2), len(train), (64,), replace=False).tolist())
+    images = jnp.asarray(coreset.preprocess(batch.images))
+    targets = jax.nn.one_hot(jnp.asarray(batch.labels), train.num_classes)
+    for steps in args.pool_steps:
+        schedule = PoolSchedule()
+        member = new_member(make, schedule, key=jr.key(1))
+        model = train_member(member, X_S, y_S, steps, schedule).model
+        problem = (model, coreset, images, targets)
+        reference, rows = None, []
+        for rtol in reversed(TOLERANCES):
+            alpha = solve(rtol, y_S, model, X_S)
+            b = adjoint(alpha.value, *problem)
+            betas = [solve(u, b, model, X_S) for u in TOLERANCES]
+            row = [image_gradient(alpha.value, beta.value, *problem) for beta in betas]
+            reference = row[-1] if reference is None else reference
+            counts = [int(beta.num_steps) for beta in betas]
+            rows.append((rtol, int(alpha.num_steps), counts, [cosine(g, reference) for g in row]))
+        print(f"{y_S.size:,} unknowns; a network after {steps} pool steps")
+        print(f"{'α':>8}{'products':>10}" + "".join(f"{f'β {u:g}':>16}" for u in TOLERANCES))
+        for rtol, products, counts, cosines in reversed(rows):
+            cells = (f"{f'{c:.4f} ({n})':>16}" for n, c in zip(counts, cosines, strict=True))
+            print(f"{rtol:>8g}{products:>10}" + "".join(cells), flush=True)
+
+
+if __name__ == "__main__":
+    main()
