@@ -82,7 +82,7 @@ class DualSystem(eqx.Module):
         solution = lx.linear_solve(
             self.operator,
             b.reshape(shape).astype(self.operator.in_structure().dtype),
-            (self.rough if labels else None) or self.solver,
+            self.rough if labels and self.rough is not None else self.solver,
             options=options,
             state=self.state,
             throw=False,
@@ -302,8 +302,9 @@ class DualCG(AbstractDualSolver):
     label_rtol: float | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
-        for rtol in (self.rtol, self.label_rtol or self.rtol):
-            ConjugateGradient(rtol, self.max_steps)
+        ConjugateGradient(self.rtol, self.max_steps)
+        if self.label_rtol is not None and not 0 < self.label_rtol < 1:
+            raise ValueError(f"label_rtol must lie between 0 and 1; got {self.label_rtol}.")
 
     def prepare(
         self,
@@ -321,7 +322,9 @@ class DualCG(AbstractDualSolver):
         preconditioner = head_preconditioner(linearization.features, l2, classes, scale)
         options = {"preconditioner": preconditioner}
         state = solver.init(operator, options)
-        rough = ConjugateGradient(self.label_rtol or self.rtol, self.max_steps)
+        rough = (
+            None if self.label_rtol is None else ConjugateGradient(self.label_rtol, self.max_steps)
+        )
         return DualSystem(operator, solver, state, options, scale, rough)
 
 
