@@ -32,6 +32,7 @@ from rcig_eqx import (
     real_coreset,
     step,
 )
+from rcig_eqx._distill import default_batch_size
 from rcig_eqx._pool import get_member, new_member, new_pool, set_member, train_member, visit
 from rcig_eqx.data import (
     Dataset,
@@ -134,6 +135,17 @@ def result(train, seen):
         seen["results"].append(report.result())
 
     return distill(train, callbacks=(look,))
+
+
+def test_the_default_batch_grows_with_the_set():
+    wanted = {1: 64, 10: 64, 31: 64, 32: 128, 100: 384, 256: 1024, 5000: 1024}
+    assert {n: default_batch_size(n) for n in wanted} == wanted
+    quick = {"batch_size": None, "method": frepo(), "steps": 1, "progress": False}
+    large, small = (
+        distill(subset("train", n), images_per_class=11, **quick).recipe["batch_size"]
+        for n in (50, 20)
+    )
+    assert (large, small) == (128, 60)
 
 
 def same_bytes(a, b) -> bool:
