@@ -30,6 +30,13 @@ def test_a_picture_at_every_size(per_class, channels, tmp_path):
     assert edges.min() == 255  # nothing is cut off
 
 
+def test_a_hundred_classes_fill_a_page(tmp_path):
+    path = save_grid(coreset(1, 100), tuple(map(str, range(100))), tmp_path / "grid.png")
+    with Image.open(path) as image:
+        width, height = image.size
+    assert 0.7 < width / height < 1.4
+
+
 def test_each_class_shows_its_own_first_images():
     pixels = to_pixels(coreset(12, 5))
     strips = _strips(pixels, 5)

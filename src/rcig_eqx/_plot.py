@@ -46,7 +46,8 @@ def save_grid(
         title = f"{title} (the first {shown} of {per_class} images of each class)".strip()
 
     # Short strips stand side by side with their names above, long ones have the names beside.
-    columns = max(1, min(5, _MAX_SHOWN // shown, classes))
+    many = classes > 25  # a page of them rather than a roll
+    columns = max(1, min(10 if many else 5, _MAX_SHOWN // shown, classes))
     rows = -(-classes // columns)
     height, width = strips.shape[1:3]
     beside = columns == 1
@@ -69,7 +70,8 @@ def save_grid(
         if beside:
             axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=13)
         else:
-            axis.set_title(name, fontsize=11, pad=3, loc="center" if shown == 1 else "left")
+            loc = "center" if shown == 1 else "left"
+            axis.set_title(name, fontsize=8 if many else 11, pad=3, loc=loc)
     figure.suptitle(title, fontsize=13)
     return write_figure(figure, path)
 

@@ -83,7 +83,6 @@ SCALES = {
         "small",
         part=0.02,
         width=32,
-        batch_size=64,
         pool=10,
         seeds=1,
         networks=3,
