@@ -3,11 +3,12 @@
     python benchmarks/batch.py --images-per-class 10 --batch-size 64 --steps 300
     python benchmarks/batch.py --images-per-class 10 --batch-size 256 --steps 300
     python benchmarks/batch.py --dataset cifar100 --flip --batch-size 64 --steps 120 --networks 3
+    python benchmarks/batch.py --dataset cifar100 --flip --batch-size 512 --steps 120 --networks 3
 
 Distils five sixths of the training images by the head-only method, and tests fresh networks,
-trained on the set for 150 pool steps (much quicker than the paper's protocol, and close to it), on
-5,000 of the rest, or, of a small data set, on the test images. Processor seconds are of the whole
-`distill` call, compilation included.
+trained on the set for 150 pool steps (much quicker than the paper's protocol), on 5,000 of the
+rest, or, of a small data set, on the test images. Processor seconds are of the whole `distill`
+call, compilation included.
 """
 
 import argparse

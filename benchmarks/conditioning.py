@@ -139,6 +139,7 @@ def main():
         method=frepo(outer_loss=platt_loss),
         model=make,
         steps=args.distilled,
+        batch_size=64,
         progress=False,
     ).last
     train = jax.jit(train_member, static_argnums=(3, 4))

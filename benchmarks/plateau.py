@@ -4,11 +4,12 @@
     python benchmarks/plateau.py runs/plateau/distilled.safetensors
 
 First the exact hypergradient of `--draws` networks on as many outer batches each, for networks so
-many pool steps old: the variance that is the network's, the batch's and that of the two together
+many pool steps old: the variance that is the network's, the batch's and their interaction's
 (a two-way analysis of variance, summed over the numbers of the images or the labels). Then the test
 accuracy of networks of each age, linearised with the ridge solution on the set, by the ridge head
 alone, and as they are. Where they agree with one another and with the accuracy on outer batches,
-neither evaluation nor generalisation is what holds the set back.
+neither evaluation nor generalisation is what holds the set back. Networks are trained on the set as
+it was returned, averaged and with the temperature in its labels, not on a run's last iterate.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from rcig_eqx.solvers import DualCholesky
 
 
 def components(draws):
-    """Variances of `[networks batches numbers]`: the network's, the batch's, and of both."""
+    """The network's variance, the batch's and their interaction's, `[networks batches numbers]`."""
     n, b, _ = draws.shape
     mean = draws.mean((0, 1))
     network, batch = draws.mean(1) - mean, draws.mean(0) - mean
@@ -37,10 +38,10 @@ def components(draws):
     def square(x):
         return (x**2).sum(-1).mean()
 
-    both = square(rest) * n * b / ((n - 1) * (b - 1))
-    of_network = square(network) * n / (n - 1) - both / b
-    of_batch = square(batch) * b / (b - 1) - both / n
-    return of_network, of_batch, both
+    interaction = square(rest) * n * b / ((n - 1) * (b - 1))
+    of_network = square(network) * n / (n - 1) - interaction / b
+    of_batch = square(batch) * b / (b - 1) - interaction / n
+    return of_network, of_batch, interaction
 
 
 @eqx.filter_jit
@@ -97,7 +98,7 @@ def main():
             values = components(
                 np.array([[np.asarray(g[i], np.float64) for g in r] for r in found])
             )
-            titles = ("network", "batch", "both")
+            titles = ("network", "batch", "interaction")
             shown = (f"{title} {value:.2e}" for title, value in zip(titles, values, strict=True))
             print(f"  {name}: " + ", ".join(shown))
         on_batches = np.mean([[float(g[2]) for g in row] for row in found])

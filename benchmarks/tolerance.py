@@ -51,6 +51,7 @@ def main():
         method=frepo(outer_loss=platt_loss),
         model=make,
         steps=args.distilled,
+        batch_size=64,
         flip=args.flip,
         fold=False,
         progress=False,

@@ -46,7 +46,7 @@ def save_grid(
         title = f"{title} (the first {shown} of {per_class} images of each class)".strip()
 
     # Short strips stand side by side with their names above, long ones have the names beside.
-    many = classes > 25  # a page of them rather than a roll
+    many = shown == 1 and classes > 25  # a page of them rather than a roll
     columns = max(1, min(10 if many else 5, _MAX_SHOWN // shown, classes))
     rows = -(-classes // columns)
     height, width = strips.shape[1:3]

@@ -68,8 +68,8 @@ def exact_hypergradient(
       exact one; that in the labels and log τ stays exact. All images if `None`.
 
     **Returns:** a `Hypergradient` whose `stats` hold `accuracy`, `iterations` (products spent by
-    both solves, 0 for a factorisation), `residual` (the larger relative residual) and `converged`
-    (whether both solves reached their tolerance).
+    both solves, 0 for a factorisation), `residual` (the larger relative residual; with a
+    `label_rtol` that is α's) and `converged` (whether both solves reached their tolerance).
 
     Matrix products run in full float32 on every backend: a residual says nothing about an
     operator that was rounded itself.
@@ -117,9 +117,9 @@ def choose_dual_solver(unknowns: int, parameters: int) -> AbstractDualSolver:
     Up to 200 unknowns, conjugate gradients need so few products that forming the matrix does not
     pay; up to 2,000 they need many, and Cholesky is faster and exact. Where the Jacobian has more
     than 4e8 numbers, forming the matrix takes too many passes, and conjugate gradients are left, to
-    a residual of 3e-2 for α, on which the hypergradient hardly depends. Measured at 100 and 1,000
-    unknowns (`benchmarks/step.py`) and 20,000 (`benchmarks/tolerance.py`), at width 32; between, by
-    arithmetic.
+    a residual of 3e-2 for α, on which the hypergradient hardly depends, and 1e-3 for β. At width
+    128 that is from 257 unknowns on. Measured at 100 and 1,000 unknowns (`benchmarks/step.py`) and
+    20,000 (`benchmarks/tolerance.py`), at width 32; between and beyond, by arithmetic.
     """
     if unknowns <= 200:
         return DualCG()

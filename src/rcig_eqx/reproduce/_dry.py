@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from .._coreset import Coreset
-from .._distill import default_batch_size
 from .._memory import estimate_memory
 from .._step import Recipe
 from ..models import split_parameters
@@ -32,8 +31,7 @@ def parts_of(row: Row, workshop: Workshop) -> tuple[Recipe, Coreset, int]:
     parts = {"optimizer": "optimizer", "pool": "schedule", "average": "average"}
     given_parts = {name: given[part] for part, name in parts.items() if part in given}
     recipe = Recipe(given["method"], given["model"], **given_parts)
-    batch_size = given.get("batch_size") or default_batch_size(row.images)
-    return recipe, coreset, min(batch_size, facts.images)
+    return recipe, coreset, min(given["batch_size"], facts.images)
 
 
 def dry_run(row: Row, workshop: Workshop) -> dict[str, Any]:

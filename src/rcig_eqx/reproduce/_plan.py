@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from .. import presets
+from .._distill import default_batch_size
 from .._evaluate import default_steps
 from .._losses import platt_loss
 from .._pool import PoolSchedule
@@ -30,12 +31,13 @@ from ._rows import Row
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """How much of the paper's work is done; what is `None` is the row's own, or the method's.
+    """How much of the paper's work is done; what is `None` is the row's own, or the settings'.
 
     - `name`: what runs of this scale are filed under.
     - `part`: of the row's outer iterations.
     - `steps`, `width`, `batch_size`, `pool`: outer iterations, filters of the first block, outer
-      batch, networks of the pool.
+      batch, networks of the pool. Of the library's settings, and of any at a part of the steps, the
+      batch is what `distill` takes for a set of this size.
     - `seeds`: distilled sets of a row; `networks`: evaluated on each.
     - `evaluation_steps`: of an evaluation network.
     - `chunks`, `chunk`: how many sets membership is inferred from, and real images that each is
@@ -165,6 +167,8 @@ def arguments(
         given["method"] = method_of(row, method, steps)
     if scale.batch_size is not None:
         given["batch_size"] = scale.batch_size
+    elif settings == "library" or scale.part < 1:
+        given["batch_size"] = default_batch_size(row.images)
     if scale.pool is not None:
         pool = given.get("pool", PoolSchedule())
         given["pool"] = dataclasses.replace(pool, size=scale.pool)

@@ -109,6 +109,8 @@ class Workshop:
         folder = self.place(row, seed, **how)
         file = folder / "distilled.safetensors"
         settings = arguments(row, self.scale, method, self.settings, normalization) | dict(changed)
+        if train is not None:
+            settings["batch_size"] = min(settings["batch_size"], len(train))
         if file.exists():
             result = load_result(file)
             _check_filed(file, result, settings)
@@ -203,10 +205,9 @@ class Workshop:
 
 def _check_filed(file: Path, result: DistillResult, settings: Mapping[str, Any]) -> None:
     """Raise `ValueError` if a filed set is of other settings than those asked for."""
-    wanted = {name: settings[name] for name in ("steps", "images_per_class", "flip")}
+    names = ("steps", "images_per_class", "flip", "batch_size")
+    wanted = {name: settings[name] for name in names}
     wanted["model"] = describe_model(settings["model"])
-    if "batch_size" in settings:
-        wanted["batch_size"] = settings["batch_size"]
     for name, value in wanted.items():
         if result.recipe.get(name) != value:
             raise ValueError(
