@@ -8,15 +8,26 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from rcig_eqx import Evaluation, convnet_for, data, evaluate, linearize, platt_loss, real_coreset
+from rcig_eqx import (
+    Evaluation,
+    convnet_for,
+    data,
+    distill,
+    evaluate,
+    linearize,
+    platt_loss,
+    real_coreset,
+)
 from rcig_eqx._backend import compiler_options
 from rcig_eqx._distill import versions
 from rcig_eqx._pool import PoolSchedule, new_member, train_member
+from rcig_eqx.methods import frepo
 
 
 def setting(images_per_class: int, batch_size: int, *, width: int = 32, pool_steps: int = 0):
@@ -28,18 +39,34 @@ def setting(images_per_class: int, batch_size: int, *, width: int = 32, pool_ste
     train = data.load("fashion_mnist_small", "train")
     preprocess = data.default_preprocess(train.images)
     coreset = real_coreset(train, images_per_class, preprocess, key=jr.key(0))
-    schedule = PoolSchedule()
-    member = new_member(
-        convnet_for(train.image_shape, train.num_classes, width=width), schedule, key=jr.key(1)
-    )
-    if pool_steps:
-        member = jax.jit(train_member, static_argnums=(3, 4))(
-            member, *coreset.support(), pool_steps, schedule
-        )
+    make = convnet_for(train.image_shape, train.num_classes, width=width)
+    model = pool_network(make, *coreset.support(), pool_steps)
     chosen = np.random.default_rng(2).choice(len(train), batch_size, replace=False)
     images = preprocess(train.images[chosen])
     targets = jax.nn.one_hot(train.labels[chosen], train.num_classes, dtype=jnp.float32)
-    return member.model, coreset, images, targets
+    return model, coreset, images, targets
+
+
+def pool_network(make_model, X_S, y_S, steps, *, seed=1):
+    """A fresh network after so many steps of a pool's training on a set."""
+    schedule = PoolSchedule()
+    member = new_member(make_model, schedule, key=jr.key(seed))
+    train = eqx.filter_jit(train_member)
+    return train(member, X_S, y_S, jnp.asarray(steps), schedule).model
+
+
+def distil_head_only(train, model, steps, *, batch_size=64, seed=0, **options):
+    """A `DistillResult` of the head-only method with the paper's outer loss."""
+    return distill(
+        train,
+        key=jr.key(seed),
+        method=frepo(outer_loss=platt_loss),
+        model=model,
+        steps=steps,
+        batch_size=batch_size,
+        progress=False,
+        **options,
+    )
 
 
 @dataclasses.dataclass

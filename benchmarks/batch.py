@@ -15,14 +15,12 @@ import argparse
 import time
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 
-from _common import print_header
-from rcig_eqx import convnet_for, data, distill, methods, platt_loss
-from rcig_eqx._pool import PoolSchedule, new_member, train_member
+from _common import distil_head_only, pool_network, print_header
+from rcig_eqx import convnet_for, data
+from rcig_eqx._evaluate import correct
 from rcig_eqx.data import apply_in_chunks, hold_out
 
 TESTED = 5000
@@ -46,33 +44,28 @@ def main():
     held = held.subset(np.sort(order)) if len(order) == TESTED else test
     shape = (train.image_shape, train.num_classes)
     began = time.process_time()
-    result = distill(
+    result = distil_head_only(
         part,
-        images_per_class=args.images_per_class,
-        key=jr.key(args.seed),
-        method=methods.frepo(outer_loss=platt_loss),
-        model=convnet_for(*shape, width=args.width),
+        convnet_for(*shape, width=args.width),
+        args.steps,
         batch_size=args.batch_size,
-        steps=args.steps,
+        seed=args.seed,
+        images_per_class=args.images_per_class,
         flip=args.flip,
-        progress=False,
     )
     seconds = time.process_time() - began
     assert result.coreset.preprocess is not None
     images = jnp.asarray(apply_in_chunks(result.coreset.preprocess, held.images))
-    truth, schedule = jnp.asarray(held.labels), PoolSchedule()
+    truth = jnp.asarray(held.labels, jnp.int32)
     fresh = convnet_for(*shape, width=args.width, softplus=None)
 
-    @eqx.filter_jit
-    def accuracy(key, X_S, y_S):
-        model = train_member(new_member(fresh, schedule, key=key), X_S, y_S, 150, schedule).model
-        guess = jax.lax.map(lambda x: jnp.argmax(model(x[None])[0]), images, batch_size=500)
-        return jnp.mean(guess == truth)
+    def accuracy(seed, coreset):
+        model = pool_network(fresh, *coreset.support(), 150, seed=seed)
+        return float(jnp.mean(eqx.filter_jit(correct)(model, images, truth)))
 
     print(f"{seconds:.0f} processor seconds")
     for name, coreset in (("average", result.coreset), ("last", result.last)):
-        keys = [jr.key(900 + i) for i in range(args.networks)]
-        found = np.array([float(accuracy(key, *coreset.support())) for key in keys])
+        found = np.array([accuracy(900 + i, coreset) for i in range(args.networks)])
         error = found.std(ddof=1) / np.sqrt(len(found))
         print(f"{name}: {found.mean():.2%} ± {error:.2%} (standard error of networks)", flush=True)
 

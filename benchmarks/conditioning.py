@@ -19,10 +19,16 @@ import jax.random as jr
 import numpy as np
 import scipy.linalg
 
-from _common import adjoint, cosine, image_gradient, print_header, setting
-from rcig_eqx import convnet_for, data, distill, platt_loss
-from rcig_eqx._pool import PoolSchedule, new_member, train_member
-from rcig_eqx.methods import frepo
+from _common import (
+    adjoint,
+    cosine,
+    distil_head_only,
+    image_gradient,
+    pool_network,
+    print_header,
+    setting,
+)
+from rcig_eqx import convnet_for, data
 from rcig_eqx.solvers import dual_gram
 
 TOLERANCES = (0.3, 1e-1, 1e-2, 1e-3)
@@ -132,23 +138,13 @@ def main():
     fresh, coreset, images, targets = setting(args.images_per_class, 64, width=args.width)
     small = data.load("fashion_mnist_small", "train")
     make = convnet_for(small.image_shape, small.num_classes, width=args.width)
-    coreset = distill(
-        small,
-        images_per_class=args.images_per_class,
-        key=jr.key(0),
-        method=frepo(outer_loss=platt_loss),
-        model=make,
-        steps=args.distilled,
-        batch_size=64,
-        progress=False,
+    coreset = distil_head_only(
+        small, make, args.distilled, images_per_class=args.images_per_class
     ).last
-    train = jax.jit(train_member, static_argnums=(3, 4))
 
     def trained(steps, X):
         """The network after so many pool steps on X."""
-        schedule = PoolSchedule()
-        member = new_member(lambda _: fresh, schedule, key=jr.key(1))
-        return train(member, X, coreset.support()[1], steps, schedule).model
+        return pool_network(lambda _: fresh, X, coreset.support()[1], steps)
 
     model = trained(args.pool_steps, coreset.support()[0])
     problem = model, coreset, images, targets

@@ -21,9 +21,8 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from _common import print_header
+from _common import pool_network, print_header
 from rcig_eqx import convnet_for, data, linearize, load_result, methods, ridge_head
-from rcig_eqx._pool import PoolSchedule, new_member, train_member
 from rcig_eqx.data import apply_in_chunks
 from rcig_eqx.solvers import DualCholesky
 
@@ -69,7 +68,7 @@ def main():
     coreset = load_result(args.set).coreset
     assert coreset.preprocess is not None
     X_S, y_S = coreset.support()
-    schedule, rng = PoolSchedule(), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     make = convnet_for(train.image_shape, train.num_classes, width=args.width)
     drawn = [
         train.subset(rng.permutation(len(train))[: args.batch_size]) for _ in range(args.draws)
@@ -89,8 +88,7 @@ def main():
     for age in args.ages:
         found, tests = [], []
         for n in range(args.draws):
-            member = new_member(make, schedule, key=jr.key(50 + n))
-            model = eqx.filter_jit(train_member)(member, X_S, y_S, jnp.asarray(age), schedule).model
+            model = pool_network(make, X_S, y_S, age, seed=50 + n)
             found.append([gradient(model, *batch) for batch in batches])
             tests.append([float(x) for x in accuracies(model, X_S, y_S, tested, truth)])
         print(f"networks after {age} pool steps")

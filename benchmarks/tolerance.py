@@ -16,10 +16,15 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from _common import adjoint, cosine, image_gradient, print_header
-from rcig_eqx import convnet_for, data, distill, linearize, platt_loss
-from rcig_eqx._pool import PoolSchedule, new_member, train_member
-from rcig_eqx.methods import frepo
+from _common import (
+    adjoint,
+    cosine,
+    distil_head_only,
+    image_gradient,
+    pool_network,
+    print_header,
+)
+from rcig_eqx import convnet_for, data, linearize
 from rcig_eqx.solvers import DualCG
 
 TOLERANCES = (1e-1, 3e-2, 1e-2, 1e-3, 1e-4)
@@ -44,27 +49,15 @@ def main():
     print_header(f"{args}")
     train = data.load(args.dataset, "train")
     make = convnet_for(train.image_shape, train.num_classes, width=args.width)
-    result = distill(
-        train,
-        images_per_class=args.images_per_class,
-        key=jr.key(0),
-        method=frepo(outer_loss=platt_loss),
-        model=make,
-        steps=args.distilled,
-        batch_size=64,
-        flip=args.flip,
-        fold=False,
-        progress=False,
-    )
-    coreset, (X_S, y_S) = result.last, result.last.support()
+    given = {"images_per_class": args.images_per_class, "flip": args.flip, "fold": False}
+    coreset = distil_head_only(train, make, args.distilled, **given).last
+    X_S, y_S = coreset.support()
     assert coreset.preprocess is not None
     batch = train.subset(jr.choice(jr.key(2), len(train), (64,), replace=False).tolist())
     images = jnp.asarray(coreset.preprocess(batch.images))
     targets = jax.nn.one_hot(jnp.asarray(batch.labels), train.num_classes)
     for steps in args.pool_steps:
-        schedule = PoolSchedule()
-        member = new_member(make, schedule, key=jr.key(1))
-        model = train_member(member, X_S, y_S, steps, schedule).model
+        model = pool_network(make, X_S, y_S, steps)
         problem = (model, coreset, images, targets)
         reference, rows = None, []
         for rtol in reversed(TOLERANCES):
