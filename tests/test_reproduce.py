@@ -12,7 +12,7 @@ from rcig_eqx import data, evaluate, load_result
 from rcig_eqx.data._sources import SOURCES
 from rcig_eqx.methods import implicit, staged
 from rcig_eqx.reproduce import METHODS, ROWS, SCALES, SETTINGS, Workshop, dry_run
-from rcig_eqx.reproduce._figures import FIGURES, _along, figure5, gallery
+from rcig_eqx.reproduce._figures import FIGURES, _along, figure1, figure2, figure5, gallery
 from rcig_eqx.reproduce._plan import arguments, preprocess_of
 from rcig_eqx.reproduce._tables import TABLES, find_rows, table1, table2, table3, table7, table8
 
@@ -210,3 +210,16 @@ def test_tables_1_and_3_and_figure_5(workshop, tmp_path):
     assert len(across.rows) == 12
     figure5(workshop, [FASHION], tmp_path)
     assert (tmp_path / "figure5.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("figure", [figure1, figure2])
+def test_the_grids_of_figures_1_and_2(workshop, tmp_path, figure):
+    scale = dataclasses.replace(TINY, counts=(0, 2))
+    report = figure(dataclasses.replace(workshop, scale=scale), [FASHION], tmp_path)
+    found = report.values["fashion_mnist/1"]
+    assert all(found[inner][inverse] >= 0 for inner in (0, 2) for inverse in (0, 2))
+    assert [row[:2] for row in report.rows] == [["fashion_mnist/1", "0"], ["fashion_mnist/1", "2"]]
+    assert (tmp_path / f"{figure.__name__}.pdf").stat().st_size > 5_000
+    sets = {path.parent.parent.parent.name for path in workshop.folder.rglob("*.safetensors")}
+    assert {f"fashion_mnist-1-rcig_paper-{i}x{j}" for i in (0, 2) for j in (0, 2)} <= sets

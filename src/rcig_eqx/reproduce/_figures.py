@@ -26,7 +26,6 @@ from ._rows import Row
 from ._tables import Rows, notes, run_notes
 from ._workshop import Workshop
 
-COUNTS = (0, 2, 5, 10, 20, 30)  # of inner and of inverse-Hessian steps
 SUBSETS = (0.04, 0.1, 0.2, 0.4, 1.0)  # of |S|: 200, 500, 1,000, 2,000 and 5,000 of 5,000
 WIDTHS = (16, 32, 64, 128, 256, 512)
 _TIMED = 6  # iterations of a timed run; the first one compiles
@@ -77,23 +76,25 @@ def _grid(
     label: str,
     how: list[str],
 ) -> Report:
+    counts = workshop.scale.counts
     values = {
-        row.name: {i: {j: measure(row, i, j) for j in COUNTS} for i in COUNTS} for row in rows
+        row.name: {i: {j: measure(row, i, j) for j in counts} for i in counts} for row in rows
     }
     lines = [
         [row.name, str(inner), *(f"{x:.1f}" for x in values[row.name][inner].values())]
         for row in rows
-        for inner in COUNTS
+        for inner in counts
     ]
     with _panels(len(rows), folder / name) as axes:
         for axis, row in zip(axes, rows, strict=True):
             for inner, line in values[row.name].items():
                 axis.plot(list(line), list(line.values()), "o-", markersize=3, label=str(inner))
-            axis.plot(20, values[row.name][20][20], "*", color="green", markersize=14)
+            if 20 in counts:  # what the paper takes everywhere
+                axis.plot(20, values[row.name][20][20], "*", color="green", markersize=14)
             where = f"{row.facts.title}, {row.images_per_class} a class"
             axis.set(title=where, xlabel="inverse-Hessian steps", ylabel=label)
         axes[-1].legend(title="inner steps", fontsize=8)
-    head = ["Row", "Inner steps", *(f"{j} inverse" for j in COUNTS)]
+    head = ["Row", "Inner steps", *(f"{j} inverse" for j in counts)]
     return Report(name, title, head, lines, values, how)
 
 

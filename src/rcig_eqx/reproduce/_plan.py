@@ -43,6 +43,7 @@ class Scale:
     - `chunks`, `chunk`: how many sets membership is inferred from, and real images that each is
       distilled from (appendices B and C).
     - `attacked_at`: training steps at which the networks of those sets are attacked.
+    - `counts`: of inner and of inverse-Hessian steps, the grid of Figures 1 and 2.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Scale:
     chunks: int = 5
     chunk: int = 10_000
     attacked_at: tuple[int, ...] = SNAPSHOTS
+    counts: tuple[int, ...] = (0, 2, 5, 10, 20, 30)
 
     def steps_of(self, row: Row) -> int:
         """Outer iterations."""
@@ -74,7 +76,7 @@ class Scale:
         """With what is not `None`; runs of it are filed apart."""
         given = {k: v for k, v in given.items() if v is not None and v != getattr(self, k)}
         # What changes how sets are evaluated, or how many there are, makes no other sets.
-        adds = ("seeds", "networks", "evaluation_steps", "chunks", "attacked_at")
+        adds = ("seeds", "networks", "evaluation_steps", "chunks", "attacked_at", "counts")
         apart = [f"{k}{v}" for k, v in given.items() if k not in adds]
         return dataclasses.replace(self, **given, name="-".join([self.name, *apart]))
 
@@ -91,6 +93,7 @@ SCALES = {
         chunks=1,
         chunk=1000,
         attacked_at=(125, 250, 500, 1000),
+        counts=(0, 2, 5, 20),
     ),
 }
 """The paper's scale, and one that fits two CPU cores, by name."""
