@@ -1,21 +1,29 @@
 """How every test process compiles, and those it starts: compiling is most of what tests take."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import pytest
 
 CACHE = Path(__file__).parents[1] / ".pytest_cache" / "jax"
+# Without these a program that is hardly optimised takes twice the time to compile. XLA ends the
+# process at a flag that it does not know.
+QUICK = "--xla_cpu_use_fusion_emitters=false" if jax.__version__.startswith("0.10.") else ""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Compile a program once for all processes, and in the default run without much optimising."""
+    quick = config.option.markexpr == "not slow"
     settings = {
         "jax_compilation_cache_dir": str(CACHE),
         "jax_persistent_cache_min_compile_time_secs": 0.3,
-        "jax_disable_most_optimizations": config.option.markexpr == "not slow",
+        "jax_disable_most_optimizations": quick,
     }
+    flags = os.environ.get("XLA_FLAGS", "")
+    if quick and QUICK not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {QUICK}"
     for name, value in settings.items():
         if name.upper() not in os.environ:
             os.environ[name.upper()] = str(value)
@@ -27,3 +35,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(0))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_let_go() -> Iterator[None]:
+    """A compiled program is a few memory mappings, of which Linux grants a process 65,530."""
+    yield
+    jax.clear_caches()

@@ -44,7 +44,7 @@ def start(*args: object, devices: int = 1, bits: int = 32) -> subprocess.Popen:
     """A Python of its own that sees so many devices."""
     flags = f"--xla_force_host_platform_device_count={devices} {QUICK}"
     env = os.environ | {
-        "XLA_FLAGS": flags,
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}",
         "JAX_ENABLE_X64": str(bits == 64),
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),

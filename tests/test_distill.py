@@ -140,7 +140,7 @@ def result(train, seen):
 def test_the_default_batch_grows_with_the_set():
     wanted = {1: 64, 10: 64, 31: 64, 32: 128, 100: 384, 256: 1024, 5000: 1024}
     assert {n: default_batch_size(n) for n in wanted} == wanted
-    quick = {"batch_size": None, "method": frepo(), "steps": 1, "progress": False}
+    quick = {"batch_size": None, "method": random_subset(), "steps": 1, "progress": False}
     large, small = (
         distill(subset("train", n), images_per_class=11, **quick).recipe["batch_size"]
         for n in (50, 20)
