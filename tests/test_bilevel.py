@@ -86,7 +86,7 @@ def ridge():
 SOLVERS = {
     "cg": (CG, 1e-8, 4),
     "neumann": (Neumann(20_000, rtol=1e-12), 1e-8, None),
-    "adam": (Adam(3e-2, 6000), 1e-4, 6000),
+    "adam": (Adam(3e-2, 2000), 1e-8, 2000),  # leaves the minimum again after some 3,000
     "nystrom": (Nystrom(4, 0.3), 1e-8, 5),
     "lineax_cg": (lx.CG(1e-13, 1e-13), 1e-8, None),
     "lineax_gmres": (lx.GMRES(1e-13, 1e-13), 1e-8, None),

@@ -147,7 +147,7 @@ def figure8(workshop: Workshop, rows: Rows, folder: Path) -> Report:
             memory[width] = estimate_memory(recipe, coreset, batch).total / 1e6
         values[row.name] = {"accuracy": series, "MB by width": memory}
         for point in series:
-            texts = [f"{point['seconds']:.0f}", f"{100 * point['accuracy']['mean']:.1f}"]
+            texts = [f"{point['seconds']:.1f}", f"{100 * point['accuracy']['mean']:.1f}"]
             lines.append([row.name, f"{point['step']:,}", *texts, ""])
         lines += [[row.name, f"width {w}", "", "", f"{mb:,.0f}"] for w, mb in memory.items()]
     with _panels(3, folder / "figure8") as axes:
@@ -161,6 +161,8 @@ def figure8(workshop: Workshop, rows: Rows, folder: Path) -> Report:
             axes[2].plot(list(memory), list(memory.values()), "o-", label=row.name)
         axes[1].set_xscale("log")
         axes[2].set(xlabel="width", ylabel="memory of a step, MB", xscale="log", yscale="log")
+        axes[2].set_xticks(WIDTHS, list(map(str, WIDTHS)))
+        axes[2].set_xticks([], minor=True)
         axes[0].legend(fontsize=8)
     head = ["Row", "Iterations", "Seconds", "Accuracy", "MB"]
     title = "Figure 8: accuracy against wall-clock time, memory against width"
