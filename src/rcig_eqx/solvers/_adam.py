@@ -36,21 +36,27 @@ def adam_descent(
     steps: int,
     learning_rate: float | Float[Array, ""],
 ) -> Descent:
-    """`steps` ≥ 1 steps of Adam from `start`, with as many evaluations (paper, Algorithm 1)."""
-    optimizer = optax.adam(learning_rate)
+    """`steps` ≥ 1 steps of Adam from `start`, with as many evaluations (paper, Algorithm 1).
 
-    def step(carry, _):
-        x, state = carry
+    Memory does not grow with the steps.
+    """
+    optimizer = optax.adam(learning_rate)
+    zero = norm(start) * 0
+
+    def step(number, carry):
+        x, state, first, last, monotone = carry
         loss, gradient = value_and_gradient(x)
+        now = loss.astype(zero.dtype), norm(gradient)
+        first = jax.tree.map(lambda a, b: jnp.where(number == 0, a, b), now, first)
+        monotone &= (number == 0) | (now[0] <= last[0])
         with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic needs it
             updates, state = optimizer.update(gradient, state)
-        return (optax.apply_updates(x, updates), state), (loss, norm(gradient))
+        return optax.apply_updates(x, updates), state, first, now, monotone
 
-    first = (start, optimizer.init(start))
-    (x, _), (losses, norms) = jax.lax.scan(step, first, length=steps)
-    residual = norms[-1] / jnp.where(norms[0] > 0, norms[0], 1)
-    monotone = jnp.all(losses[1:] <= losses[:-1])
-    return Descent(x, residual, ~(losses[-1] <= losses[0]), monotone)
+    begin = start, optimizer.init(start), (zero, zero), (zero, zero), jnp.asarray(True)
+    x, _, first, last, monotone = jax.lax.fori_loop(0, steps, step, begin)
+    residual = last[1] / jnp.where(first[1] > 0, first[1], 1)
+    return Descent(x, residual, ~(last[0] <= first[0]), monotone)
 
 
 class Adam(AbstractDefiniteSolver):
