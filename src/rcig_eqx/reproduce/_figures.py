@@ -125,6 +125,8 @@ def figure5(workshop: Workshop, rows: Rows, folder: Path) -> Report:
             for axis, y, label in zip(axes, ys, labels, strict=True):
                 axis.plot(at, y, "o-", label=row.name)
                 axis.set(xlabel="images of the backward pass", ylabel=label)
+        for axis in axes[:2]:
+            axis.set_ylim(bottom=0)
         axes[0].legend(fontsize=8)
     head = ["Row", "Backward pass", "MB", "s/iteration", "Accuracy"]
     title = "Figure 5: the backward pass through part of the images"
