@@ -126,7 +126,7 @@ def figure5(workshop: Workshop, rows: Rows, folder: Path) -> Report:
                 axis.plot(at, y, "o-", label=row.name)
                 axis.set(xlabel="images of the backward pass", ylabel=label)
         for axis in axes[:2]:
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.1 * axis.dataLim.y1)
         axes[0].legend(fontsize=8)
     head = ["Row", "Backward pass", "MB", "s/iteration", "Accuracy"]
     title = "Figure 5: the backward pass through part of the images"
