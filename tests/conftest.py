@@ -8,8 +8,8 @@ import jax
 import pytest
 
 CACHE = Path(__file__).parents[1] / ".pytest_cache" / "jax"
-# Without these a program that is hardly optimised takes twice the time to compile. XLA ends the
-# process at a flag that it does not know.
+# The fusion emitters take much of the time that compiling without optimising takes. XLA ends the
+# process at a flag that it does not know, and another version may not know this one.
 QUICK = "--xla_cpu_use_fusion_emitters=false" if jax.__version__.startswith("0.10.") else ""
 
 

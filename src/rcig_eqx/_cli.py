@@ -98,10 +98,7 @@ def _distill(
     steps: Annotated[int, Option(help="Outer iterations.")] = _DISTILL["steps"].default,
     batch_size: Annotated[
         int | None,
-        Option(
-            help="Real images a step.",
-            show_default="64 to 1024, by the distilled set's size",
-        ),
+        Option(help="Real images a step.", show_default="64 to 1024, by the distilled set's size"),
     ] = None,
     architecture: Annotated[str, Option(help=_ARCHITECTURE)] = "convnet",
     normalization: Annotated[str, Option(help=_NORMALIZATION)] = "none",
