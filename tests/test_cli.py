@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -101,9 +102,10 @@ def test_devices_are_the_first_that_jax_sees(folder, tmp_path, monkeypatch):
         raise ValueError("enough")
 
     monkeypatch.setattr(_cli, "distill", stop)
-    monkeypatch.setattr(_cli.jax, "devices", lambda: ["a", "b", "c"])
+    three = jax.devices() * 3
+    monkeypatch.setattr(jax, "devices", lambda: three)
     assert run("distill", folder, "--devices", 2, "--out", tmp_path / "o", *SMALL) == 2
-    assert asked["devices"] == ["a", "b"]
+    assert asked["devices"] == three[:2]
     assert run("distill", folder, "--out", tmp_path / "o", *SMALL) == 2
     assert asked["devices"] is None
 
@@ -229,6 +231,7 @@ ERRORS = {
     "more than there are": ("distill {folder} -n 99 --batch-size 5 --out {out}", "too few"),
     "batch": ("distill {folder} --batch-size 21 --out {out}", r"--batch-size is 21: .* 1\.\.20"),
     "devices": ("distill {folder} --devices 999", "JAX sees 1 of them: pass at most"),
+    "devices of a row": ("reproduce table2 --devices 999 --out {out}", "JAX sees 1 of them"),
     "depth": ("distill {folder} --batch-size 5 --depth 9 --out {out}", "smaller depth"),
     "method": ("distill --method best", "'rcig', 'rcig_paper'"),
     "no result": ("evaluate {folder}/none", "does not exist"),

@@ -389,6 +389,13 @@ def test_the_presets_differ_in_named_values_only():
     assert paper["optimizer"] is code["optimizer"]
 
 
+def test_the_presets_take_the_ablations():
+    assert presets.paper(rig, damping=0.1)["method"] == rig(damping=0.1)
+    assert presets.authors_code(rig)["method"].clip
+    trained_head = presets.authors_code(vig)["method"]
+    assert (trained_head.clip, trained_head.margin) == (False, True)
+
+
 def test_rates_follow_the_rule(setting):
     good = {"inner_diverged": False, "inner_monotone": True, "solver_diverged": False}
     bad = {"inner_diverged": True, "inner_monotone": False, "solver_diverged": True}

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from typing import Any
 
+import jax
 import jax.random as jr
 import numpy as np
 import pytest
@@ -101,8 +102,9 @@ def test_every_method_takes_the_rows_values(method, settings):
     for part in parts:
         if method != "random":
             assert (part.l2_rate, part.subset) == (5e-3, 500)
-    if settings == "authors_code" and method == "rcig_paper":
-        assert given["method"].clip
+    if settings == "authors_code" and isinstance(used, implicit):
+        assert used.clip == (method in ("rcig_paper", "rig"))
+        assert used.margin
     if settings == "paper":
         assert given["batch_size"] == 1024
         assert isinstance(used, implicit) == (method in ("rcig_paper", "rig", "cig", "vig"))
@@ -166,6 +168,20 @@ def test_other_scales_are_filed_apart(workshop):
     assert more.place(FASHION, 0) == workshop.place(FASHION, 0)
     other = dataclasses.replace(workshop, settings="paper")
     assert other.place(FASHION, 0) != workshop.place(FASHION, 0)
+
+
+def test_devices_share_what_is_distilled(workshop, tmp_path, monkeypatch):
+    asked = {}
+
+    def stop(train, **settings):
+        asked.update(settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rcig_eqx.reproduce._workshop.distill", stop)
+    shared = dataclasses.replace(workshop, folder=tmp_path, devices=jax.devices())
+    with pytest.raises(KeyboardInterrupt):
+        shared.distilled(FASHION)
+    assert asked["devices"] == jax.devices()
 
 
 def test_a_filed_set_of_other_settings_is_refused(workshop):

@@ -13,11 +13,11 @@ import warnings
 from pathlib import Path
 from typing import Annotated, Literal
 
-import jax
 import jax.random as jr
 
 from . import methods
 from ._coreset import Initialization
+from ._devices import first_devices
 from ._distill import describe_model, distill
 from ._evaluate import evaluate, fresh_network
 from ._evaluation import Evaluation
@@ -167,10 +167,7 @@ def _distill(
                 f"{checkpoints} holds an interrupted run: pass --resume to go on with it, "
                 "--overwrite to start anew, or another --out."
             )
-    if devices is not None and devices > (there := len(jax.devices())):
-        raise ValueError(
-            f"--devices is {devices}, and JAX sees {there} of them: pass at most that."
-        )
+    shared_by = first_devices(devices)
     optimizer = coreset_optimizer(learning_rate)
     train = load_split(dataset, "train", directory)
     make_model = network_for(
@@ -210,7 +207,7 @@ def _distill(
             batch_size=batch_size,
             initialization=initialization,
             flip=flip,
-            devices=jax.devices()[:devices] if devices else None,
+            devices=shared_by,
             checkpoint_dir=checkpoints,
             checkpoint_every=checkpoint_every,
             keep_checkpoints=2,

@@ -62,6 +62,19 @@ def make_mesh(
     return Mesh(grid, (NETWORK, BATCH), axis_types=(AxisType.Auto,) * 2)
 
 
+def first_devices(count: int | None) -> list[Device] | None:
+    """The first so many of JAX's devices, for a command's `--devices`; `None` for `None`.
+
+    Raises `ValueError` where there are fewer.
+    """
+    there = jax.devices()
+    if count is not None and count > len(there):
+        raise ValueError(
+            f"--devices is {count}, and JAX sees {len(there)} of them: pass at most that."
+        )
+    return None if count is None else there[:count]
+
+
 def check_batch_divides(mesh: Mesh | AbstractMesh, batch_size: int) -> None:
     """Raise `ValueError` unless every device gets the same number of rows of a batch."""
     parts = mesh.shape[BATCH]

@@ -4,24 +4,26 @@
 
 The library's own defaults are not here: they are what `distill` does without a preset. Where the
 paper gives no number, the outer batch and the pool's learning rate, both presets have the code's.
+Both take `rig`, `cig` or `vig` in the place of `rcig_paper`, for its ablations.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from ._coreset import ema
 from ._pool import PoolSchedule
 from ._step import coreset_optimizer
-from .methods import RateRule, rcig_paper
+from .methods import RateRule, implicit, rcig_paper
 
 
-def paper(**changed: Any) -> dict[str, Any]:
+def paper(method: Callable[..., implicit] = rcig_paper, **changed: Any) -> dict[str, Any]:
     """The paper's RCIG: one pool step a visit, the last iterate, rates by its rule (appendix C).
 
     `changed` are fields of the method, such as `inner=Adam(steps=50)`. The paper raises λ with the
     network's depth: pass `l2_rate=5e-3` at depth 4 and 5e-2 at depth 5.
     """
     return {
-        "method": rcig_paper(**changed),
+        "method": method(**changed),
         "optimizer": coreset_optimizer(0.003, 0.03),
         "pool": PoolSchedule(min_visit=1, max_visit=1, learning_rate=5e-5),
         "average": ema(0.0),
@@ -30,16 +32,18 @@ def paper(**changed: Any) -> dict[str, Any]:
     }
 
 
-def authors_code(**changed: Any) -> dict[str, Any]:
+def authors_code(method: Callable[..., implicit] = rcig_paper, **changed: Any) -> dict[str, Any]:
     """What the authors' released code does beyond, or unlike, the paper.
 
-    The implicit gradient clipped leaf by leaf, the label margin, 1 to 15 pool steps a visit, an
-    average with decay 0.99, and its own rule for the inner learning rate. Two of its habits are
-    left out: the inner Adam's bias correction counts the pool network's steps, and the head's
-    kernel stays in ∂L_o/∂θ and v.
+    The implicit gradient clipped leaf by leaf (where the head is solved for; a trained head leaves
+    no direct gradient to clip to), the label margin, 1 to 15 pool steps a visit, an average with
+    decay 0.99, and its own rule for the inner learning rate. Two of its habits are left out: the
+    inner Adam's bias correction counts the pool network's steps, and the head's kernel stays in
+    ∂L_o/∂θ and v.
     """
     rule = RateRule(window=50, shrink_at=0.29, grow=1.05, grow_at=0.7, solver=False)
-    return paper(**({"clip": True, "margin": True, "rule": rule} | changed)) | {
+    clip = method().reparameterized
+    return paper(method, **({"clip": clip, "margin": True, "rule": rule} | changed)) | {
         "pool": PoolSchedule(min_visit=1, max_visit=15, learning_rate=5e-5),
         "average": ema(0.99),
     }

@@ -9,6 +9,7 @@ from typing import Annotated
 import jax
 from typer import Argument, Exit, Option, echo
 
+from .._devices import first_devices
 from ..models._normalize import check_known
 from ._dry import dry_run
 from ._figures import FIGURES
@@ -49,6 +50,9 @@ def reproduce(
     batch_size: Annotated[int | None, Option(min=1, help="Real images a step.")] = None,
     pool: Annotated[int | None, Option(min=1, help="Networks of the pool.")] = None,
     evaluation_steps: Annotated[int | None, Option(min=1, help="Of an evaluation.")] = None,
+    devices: Annotated[
+        int | None, Option(min=1, help="Share every batch among so many.", show_default="one")
+    ] = None,
     directory: Annotated[
         Path | None, Option(help="Folder to look for data sets in first.", show_default=False)
     ] = None,
@@ -81,6 +85,7 @@ def reproduce(
         method,
         settings,
         directory,
+        first_devices(devices),
         say=(lambda text: None) if quiet else echo,
         progress=not quiet,
     )

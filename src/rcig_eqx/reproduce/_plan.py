@@ -103,20 +103,18 @@ def _frepo_platt(**options: Any) -> AbstractMethod:
     return frepo(outer_loss=platt_loss, **options)
 
 
+_PRIMAL = {"rcig_paper": rcig_paper, "rig": rig, "cig": cig, "vig": vig}
 METHODS: dict[str, Callable[..., AbstractMethod] | None] = {
     "default": None,  # by the number of steps
     "rcig": rcig,
-    "rcig_paper": rcig_paper,
-    "rig": rig,
-    "cig": cig,
-    "vig": vig,
+    **_PRIMAL,
     "frepo": frepo,
     "frepo_platt": _frepo_platt,
     "random": random_subset,
 }
 """Methods by name; `"default"`, which goes by the number of steps, is `None`."""
 SETTINGS: dict[str, Callable[..., dict[str, Any]]] = {
-    "library": lambda **changed: {},
+    "library": lambda method, **changed: {},
     "paper": presets.paper,
     "authors_code": presets.authors_code,
 }
@@ -161,12 +159,12 @@ def arguments(
 ) -> dict[str, Any]:
     """Keyword arguments of `distill` for this row, but for data, key and preprocessing.
 
-    `rcig_paper` within the settings of a preset is that preset's own: the authors' code clips, for
-    instance.
+    `rcig_paper` and its ablations within the settings of a preset are that preset's own: the
+    authors' code clips, for instance.
     """
     steps = 1 if method == "random" else scale.steps_of(row)
-    given = SETTINGS[settings](**_options(row))
-    if method != "rcig_paper" or not given:
+    given = SETTINGS[settings](_PRIMAL.get(method, rcig_paper), **_options(row))
+    if method not in _PRIMAL or not given:
         given["method"] = method_of(row, method, steps)
     if scale.batch_size is not None:
         given["batch_size"] = scale.batch_size

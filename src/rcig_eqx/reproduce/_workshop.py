@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +19,7 @@ from .._evaluation import Evaluation
 from .._files import write_atomically
 from .._pool import MakeModel
 from .._result import DistillResult, load_result
+from .._types import Device
 from ..data import AbstractPreprocess, DataError, load, open_records
 from ._plan import Scale, arguments, model_of, preprocess_of
 from ._rows import Row
@@ -39,6 +40,7 @@ class Workshop:
     - `scale`, `method`, `settings`: how rows are run; the last two by name, in `METHODS` and
       `SETTINGS`.
     - `directory`: looked in first for data sets.
+    - `devices`: those that share every outer batch; JAX's default one if `None`.
     - `say`: is given a line of text at every new piece of work.
     - `progress`: whether bars are shown.
     """
@@ -48,6 +50,7 @@ class Workshop:
     method: str = "default"
     settings: str = "library"
     directory: Path | None = None
+    devices: Sequence[Device] | None = None
     say: Callable[[str], None] = print
     progress: bool = True
     _sets: dict[tuple[str, str], Any] = dataclasses.field(default_factory=dict)
@@ -126,6 +129,7 @@ class Workshop:
                 checkpoint_dir=folder / "checkpoints",
                 keep_checkpoints=2,
                 resume=any((folder / "checkpoints").glob("*.safetensors")),
+                devices=self.devices,
                 progress=self.progress,
                 **settings,
             )
