@@ -32,7 +32,13 @@ from rcig_eqx import (
     place,
     step,
 )
-from rcig_eqx._devices import Agreement, check_batch_divides, collective_bytes, rows_of
+from rcig_eqx._devices import (
+    Agreement,
+    check_batch_divides,
+    collective_bytes,
+    rows_of,
+    shared_batch,
+)
 from rcig_eqx._pool import average_networks, draw
 from rcig_eqx.methods import AbstractMethod, frepo, rcig, staged
 
@@ -294,6 +300,12 @@ def test_a_batch_that_devices_cannot_share():
         check_batch_divides(mesh, 14)
     with pytest.raises(ValueError, match="such as 4"):
         check_batch_divides(mesh, 3)
+
+
+def test_a_default_batch_is_one_that_devices_can_share():
+    mesh = AbstractMesh((2, 3), ("network", "batch"))
+    assert [shared_batch(mesh, n) for n in (64, 63, 2)] == [63, 63, 3]
+    assert shared_batch(None, 64) == 64
 
 
 def test_any_state_can_be_placed():

@@ -75,11 +75,16 @@ def first_devices(count: int | None) -> list[Device] | None:
     return None if count is None else there[:count]
 
 
+def shared_batch(mesh: Mesh | AbstractMesh | None, batch_size: int) -> int:
+    """The largest batch up to this one that gives every device as many rows, one at least."""
+    parts = mesh.shape[BATCH] if mesh else 1
+    return max(parts, batch_size - batch_size % parts)
+
+
 def check_batch_divides(mesh: Mesh | AbstractMesh, batch_size: int) -> None:
     """Raise `ValueError` unless every device gets the same number of rows of a batch."""
-    parts = mesh.shape[BATCH]
-    if batch_size % parts:
-        near = max(parts, batch_size - batch_size % parts)
+    near, parts = shared_batch(mesh, batch_size), mesh.shape[BATCH]
+    if near != batch_size:
         raise ValueError(
             f"batch_size is {batch_size}, which {parts} devices cannot share equally: choose a "
             f"multiple of {parts}, such as {near}."

@@ -37,6 +37,7 @@ from ._devices import (
     own_rows,
     place,
     shard_rows,
+    shared_batch,
     wait_for_all,
 )
 from ._loop import Loop
@@ -113,7 +114,8 @@ def distill(
     - `optimizer`: of the distilled set, any of optax; `coreset_optimizer()` if `None`.
     - `steps`: outer iterations.
     - `batch_size`: images of an outer batch; if `None` 64 for every 16 distilled ones, at least 64
-      and at most the 1,024 of the authors' code, or all there are of a smaller set.
+      and at most the 1,024 of the authors' code, or all there are of a smaller set; less what
+      `devices` cannot share equally.
     - `initialization`: `"real"` images, `"noise"`, a `Coreset` such as `earlier.last`, or a
       function from a key to one. Its images are preprocessed; one that carries its preprocessing
       brings it along.
@@ -185,9 +187,8 @@ def distill(
     else:
         seen = sample(train, 10_000, at_least=images_per_class, seed=seed)
     if batch_size is None:
-        batch_size = min(default_batch_size(images_per_class * seen.num_classes), len(train))
-        if mesh is not None:
-            check_batch_divides(mesh, batch_size)
+        default = min(default_batch_size(images_per_class * seen.num_classes), len(train))
+        batch_size = _check_batch_size(shared_batch(mesh, default), len(train), mesh)
     given = initialization(noise_key) if callable(initialization) else initialization
     if isinstance(given, Coreset) and given.preprocess is not None:
         if preprocess is not None and not eqx.tree_equal(preprocess, given.preprocess):
