@@ -10,12 +10,23 @@ import numpy as np
 import pytest
 
 from rcig_eqx import data, evaluate, load_result
+from rcig_eqx._distill import describe_model
 from rcig_eqx.data._sources import SOURCES
 from rcig_eqx.methods import implicit, staged
 from rcig_eqx.reproduce import METHODS, ROWS, SCALES, SETTINGS, Workshop, dry_run
 from rcig_eqx.reproduce._figures import FIGURES, _along, figure1, figure2, figure5, gallery
 from rcig_eqx.reproduce._plan import arguments, preprocess_of
-from rcig_eqx.reproduce._tables import TABLES, find_rows, table1, table2, table3, table7, table8
+from rcig_eqx.reproduce._rows import TABLE_3
+from rcig_eqx.reproduce._tables import (
+    TABLES,
+    evaluation_network,
+    find_rows,
+    table1,
+    table2,
+    table3,
+    table7,
+    table8,
+)
 
 TINY = SCALES["small"].changed(
     steps=2, width=2, batch_size=8, pool=1, networks=1, evaluation_steps=2
@@ -216,6 +227,23 @@ def test_the_gallery_and_a_run_along_time(workshop, tmp_path):
     points = list(_along(workshop, FASHION))
     assert [step for step, _, _ in points] == [1, 2]
     assert points[0][1] == 0 < points[1][1]
+
+
+@pytest.mark.parametrize(
+    ("distilled_with", "names"),
+    [
+        ("none", "conv-none conv-none resnet-none resnet-batch vgg-batch alexnet-none"),
+        ("batch", "conv-batch conv-none resnet-batch resnet-batch vgg-batch alexnet-none"),
+    ],
+)
+def test_columns_of_table_3_are_filed_by_their_network(workshop, distilled_with, names):
+    columns = [
+        evaluation_network(column, CIFAR, workshop, distilled_with)
+        for column in TABLE_3[distilled_with]
+    ]
+    assert [name for name, _ in columns] == names.split()
+    for name, make in columns:
+        assert describe_model(make)["normalization"] == name.partition("-")[2]
 
 
 @pytest.mark.slow

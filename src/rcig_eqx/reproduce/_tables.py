@@ -6,6 +6,7 @@ from typing import Any
 
 from .._across import percent
 from .._distill import versions
+from .._pool import MakeModel
 from ..models import network_for
 from ..models._normalize import check_known
 from ._plan import model_of
@@ -63,7 +64,7 @@ def table3(workshop: Workshop, rows: Rows) -> Report:
                 how: dict[str, Any] = {}
                 if distilled_with != "none":
                     how["normalization"] = distilled_with
-                report = workshop.accuracy(row, network=(column, network), **how)
+                report = workshop.accuracy(row, network=network, **how)
                 values[f"{row.name} {distilled_with} {column}"] = report.to_json()
                 stated = of_paper(paper[column] if row.name == "cifar10/10" else None)
                 with_ = f"convnet, {distilled_with}"
@@ -74,15 +75,21 @@ def table3(workshop: Workshop, rows: Rows) -> Report:
     return Report("table3", title, head, lines, values, [*more, *notes(workshop)])
 
 
-def evaluation_network(column: str, row: Row, workshop: Workshop, distilled_with: str):
-    """The network that a column of Table 3 stands for, with ReLU."""
+def evaluation_network(
+    column: str, row: Row, workshop: Workshop, distilled_with: str
+) -> tuple[str, MakeModel]:
+    """The network that a column of Table 3 stands for, with ReLU, and what it is filed under.
+
+    Two columns that come to the same network are the same evaluation.
+    """
     name, _, kind = column.partition("-")
     normalization = {"dn": distilled_with, "nn": "none", "bn": "batch", "": "none"}[kind]
+    label = f"{name}-{normalization}"
     if name == "conv":
-        return model_of(row, workshop.scale, normalization, softplus=None)
+        return label, model_of(row, workshop.scale, normalization, softplus=None)
     known = {"resnet": "resnet18", "vgg": "vgg11", "alexnet": "alexnet"}
     given = {"normalization": normalization, "softplus": None, "width": workshop.scale.width}
-    return network_for(known[name], row.facts.shape, row.facts.classes, **given)
+    return label, network_for(known[name], row.facts.shape, row.facts.classes, **given)
 
 
 def table7(workshop: Workshop, rows: Rows) -> Report:
