@@ -232,7 +232,8 @@ def test_cross_entropy_equals_finite_differences_of_the_whole_map(setting):
 
         value, slope = whole(coreset)
         assert float(slope) < 1e-10
-        method = cig(inner_loss=cross_entropy, inner=Adam(1e-2, 3000), solver=CG, l2_rate=l2_rate)
+        losses = {"inner_loss": cross_entropy, "outer_loss": platt_loss}
+        method = cig(**losses, inner=Adam(1e-2, 3000), solver=CG, l2_rate=l2_rate)
         hypergradient = eqx.filter_jit(method.hypergradient)
         got = hypergradient(model, coreset, images, targets, key=jr.key(0))
         assert float(got.stats["inner_residual"]) < 1e-7

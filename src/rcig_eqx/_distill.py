@@ -60,7 +60,7 @@ from .data import (
 )
 from .data._adapt import Examples, adapted, is_foreign
 from .methods import AbstractMethod, default_method
-from .methods._method import has_closed_form
+from .methods._method import is_linear_in_labels
 from .models import AbstractNetwork, Network, convnet_for, describe_network
 from .models._architectures import is_ready
 from .models._network import check_independent
@@ -129,8 +129,8 @@ def distill(
     - `average`: weights of the averaged ψ; `growing_average()` if `None`.
     - `fold`: whether the labels returned are multiplied by the learned temperature, as
       [`fold_temperature`][rcig_eqx.fold_temperature]: networks train to a higher accuracy on them.
-      If `None`, where the inner loss is a `SquaredError`: of others predictions are not linear in
-      the labels.
+      If `None`, where predictions are linear in the labels: the inner loss is a `SquaredError`, and
+      the network linearised or its body frozen.
     - `checkpoint_dir`: a folder for checkpoints of the whole state; none are kept if `None`.
     - `checkpoint_every`: seconds between two; one more is written when the run ends, however it
       ends short of being killed. 0 is after every step.
@@ -229,7 +229,7 @@ def distill(
         average or growing_average(),
         parameterization,
     )
-    fold = has_closed_form(recipe.method) if fold is None else fold
+    fold = is_linear_in_labels(recipe.method) if fold is None else fold
     settings = {
         "dataset": seen.name,
         "images_per_class": images_per_class,

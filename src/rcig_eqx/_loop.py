@@ -97,7 +97,7 @@ class Loop:
                     flush((number, metrics))
                     report = Progress(number, self.steps, metrics, state, so_far)
                     stop = [callback(report) for callback in self.callbacks]
-                    if agreed(any(stop) or interrupted()) or _rejected_lately(history):
+                    if agreed(any(stop) or interrupted()) or gave_up(history):
                         break
                     if self.checkpoints and self.checkpoints.due:
                         flush()
@@ -150,7 +150,8 @@ def _last(history: History) -> dict[str, float]:
     return {name: values[-1] for name, values in history.items()}
 
 
-def _rejected_lately(history: History) -> bool:
+def gave_up(history: Mapping[str, Any]) -> bool:
+    """Whether so many steps in a row were rejected that a run ends."""
     lately = history.get("rejected", [])[-_GIVE_UP_AFTER:]
     return len(lately) == _GIVE_UP_AFTER and all(lately)
 
@@ -168,7 +169,7 @@ def say_what_fell_short(history: History) -> None:
         more = f"; and {len(rejected) - 3} more" if len(rejected) > 3 else ""
         what = "1 step was" if len(rejected) == 1 else f"{len(rejected)} steps were"
         text = f"{what} rejected: {'; '.join(shown)}{more}."
-        if _rejected_lately(history):
+        if gave_up(history):
             text = (
                 f"Stopped: {_GIVE_UP_AFTER} steps in a row had no finite hypergradient. What had "
                 "been distilled before is returned. Lower the optimiser's learning rate or raise "
@@ -181,8 +182,8 @@ def say_what_fell_short(history: History) -> None:
         worst = f", the worst relative residual {max(residuals):.1e}" if residuals else ""
         warnings.warn(
             f"A solve failed or stopped at its cap in {missed} of {len(history['loss'])} steps"
-            f"{worst}: the hypergradients there were not what was asked for. Raise the "
-            "solver's max_steps, as in method=methods.rcig(solver=DualCG(max_steps=500)), or "
+            f"{worst}: the hypergradients there were not what was asked for. Raise the method's "
+            "solver's max_steps, as in methods.rcig(solver=DualCG(max_steps=500)) by default, or "
             "choose another solver.",
             RuntimeWarning,
             stacklevel=4,

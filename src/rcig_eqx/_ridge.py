@@ -6,7 +6,10 @@ import lineax as lx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Scalar
 
+from ._backend import full_precision
 
+
+@full_precision
 def kernel_ridge(
     K_ss: Float[Array, "n n"],
     labels: Float[Array, "n classes"],
@@ -47,6 +50,7 @@ def kernel_ridge(
     return solution.astype(labels.dtype)
 
 
+@full_precision
 def ridge_head(
     features: Float[Array, "n features"],
     labels: Float[Array, "n classes"],

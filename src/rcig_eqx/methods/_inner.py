@@ -35,7 +35,9 @@ class InnerProblem(eqx.Module):
 
     A linearised network's θ is a displacement from the model's parameters, zero at the start;
     another's are the parameters themselves. Reparameterised, the inner variable is θ_B alone, and
-    θ_F the ridge solution θ_F*(θ_B) (paper, equations 3 to 5).
+    θ_F the ridge solution θ_F*(θ_B) (paper, equations 3 to 5). The θ_B of the L2 term is how far
+    the body has moved then (equation 4), whether the network is linearised or not: an ordinary
+    one's whole weights would outweigh ℓ a hundredfold, and the inner problem be to shrink them.
 
     The inner variable is a pair: the body's parameters, and the head's or `None`.
 
@@ -126,8 +128,10 @@ class InnerProblem(eqx.Module):
     def residuals(
         self, theta: PyTree, nodes: Nodes, labels: Float[Array, "n classes"]
     ) -> tuple[Float[Array, "n classes"], PyTree]:
-        """f(X_S) and (θ_B, θ_F): what `loss_of` makes the inner loss of."""
+        """f(X_S) and (θ_B, θ_F) of the L2 term: what `loss_of` makes the inner loss of."""
         theta_B, theta_F = self.split(theta, nodes, labels)
+        if self.reparameterized and not self.linearized:
+            theta_B = jax.tree.map(jnp.subtract, theta_B, self.start()[0])
         return predict(nodes, theta_F), (theta_B, theta_F)
 
     def loss(self, theta: PyTree, nodes: Nodes, labels: Float[Array, "n classes"]) -> Scalar:

@@ -103,11 +103,12 @@ def check_quadratic(inner_loss: InnerLoss, what: str) -> SquaredError:
     return inner_loss
 
 
-def has_closed_form(method: AbstractMethod) -> bool:
-    """Whether the inner losses of a method, and of its parts, are all quadratic."""
+def is_linear_in_labels(method: AbstractMethod) -> bool:
+    """Whether the inner minima of a method, and of its parts, are linear in the labels."""
     own = getattr(method, "inner_loss", None)
+    linear = (own is None or is_quadratic(own)) and getattr(method, "linearized", True)
     parts = [part for part in vars(method).values() if isinstance(part, AbstractMethod)]
-    return (own is None or is_quadratic(own)) and all(map(has_closed_form, parts))
+    return linear and all(map(is_linear_in_labels, parts))
 
 
 def over_support(inner_loss: SquaredError, coreset: Coreset) -> SquaredError:

@@ -12,7 +12,11 @@ from ._report import PrivacyReport
 
 
 def save_curves(
-    report: PrivacyReport, path: str | os.PathLike[str], *, attack: str = "MLP"
+    report: PrivacyReport,
+    path: str | os.PathLike[str],
+    *,
+    attack: str = "MLP",
+    title: str = "",
 ) -> Path:
     """Test accuracy and an attack's AUC against training steps (Figures 3, 6 and 7 of the paper).
 
@@ -44,6 +48,7 @@ def save_curves(
         axis.minorticks_off()
         axis.grid(alpha=0.3, lw=0.5)
     left.legend(frameon=False)
+    figure.suptitle(title, fontsize=12)
     return write_figure(figure, Path(path))
 
 

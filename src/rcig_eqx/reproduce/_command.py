@@ -20,6 +20,7 @@ from ._tables import TABLES, counted, find_rows
 from ._workshop import Interrupted, Workshop
 
 TARGETS = {name: rows for name, (_, rows) in (TABLES | FIGURES).items()}
+OWN_METHODS = {"table1": "each", "figure1": "rcig_paper", "figure2": "rcig_paper"}
 
 
 def reproduce(
@@ -64,7 +65,7 @@ def reproduce(
     """Run a table or figure of the paper, and print it with the paper's numbers beside.
 
     Every distilled set and accuracy is filed in the folder as soon as it is there: interrupted, the
-    same command goes on; with more seeds or networks it adds what is missing.
+    same command goes on, and with more seeds it adds what is missing.
     """
     if target == "rows":
         for name, row in ROWS.items():
@@ -75,6 +76,9 @@ def reproduce(
     check_known("scale", scale, SCALES)
     check_known("method", method, METHODS)
     check_known("settings", settings, SETTINGS)
+    if target in OWN_METHODS and method != "default":
+        raise ValueError(f"{target} is of a method of its own: leave --method out.")
+    shown = OWN_METHODS.get(target, method)
     wanted = [name for given in rows or [] for name in given.split(",")] or TARGETS[target]
     chosen = find_rows(wanted)
     changed = {"seeds": seeds, "networks": networks, "steps": steps, "width": width}
@@ -95,19 +99,21 @@ def reproduce(
         return
     scaled = workshop.scale
     workshop.say(
-        f"{target}, {counted(len(chosen), 'row')} at scale {scaled.name}, {method}: "
+        f"{target}, {counted(len(chosen), 'row')} at scale {scaled.name}, method {shown}: "
         f"{counted(scaled.seeds, 'set')} a row, {counted(scaled.networks, 'network')} on each. "
         "--dry-run says what each takes; Ctrl-C stops, and the same command goes on."
     )
-    folder = out / "-".join([scaled.name, method, *[settings] * (settings != "library")])
+    folder = out / "-".join([scaled.name, shown, *[settings] * (settings != "library")])
+    if rows:
+        folder /= _folder_of(wanted)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         report = run(target, workshop, chosen, folder)
-    except Interrupted:
+    except (Interrupted, KeyboardInterrupt):
         echo("Stopped. All there is has been kept: the same command goes on.")
         raise Exit(130) from None
     command = f"`{shlex.join(['rcig-eqx', *sys.argv[1:]])}`"
-    report = dataclasses.replace(report, notes=[*report.notes, command])
+    report = dataclasses.replace(report, notes=[*report.notes, *workshop.remarks, command])
     echo(f"\n{report}\n")
     echo("Wrote " + "\n      ".join(map(str, report.write(folder))))
 
@@ -117,6 +123,12 @@ def run(target: str, workshop: Workshop, rows: list[Row], folder: Path) -> Repor
     if target in TABLES:
         return TABLES[target][0](workshop, rows)
     return FIGURES[target][0](workshop, rows, folder)
+
+
+def _folder_of(rows: list[str]) -> str:
+    """Where a table of some rows is written, so that one of others stays."""
+    name = "+".join(row.replace("/", "-") for row in rows)
+    return name if len(name) <= 100 else f"{len(rows)}-rows"
 
 
 def _echo_dry(row: Row, workshop: Workshop) -> None:

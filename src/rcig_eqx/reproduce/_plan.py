@@ -40,8 +40,7 @@ class Scale:
       batch is what `distill` takes for a set of this size.
     - `seeds`: distilled sets of a row; `networks`: evaluated on each.
     - `evaluation_steps`: of an evaluation network.
-    - `chunks`, `chunk`: how many sets membership is inferred from, and real images that each is
-      distilled from (appendices B and C).
+    - `chunks`: how many sets membership is inferred from (appendix C).
     - `attacked_at`: training steps at which the networks of those sets are attacked.
     - `counts`: of inner and of inverse-Hessian steps, the grid of Figures 1 and 2.
     """
@@ -56,7 +55,6 @@ class Scale:
     networks: int = 5
     evaluation_steps: int | None = None
     chunks: int = 5
-    chunk: int = 10_000
     attacked_at: tuple[int, ...] = SNAPSHOTS
     counts: tuple[int, ...] = (0, 2, 5, 10, 20, 30)
 
@@ -91,7 +89,6 @@ SCALES = {
         seeds=1,
         networks=3,
         chunks=1,
-        chunk=1000,
         attacked_at=(125, 250, 500, 1000),
         counts=(0, 2, 5, 20),
     ),

@@ -1,6 +1,8 @@
 """Distilled sets and their accuracies, made once and filed in a folder."""
 
 import dataclasses
+import functools
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,10 +15,12 @@ import numpy as np
 
 from .._across import pooled
 from .._coreset import Coreset
+from .._devices import make_mesh, shared_batch
 from .._distill import describe_model, distill
 from .._evaluate import evaluate
 from .._evaluation import Evaluation
 from .._files import write_atomically
+from .._loop import gave_up
 from .._pool import MakeModel
 from .._result import DistillResult, load_result
 from .._types import Device
@@ -43,6 +47,7 @@ class Workshop:
     - `devices`: those that share every outer batch; JAX's default one if `None`.
     - `say`: is given a line of text at every new piece of work.
     - `progress`: whether bars are shown.
+    - `remarks`: what a reader of the results must know, found on the way.
     """
 
     folder: Path
@@ -53,6 +58,7 @@ class Workshop:
     devices: Sequence[Device] | None = None
     say: Callable[[str], None] = print
     progress: bool = True
+    remarks: dict[str, None] = dataclasses.field(default_factory=dict)
     _sets: dict[tuple[str, str], Any] = dataclasses.field(default_factory=dict)
 
     def data(self, row: Row, split: str) -> Any:
@@ -112,20 +118,26 @@ class Workshop:
         folder = self.place(row, seed, **how)
         file = folder / "distilled.safetensors"
         settings = arguments(row, self.scale, method, self.settings, normalization) | dict(changed)
-        if train is not None:
+        preprocess = functools.partial(self._fitted, row)
+        if train is None:
+            train = self.data(row, "train")
+        else:
             settings["batch_size"] = min(settings["batch_size"], len(train))
+            preprocess = functools.partial(preprocess_of, row, train)
+        if self.devices and self.scale.batch_size is None:
+            settings["batch_size"] = shared_batch(make_mesh(self.devices), settings["batch_size"])
+        what = f"{folder.parent.parent.name}, seed {seed}"
         if file.exists():
             result = load_result(file)
-            _check_filed(file, result, settings)
+            _check_filed(file, result, settings, len(train))
+            self._remark(what, result)
             return result
-        what = f"{folder.parent.parent.name}, seed {seed}"
         self.say(f"Distilling {what}: {settings['steps']:,} steps")
-        preprocess = self._fitted(row) if train is None else preprocess_of(row, train)
         with jax.enable_x64(row.float64):
             result = distill(
-                self.data(row, "train") if train is None else train,
+                train,
                 key=jr.key(seed),
-                preprocess=preprocess,
+                preprocess=preprocess(),
                 checkpoint_dir=folder / "checkpoints",
                 keep_checkpoints=2,
                 resume=any((folder / "checkpoints").glob("*.safetensors")),
@@ -133,15 +145,20 @@ class Workshop:
                 progress=self.progress,
                 **settings,
             )
-        if result.interrupted:
-            if not result.history["rejected"][-1]:
-                raise Interrupted
-            self.say(f"{what} diverged after {result.recipe['steps_done']:,} steps: taken as it is")
-        result = dataclasses.replace(result, recipe=result.recipe | {"dataset": row.dataset})
+        if result.interrupted and not gave_up(result.history):
+            raise Interrupted
+        of = {"dataset": row.dataset, "training images": len(train)}
+        result = dataclasses.replace(result, recipe=result.recipe | of)
         result.save(file)
+        self._remark(what, result)
         for old in (folder / "checkpoints").glob("*.safetensors"):
             old.unlink()
         return result
+
+    def _remark(self, what: str, result: DistillResult) -> None:
+        if result.interrupted:
+            done = f"{result.recipe['steps_done']:,} of {result.recipe['steps']:,}"
+            self.remarks[f"{what} diverged after {done} steps, and is taken as it was then."] = None
 
     def accuracy(
         self,
@@ -186,31 +203,49 @@ class Workshop:
     ) -> Evaluation:
         """The scale's networks trained on a set and tested, once: the numbers are filed."""
         steps = self.scale.evaluation_steps_of(row)
+
+        def measure() -> dict[str, Any]:
+            self.say(f"Evaluating {row.name}, seed {seed}, {name}: {self.scale.networks} networks")
+            return evaluate(
+                coreset,
+                self.data(row, "test"),
+                key=jr.fold_in(jr.key(seed), 2**31),
+                num_networks=self.scale.networks,
+                steps=steps,
+                progress=self.progress,
+                **options,
+            ).to_json()
+
         file = folder / f"{name}-{self.scale.networks}x{steps}.json"
-        if file.exists():
-            return Evaluation.from_json(json.loads(file.read_bytes()))
-        self.say(f"Evaluating {row.name}, seed {seed}, {name}: {self.scale.networks} networks")
-        report = evaluate(
-            coreset,
-            self.data(row, "test"),
-            key=jr.fold_in(jr.key(seed), 2**31),
-            num_networks=self.scale.networks,
-            steps=steps,
-            progress=self.progress,
-            **options,
-        )
-        write_atomically(file, json.dumps(report.to_json(), indent=2).encode())
-        return report
+        return Evaluation.from_json(filed(file, coreset, measure))
 
     def seconds(self, row: Row, **how: Any) -> list[float]:
         """Seconds of each iteration of the first seed's run, what compiles left out."""
         return np.diff(self.distilled(row, **how).history["seconds"]).tolist()
 
 
-def _check_filed(file: Path, result: DistillResult, settings: Mapping[str, Any]) -> None:
+def filed(file: Path, coreset: Coreset, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What was measured of a set, in plain values: filed, or measured now and filed.
+
+    A file about another set, such as one that has been removed since, is written anew.
+    """
+    arrays = (np.asarray(x) for x in (coreset.images, coreset.labels))
+    mark = hashlib.sha256(b"".join(x.tobytes() for x in arrays)).hexdigest()[:16]
+    if file.exists():
+        found = json.loads(file.read_bytes())
+        if found.get("set") == mark:
+            return found["measured"]
+    found = {"set": mark, "measured": measure()}
+    write_atomically(file, json.dumps(found, indent=2).encode())
+    return found["measured"]
+
+
+def _check_filed(
+    file: Path, result: DistillResult, settings: Mapping[str, Any], images: int
+) -> None:
     """Raise `ValueError` if a filed set is of other settings than those asked for."""
     names = ("steps", "images_per_class", "flip", "batch_size")
-    wanted = {name: settings[name] for name in names}
+    wanted = {name: settings[name] for name in names} | {"training images": images}
     wanted["model"] = describe_model(settings["model"])
     for name, value in wanted.items():
         if result.recipe.get(name) != value:
