@@ -5,9 +5,9 @@
 
 For each method of the primal route: cosine and norm ratio, in the images, to the exact
 hypergradient of the linearised problem, in float32 on real images, with n inner and n
-inverse-Hessian Adam steps, all with the paper's outer loss. The learning rates are the library's own
-search at 20 steps, on the same network and batch. Networks: untrained, and after 60 pool steps. The
-head-only gradients come first, and RCIG with conjugate gradients last.
+inverse-Hessian Adam steps, all with the paper's outer loss. The learning rates are the library's
+own search at 20 steps, on the same network and batch. Networks: untrained, and after 60 pool steps.
+The head-only gradients come first, and RCIG with conjugate gradients last.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -163,7 +164,7 @@ def test_memory_of_a_linearization_is_that_of_a_chunk(monkeypatch):
 
 
 def test_methods_take_a_subset(setting):
-    adams = {"inner": ADAM, "solver": ADAM}
+    adams: dict[str, Any] = {"inner": ADAM, "solver": ADAM}
     for make_method in (rcig_paper, rig, cig, vig):
         method = make_method(**adams, subset=1)
         gradient = jax.eval_shape(
