@@ -13,6 +13,9 @@ import pytest
 pytest.importorskip("typer")
 
 from rcig_eqx import _cli, data, distill, load_export, load_result
+from rcig_eqx.reproduce import _command
+from rcig_eqx.reproduce._report import Report
+from rcig_eqx.reproduce._rows import TABLE_2
 
 SMALL = ["--width", "2", "--depth", "1", "--batch-size", "6", "--method", "frepo"]
 FEW = ["--networks", "2", "--evaluation-steps", "3"]
@@ -231,6 +234,7 @@ ERRORS = {
     "more than there are": ("distill {folder} -n 99 --batch-size 5 --out {out}", "too few"),
     "batch": ("distill {folder} --batch-size 21 --out {out}", r"--batch-size is 21: .* 1\.\.20"),
     "devices": ("distill {folder} --devices 999", "JAX sees 1 of them: pass at most"),
+    "a figure's own method": ("reproduce figure2 --method frepo --out {out}", "leave --method out"),
     "devices of a row": ("reproduce table2 --devices 999 --out {out}", "JAX sees 1 of them"),
     "depth": ("distill {folder} --batch-size 5 --depth 9 --out {out}", "smaller depth"),
     "method": ("distill --method best", "'rcig', 'rcig_paper'"),
@@ -262,7 +266,57 @@ def test_errors_are_one_line_and_exit_code_2(case, folder, out, tmp_path, capsys
     assert not (tmp_path / "o").exists()  # nothing left behind
 
 
+@pytest.fixture
+def reproduced(monkeypatch):
+    """What the command asks for, in place of doing it."""
+    asked = []
+
+    def report(target, workshop, rows, folder):
+        asked.append((target, workshop, [row.name for row in rows], folder))
+        workshop.remarks["It diverged."] = None
+        return Report(target, "Title", ["a", "b"], [["1", "2"]], {}, ["a note"])
+
+    monkeypatch.setattr(_command, "run", report)
+    return asked
+
+
+def test_tables_of_other_rows_stay(reproduced, tmp_path, capsys):
+    for rows in (["--rows", "mnist/1"], ["--rows", "mnist/1,cifar10/1"], []):
+        assert run("reproduce", "table2", *rows, "--scale", "small", "--out", tmp_path) == 0
+    there = {str(p.relative_to(tmp_path / "small-default")) for p in tmp_path.rglob("*.md")}
+    assert there == {"table2.md", "mnist-1/table2.md", "mnist-1+cifar10-1/table2.md"}
+    assert [len(rows) for _, _, rows, _ in reproduced] == [1, 2, len(TABLE_2)]
+    shown = capsys.readouterr().out
+    assert "table2, 2 rows at scale small, method default: 1 set a row" in shown
+    assert "It diverged." in (tmp_path / "small-default/mnist-1/table2.txt").read_text()
+    assert run("reproduce", "table1", "--scale", "small", "--out", tmp_path) == 0
+    assert reproduced[-1][-1] == tmp_path / "small-each"
+
+
+def test_a_dry_run_is_of_all_that_a_table_distils(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(_command, "dry_run", lambda row, workshop, **how: {"asked": how})
+    dry = ("--rows", "cifar10/1", "--scale", "small", "--out", tmp_path, "--dry-run")
+    assert run("reproduce", "table1", *dry) == 0
+    shown = capsys.readouterr().out
+    for method in ("random", "vig", "cig", "rig", "rcig_paper", "frepo", "frepo_platt", "default"):
+        assert f"cifar10/1, {method}, small:" in shown
+    assert run("reproduce", "table3", *dry) == 0
+    assert "'normalization': 'batch'" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_row_stopped_in_an_evaluation_says_that_it_goes_on(monkeypatch, tmp_path, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_command, "run", stop)
+    assert run("reproduce", "table2", "--rows", "mnist/1", "--out", tmp_path) == 130
+    assert "the same command goes on" in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_version_and_help(capsys):
+    module = [sys.executable, "-m", "rcig_eqx", "--version"]
+    assert subprocess.run(module, capture_output=True, check=True).stdout.startswith(b"rcig-eqx 0.")
     assert run("--version") == 0
     assert capsys.readouterr().out.startswith("rcig-eqx 0.")
     for command in ("distill", "evaluate", "export"):

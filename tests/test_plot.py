@@ -56,6 +56,13 @@ def test_pixels_are_clipped_to_the_unit_interval():
     np.testing.assert_array_equal(pixels.ravel(), [0, 0.5, 1])
 
 
+def test_compressed_images_keep_what_lies_outside():
+    images = jnp.array([[0.2, 0.9], [-0.5, 0.5], [0.0, 2.0]]).reshape(3, 2, 1, 1)
+    beyond = Coreset(images, jnp.zeros((3, 3)), jnp.zeros(()), Identity())
+    pixels = to_pixels(beyond, compress=True).reshape(3, 2)
+    np.testing.assert_allclose(pixels, [[0.2, 0.9], [0, 2 / 3], [0, 1]], atol=1e-6)
+
+
 def test_natural_colours_come_back_through_whitening():
     try:
         train = load("cifar10", download=False).subset(np.arange(300))

@@ -271,7 +271,8 @@ images, labels = arrays["images"], arrays["labels"]
 
 ## Images
 
-The picture clips what lies outside of [0, 1]; the arrays do not.
+An image that leaves [0, 1] is scaled into it above, and clipped in the pictures of classes; the
+arrays are as they are.
 
 | class | images |
 |---|---|

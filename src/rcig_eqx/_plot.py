@@ -14,26 +14,39 @@ from ._files import write_atomically
 _MAX_SHOWN = 10  # images of one class
 
 
-def to_pixels(coreset: Coreset) -> Float[np.ndarray, "n h w c"]:
-    """The distilled images in [0, 1], mapped back through the preprocessing and clipped.
+def to_pixels(coreset: Coreset, *, compress: bool = False) -> Float[np.ndarray, "n h w c"]:
+    """The distilled images in [0, 1], mapped back through the preprocessing.
 
-    Distilled images are not bound to the range of real ones: what lies outside is clipped here,
-    and only here.
+    Distilled images are not bound to the range of real ones. What lies outside is clipped. With
+    `compress` an image that leaves the range is scaled into it instead, all its channels alike, so
+    that everything in it can be seen; others stay as they are.
     """
     if coreset.preprocess is None:
         raise ValueError("This coreset does not carry its preprocessing: use result.coreset.")
-    return np.clip(np.asarray(coreset.preprocess.inverse(coreset.images)), 0.0, 1.0)
+    pixels = np.asarray(coreset.preprocess.inverse(coreset.images))
+    if compress:
+        low = np.minimum(pixels.min((1, 2, 3), keepdims=True), 0.0)
+        high = np.maximum(pixels.max((1, 2, 3), keepdims=True), 1.0)
+        return (pixels - low) / (high - low)
+    return np.clip(pixels, 0.0, 1.0)
 
 
 def save_grid(
-    coreset: Coreset, class_names: tuple[str, ...], path: str | os.PathLike[str], *, title: str = ""
+    coreset: Coreset,
+    class_names: tuple[str, ...],
+    path: str | os.PathLike[str],
+    *,
+    title: str = "",
+    clip: bool = False,
 ) -> Path:
     """Write a PNG (or PDF, by the suffix) of the distilled images, one strip of each class.
 
-    Of more than ten images a class the first ten are shown. Needs matplotlib, the extra `plot`.
+    Images whose pixels leave the range of real ones are compressed into it, or clipped to it with
+    `clip`, as [`to_pixels`][rcig_eqx.to_pixels] does. Of more than ten images a class the first ten
+    are shown. Needs matplotlib, the extra `plot`.
     """
     path = Path(path)
-    pixels = to_pixels(coreset)
+    pixels = to_pixels(coreset, compress=not clip)
     classes = len(class_names)
     if classes != coreset.num_classes or len(pixels) % classes:
         raise ValueError(

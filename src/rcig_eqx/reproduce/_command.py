@@ -15,12 +15,19 @@ from ._dry import dry_run
 from ._figures import FIGURES
 from ._plan import METHODS, SCALES, SETTINGS
 from ._report import Report
-from ._rows import ROWS, Row
-from ._tables import TABLES, counted, find_rows
+from ._rows import ROWS, TABLE_3, Row
+from ._tables import METHODS_TAKEN_APART, TABLES, counted, find_rows
 from ._workshop import Interrupted, Workshop
 
 TARGETS = {name: rows for name, (_, rows) in (TABLES | FIGURES).items()}
 OWN_METHODS = {"table1": "each", "figure1": "rcig_paper", "figure2": "rcig_paper"}
+# What else than the workshop's method and the row's network a target distils by.
+WAYS: dict[str, list[dict[str, str]]] = {
+    "table1": [{"method": method} for method in METHODS_TAKEN_APART],
+    "table3": [{"normalization": kind} if kind != "none" else {} for kind in TABLE_3],
+    "figure1": [{"method": "rcig_paper"}],
+    "figure2": [{"method": "rcig_paper"}],
+}
 
 
 def reproduce(
@@ -95,7 +102,8 @@ def reproduce(
     )
     if dry:
         for row in chosen:
-            _echo_dry(row, workshop)
+            for how in WAYS.get(target, [{}]):
+                _echo_dry(row, workshop, how)
         return
     scaled = workshop.scale
     workshop.say(
@@ -131,8 +139,9 @@ def _folder_of(rows: list[str]) -> str:
     return name if len(name) <= 100 else f"{len(rows)}-rows"
 
 
-def _echo_dry(row: Row, workshop: Workshop) -> None:
-    echo(f"{row.name}, {workshop.method}, {workshop.scale.name}:")
-    for name, value in dry_run(row, workshop).items():
+def _echo_dry(row: Row, workshop: Workshop, how: dict[str, str]) -> None:
+    named = {"method": workshop.method} | how
+    echo(f"{row.name}, {', '.join(named.values())}, {workshop.scale.name}:")
+    for name, value in dry_run(row, workshop, **how).items():
         shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
         echo(f"  {name:<12} {shown}")

@@ -16,9 +16,12 @@ from ._rows import Row
 from ._workshop import Workshop
 
 
-def parts_of(row: Row, workshop: Workshop) -> tuple[Recipe, Coreset, int]:
+def parts_of(
+    row: Row, workshop: Workshop, *, method: str | None = None, normalization: str | None = None
+) -> tuple[Recipe, Coreset, int]:
     """The recipe of a run of this row, the shapes of its set, and its outer batch."""
-    given = arguments(row, workshop.scale, workshop.method, workshop.settings)
+    method = method or workshop.method
+    given = arguments(row, workshop.scale, method, workshop.settings, normalization)
     facts = row.facts
     coreset = eqx.filter_eval_shape(
         lambda: Coreset(
@@ -34,14 +37,15 @@ def parts_of(row: Row, workshop: Workshop) -> tuple[Recipe, Coreset, int]:
     return recipe, coreset, min(given["batch_size"], facts.images)
 
 
-def dry_run(row: Row, workshop: Workshop) -> dict[str, Any]:
+def dry_run(row: Row, workshop: Workshop, **how: Any) -> dict[str, Any]:
     """Shapes, counts, and the memory of a step.
 
-    The step is traced and compiled, which takes minutes for the largest rows: one that could not
-    start raises here.
+    `how` is another `method` or `normalization` than the workshop's and the row's. The step is
+    traced and compiled, which takes minutes for the largest rows: one that could not start raises
+    here.
     """
     with jax.enable_x64(row.float64):
-        recipe, coreset, batch_size = parts_of(row, workshop)
+        recipe, coreset, batch_size = parts_of(row, workshop, **how)
         fresh = lambda k: split_parameters(recipe.make_model(k))[0]  # noqa: E731
         parameters = eqx.filter_eval_shape(fresh, jr.key(0))
         memory = estimate_memory(recipe, coreset, batch_size)
@@ -54,7 +58,7 @@ def dry_run(row: Row, workshop: Workshop) -> dict[str, Any]:
         "steps": workshop.scale.steps_of(row),
         "sets": workshop.scale.seeds,
         "filed already": sum(
-            (workshop.place(row, seed) / "distilled.safetensors").exists()
+            (workshop.place(row, seed, **how) / "distilled.safetensors").exists()
             for seed in range(workshop.scale.seeds)
         ),
         "networks": workshop.scale.networks,
