@@ -81,6 +81,7 @@ def test_distill_writes_a_set_a_picture_and_a_report(out, folder):
     for numbers in (report, report["baseline"]):
         assert len(numbers["accuracies"]) == 2
         assert numbers["mean"] == pytest.approx(np.mean(numbers["accuracies"]))
+        assert numbers["interval"][0] < numbers["mean"] < numbers["interval"][1]
         assert numbers["std"] == pytest.approx(np.std(numbers["accuracies"], ddof=1))
         assert numbers["per_class"].keys() == {"dark", "bright"}
     assert report["recipe"] == result.recipe

@@ -14,8 +14,17 @@ from rcig_eqx._distill import describe_model
 from rcig_eqx.data._sources import SOURCES
 from rcig_eqx.methods import implicit, staged
 from rcig_eqx.reproduce import METHODS, ROWS, SCALES, SETTINGS, Workshop, dry_run
-from rcig_eqx.reproduce._figures import FIGURES, _along, figure1, figure2, figure5, gallery
+from rcig_eqx.reproduce._figures import (
+    FIGURES,
+    _along,
+    figure1,
+    figure2,
+    figure5,
+    figure8,
+    gallery,
+)
 from rcig_eqx.reproduce._plan import arguments, preprocess_of
+from rcig_eqx.reproduce._privacy import membership
 from rcig_eqx.reproduce._rows import TABLE_3
 from rcig_eqx.reproduce._tables import (
     TABLES,
@@ -27,6 +36,7 @@ from rcig_eqx.reproduce._tables import (
     table7,
     table8,
 )
+from rcig_eqx.reproduce._workshop import Interrupted, filed
 
 TINY = SCALES["small"].changed(
     steps=2, width=2, batch_size=8, pool=1, networks=1, evaluation_steps=2
@@ -200,6 +210,40 @@ def test_a_filed_set_of_other_settings_is_refused(workshop):
     mistaken = dataclasses.replace(workshop, scale=dataclasses.replace(TINY, steps=3))
     with pytest.raises(ValueError, match="has steps 2, and 3 is asked for"):
         mistaken.distilled(FASHION)
+    part = workshop.data(FASHION, "train").subset(np.arange(150))
+    with pytest.raises(ValueError, match=r"has training images .*, and 150 is asked for"):
+        workshop.distilled(FASHION, train=part)
+
+
+def test_what_is_filed_belongs_to_its_set(workshop, tmp_path):
+    coreset, file = workshop.distilled(FASHION).coreset, tmp_path / "x.json"
+    assert filed(file, coreset, lambda: {"mean": 1}) == {"mean": 1}
+    assert filed(file, coreset, lambda: {"mean": 2}) == {"mean": 1}
+    other = dataclasses.replace(coreset, labels=coreset.labels + 1)
+    assert filed(file, other, lambda: {"mean": 3}) == {"mean": 3}
+
+
+def test_a_run_given_up_is_taken_as_it_is_and_one_stopped_is_not(workshop, tmp_path, monkeypatch):
+    whole = workshop.distilled(FASHION)
+
+    def ended(rejected):
+        history = {"rejected": np.asarray(rejected, np.float32)}
+        recipe = whole.recipe | {"steps_done": 12, "steps": 20}
+        result = dataclasses.replace(whole, history=history, recipe=recipe)
+        monkeypatch.setattr("rcig_eqx.reproduce._workshop.distill", lambda *_, **__: result)
+
+    scale = dataclasses.replace(TINY, steps=20)
+    fresh = dataclasses.replace(workshop, scale=scale, folder=tmp_path, remarks={})
+    ended([0] * 11 + [1])
+    with pytest.raises(Interrupted):
+        fresh.distilled(FASHION)
+    ended([0] * 2 + [1] * 10)
+    assert fresh.distilled(FASHION).interrupted
+    (remark,) = fresh.remarks
+    assert "diverged after 12 of 20 steps" in remark
+    again = dataclasses.replace(fresh, remarks={})
+    again.distilled(FASHION)
+    assert list(again.remarks) == [remark]
 
 
 def test_table_8_has_both_columns(workshop, tmp_path):
@@ -254,6 +298,21 @@ def test_tables_1_and_3_and_figure_5(workshop, tmp_path):
     assert len(across.rows) == 12
     figure5(workshop, [FASHION], tmp_path)
     assert (tmp_path / "figure5.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_membership_and_a_run_along_time_with_their_pictures(workshop, tmp_path, said):
+    few = dataclasses.replace(TINY, chunks=1, attacked_at=(1, 2))
+    small = dataclasses.replace(workshop, scale=few)
+    report = membership("table6", small, [FASHION], tmp_path)
+    assert [row[2] for row in report.rows] == ["real", "subset", "distilled"]
+    assert "20 real images for every distilled one" in report.notes[0]
+    before = len(said)
+    assert membership("table6", small, [FASHION], tmp_path) == report
+    assert len(said) == before  # the attacks were filed
+    figure8(small, [FASHION], tmp_path)
+    for name in ("table6-fashion_mnist-1.png", "figure8.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
 
 
 @pytest.mark.slow

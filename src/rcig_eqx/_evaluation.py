@@ -77,13 +77,18 @@ class Evaluation:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything in it as plain values, `null` for NaN. `from_json` is the way back."""
+        """Everything in it as plain values, `null` for NaN, and the mean's 95% interval.
+
+        `from_json` is the way back.
+        """
 
         def numbers(report: "Evaluation") -> dict[str, Any]:
             columns = zip(report.class_names, report.per_class.T, strict=True)
+            interval = report.interval()
             return {
                 "mean": report.mean,
                 "std": report.std,
+                "interval": None if math.isnan(interval[0]) else list(interval),
                 "accuracies": report.accuracies.tolist(),
                 "per_class": {
                     name: None if np.isnan(x).any() else x.tolist() for name, x in columns
