@@ -21,6 +21,7 @@ from rcig_eqx import (
     platt_loss,
     presets,
 )
+from rcig_eqx._loop import say_what_fell_short
 from rcig_eqx.methods import (
     RateRule,
     clip_implicit,
@@ -177,6 +178,16 @@ def test_neumann_names_the_condition_it_needs(inner):
     assert bad.result == lx.RESULTS.breakdown
     assert float(bad.stats["step_times_curvature"]) == pytest.approx(2.1, rel=1e-2)
     assert float(bad.stats["residual"]) > float(good.stats["residual"])
+
+
+def test_a_run_names_the_condition_that_its_neumann_series_broke(setting):
+    method = rcig_paper(inner=Adam(1e-3, 2), solver=Neumann(3, step_size=1e4))
+    stats = run(method.hypergradient, setting, key=jr.key(0)).stats
+    assert not stats["converged"]
+    assert stats["step_times_curvature"] > 2
+    history = {name: [float(value)] for name, value in stats.items()} | {"loss": [1.0]}
+    with pytest.warns(RuntimeWarning, match=r"below 2; that was up to \d+"):
+        say_what_fell_short(history)
 
 
 def test_a_neumann_series_that_grew_is_no_success(inner):

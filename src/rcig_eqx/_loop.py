@@ -180,11 +180,19 @@ def say_what_fell_short(history: History) -> None:
     if missed:
         residuals = [r for r in history.get("residual", []) if np.isfinite(r)]
         worst = f", the worst relative residual {max(residuals):.1e}" if residuals else ""
+        remedy = (
+            "Raise the solver's max_steps, as in "
+            "method=methods.rcig(solver=DualCG(max_steps=500)), or choose another solver."
+        )
+        if "step_times_curvature" in history:
+            remedy = (
+                "A Neumann series needs a positive definite Hessian and its step times the largest "
+                f"curvature below 2; that was up to {max(history['step_times_curvature']):.1f}. "
+                "Leave step_size out or make it smaller, or add damping or gauss_newton=True."
+            )
         warnings.warn(
             f"A solve failed or stopped at its cap in {missed} of {len(history['loss'])} steps"
-            f"{worst}: the hypergradients there were not what was asked for. Raise the method's "
-            "solver's max_steps, as in methods.rcig(solver=DualCG(max_steps=500)) by default, or "
-            "choose another solver.",
+            f"{worst}: the hypergradients there were not what was asked for. {remedy}",
             RuntimeWarning,
             stacklevel=4,
         )

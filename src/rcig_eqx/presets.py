@@ -37,9 +37,10 @@ def authors_code(method: Callable[..., implicit] = rcig_paper, **changed: Any) -
 
     The implicit gradient clipped leaf by leaf (where the head is solved for; a trained head leaves
     no direct gradient to clip to), the label margin, 1 to 15 pool steps a visit, an average with
-    decay 0.99, and its own rule for the inner learning rate. Two of its habits are left out: the
-    inner Adam's bias correction counts the pool network's steps, and the head's kernel stays in
-    ∂L_o/∂θ and v.
+    decay 0.99, and its own rule for the inner learning rate. Of its habits these are left out: the
+    inner Adam's bias correction counts the pool network's steps, the head's kernel stays in
+    ∂L_o/∂θ and v, mirrored images are not counted in λ, and RIG has the form that
+    [`rig`][rcig_eqx.methods.rig] names.
     """
     rule = RateRule(window=50, shrink_at=0.29, grow=1.05, grow_at=0.7, solver=False)
     clip = method().reparameterized

@@ -84,7 +84,7 @@ def implicit_hypergradient(
     the first; and `converged`, whether both solvers did what was asked of them. A dual solver's
     residuals are those of its system of n·C unknowns. Adam adds whether its descent ended above
     its start or was monotone: `inner_diverged`, `inner_monotone`, `solver_diverged`,
-    `solver_monotone`.
+    `solver_monotone`; and a Neumann series its `step_times_curvature`, which must be below 2.
     """
     quadratic = linearized and is_quadratic(inner_loss)
     check_solvers(inner, solver, quadratic=quadratic, damping=damping)
@@ -136,6 +136,8 @@ def implicit_hypergradient(
         bars = jax.tree.map(jnp.add, nodes_bar, implicit_bar[0]), implicit_bar[1]
         gradient = gradient_of(bars, y_bar + implicit_y, temperature_bar)
     stats = at.stats | solve_stats(solution) | _descent_stats("solver", solution)
+    if "step_times_curvature" in solution.stats:
+        stats["step_times_curvature"] = solution.stats["step_times_curvature"]
     stats["converged"] = stats["converged"] & at.converged
     stats["accuracy"] = accuracy(f_T, targets)
     return Hypergradient(value, gradient, stats)

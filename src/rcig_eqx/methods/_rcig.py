@@ -139,7 +139,8 @@ class rcig(AbstractMethod):
     - `subset`: distilled images, mirrored ones counted, that a step's last backward pass goes
       through, drawn anew each time; all if `None`. The solves and the forward pass take all.
     - `clip`: limit the implicit part to the direct one's norm, leaf by leaf, as
-      [`clip_implicit`][rcig_eqx.methods.clip_implicit]. The gradient is then not exact.
+      [`clip_implicit`][rcig_eqx.methods.clip_implicit]. The gradient is then not exact, and with
+      a `subset` no unbiased estimate.
     - `margin`: subtract the label margin from the outer loss, as the authors' code does.
     """
 
