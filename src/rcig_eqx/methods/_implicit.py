@@ -29,6 +29,7 @@ from ..solvers import (
     gauss_newton_operator,
     hessian_operator,
 )
+from ..solvers._definite import relative
 from ._inner import Expansion, InnerProblem, Nodes, zeros
 from ._method import OuterLoss, accuracy, clip_implicit, is_quadratic, over_support
 
@@ -202,11 +203,9 @@ class InnerSolution:
             stats, converged = {"inner_residual": alpha.residual}, alpha.converged
         else:
             downhill = jax.tree.map(jnp.negative, jax.grad(loss)(start))
-            solution = lx.linear_solve(hessian, downhill, inner, throw=False)
+            solution = _solve(hessian, downhill, inner)
             theta, found = solution.value, solve_stats(solution)
-            stats = _descent_stats("inner", solution)
-            if "residual" in found:
-                stats["inner_residual"] = found["residual"]
+            stats = _descent_stats("inner", solution) | {"inner_residual": found["residual"]}
             converged = found["converged"]
         return cls(problem, l2, at_S, theta, stats, converged, hessian, dual)
 
@@ -219,8 +218,7 @@ class InnerSolution:
         the head.
         """
         if not isinstance(solver, AbstractDualSolver):
-            operator = damped(self.hessian.mv, self.theta, damping)
-            return lx.linear_solve(operator, g, solver, throw=False)
+            return _solve(damped(self.hessian.mv, self.theta, damping), g, solver)
         at, system = self.dual(solver)
         padded = self.problem.pad(g)
         beta = system.solve(at.jvp(padded))
@@ -243,6 +241,16 @@ def _descend(
         "inner_monotone": descent.monotone,
     }
     return descent.value, stats, jnp.isfinite(descent.residual)
+
+
+def _solve(operator: lx.AbstractLinearOperator, g: PyTree, solver: Any) -> lx.Solution:
+    """lineax's solution, its residual taken by one more product where the solver tells none."""
+    solution = lx.linear_solve(operator, g, solver, throw=False)
+    if "residual" in solution.stats:
+        return solution
+    rest = jax.tree.map(jnp.subtract, g, operator.mv(solution.value))
+    stats = solution.stats | {"residual": relative(rest, g)}
+    return lx.Solution(solution.value, solution.result, stats, solution.state)
 
 
 def _descent_stats(name: str, solution: lx.Solution) -> dict[str, Array]:
