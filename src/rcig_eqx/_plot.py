@@ -78,7 +78,8 @@ def save_grid(
     for axis in axes:
         axis.set_frame_on(False)
         axis.set(xticks=[], yticks=[])
-    for axis, strip, name in zip(axes, strips, class_names, strict=False):
+    names = (name.replace("_", " ") for name in class_names)
+    for axis, strip, name in zip(axes, strips, names, strict=False):
         axis.imshow(strip, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         if beside:
             axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=13)
