@@ -138,7 +138,7 @@ def notes(workshop: Workshop, method: str | None = None) -> list[str]:
     return [
         f"{counted(scale.seeds, 'distilled set')} a row, {counted(scale.networks, 'network')} on "
         f"each, trained for {scale.evaluation_steps or '1,000 (up to ten images) or 2,000'} "
-        f"steps{spread}; the whole test set.",
+        f"steps{spread}; all test images there are.",
         run_notes(workshop, method),
     ]
 
@@ -156,7 +156,11 @@ def run_notes(workshop: Workshop, method: str | None = None) -> str:
     width = f"width {scale.width}" if scale.width else "the paper's width"
     of = ", ".join(f"{name} {version}" for name, version in versions().items())
     method = method or workshop.method
-    return f"Scale {scale.name}: {steps}, {width}; {method}, settings: {workshop.settings}. {of}."
+    seen = ", ".join(f"{n:,} of {name}" for name, n in workshop.training_images().items())
+    return (
+        f"Scale {scale.name}: {steps}, {width}; {method}, settings: {workshop.settings}. "
+        f"Training images: {seen}. {of}."
+    )
 
 
 TABLES: dict[str, tuple[Callable[[Workshop, Rows], Report], list[str]]] = {

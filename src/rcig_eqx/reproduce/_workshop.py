@@ -72,6 +72,10 @@ class Workshop:
                 raise DataError(f"{facts.title} has images of {shape}, not {facts.shape}.")
         return self._sets[key]
 
+    def training_images(self) -> dict[str, int]:
+        """How many there are of each data set read so far."""
+        return {name: len(x) for (name, part), x in self._sets.items() if part == "train"}
+
     def _fitted(self, row: Row) -> AbstractPreprocess:
         """The preprocessing of the row's whole training split; fitted once."""
         key = (row.dataset, "preprocess")
