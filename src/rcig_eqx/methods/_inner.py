@@ -37,7 +37,7 @@ class InnerProblem(eqx.Module):
     another's are the parameters themselves. Reparameterised, the inner variable is θ_B alone, and
     θ_F the ridge solution θ_F*(θ_B) (paper, equations 3 to 5). The θ_B of the L2 term is how far
     the body has moved then (equation 4), whether the network is linearised or not: an ordinary
-    one's whole weights would outweigh ℓ a hundredfold, and the inner problem be to shrink them.
+    one's whole weights would outweigh ℓ by far, and the inner problem be to shrink them.
 
     The inner variable is a pair: the body's parameters, and the head's or `None`.
 
