@@ -2,7 +2,7 @@
 
     python benchmarks/worth.py run --method rcig --images-per-class 1 --out worth.jsonl
     python benchmarks/worth.py run --method frepo --images-per-class 1 --out worth.jsonl
-    python benchmarks/worth.py draw worth.jsonl --figure docs/results/worth.png
+    python benchmarks/worth.py draw worth.jsonl --figure worth.png
 
 A run distils until the last of `--seconds` has passed, all else being the library's defaults, and
 keeps what it has at each of them. Seconds are those of the whole `distill` call: preprocessing,
@@ -12,7 +12,6 @@ trained on each by the paper's protocol and tested on the whole test set. Every 
 """
 
 import argparse
-import itertools
 import json
 import pathlib
 import time
@@ -112,32 +111,38 @@ def run(args):
 
 
 def draw(args):
-    """Mean accuracy against budget, a line a method, a band over seeds and networks."""
+    """Mean accuracy against budget: a panel a data set and size, a line a method.
+
+    Bands are the standard error over seeds and networks.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     import numpy as np
 
-    lines = [
-        json.loads(line)
-        for path in args.lines
-        for line in pathlib.Path(path).read_text().splitlines()
-    ]
-    figure, axis = plt.subplots(figsize=(6, 4))
-    by_label = lambda line: line["label"] or line["method"]  # noqa: E731
-    for label, group in itertools.groupby(sorted(lines, key=by_label), by_label):
-        found = {}
-        for line in group:
-            found.setdefault(line["budget"], []).extend(line[args.which])
-        at = sorted(found)
-        mean = np.array([np.mean(found[b]) for b in at]) * 100
-        error = np.array([np.std(found[b]) / len(found[b]) ** 0.5 for b in at]) * 100
-        axis.plot(at, mean, "o-", markersize=3, label=label)
-        axis.fill_between(at, mean - error, mean + error, alpha=0.2)
-    axis.set(xscale="log", xlabel="seconds of distilling", ylabel="test accuracy, %")
-    axis.grid(alpha=0.3)
-    axis.legend()
+    found = {}
+    for path in args.lines:
+        for line in map(json.loads, pathlib.Path(path).read_text().splitlines()):
+            panel = f"{line['dataset']}, {line['images_per_class']} a class, width {line['width']}"
+            label = line["label"] or line["method"]
+            budgets = found.setdefault(panel, {}).setdefault(label, {})
+            budgets.setdefault(line["budget"], []).extend(line.get(args.which, []))
+    figure, axes = plt.subplots(1, len(found), figsize=(5.5 * len(found), 4), squeeze=False)
+    for axis, (panel, labels) in zip(axes[0], sorted(found.items()), strict=True):
+        for label, budgets in sorted(labels.items()):
+            at = sorted(budget for budget, values in budgets.items() if values)
+            mean = np.array([np.mean(budgets[b]) for b in at]) * 100
+            error = np.array([np.std(budgets[b]) / len(budgets[b]) ** 0.5 for b in at]) * 100
+            axis.plot(at, mean, "o-", markersize=3, label=label)
+            axis.fill_between(at, mean - error, mean + error, alpha=0.2)
+        axis.set(xscale="log", xlabel="seconds of distilling", ylabel="test accuracy, %")
+        ticks = sorted({budget for budgets in labels.values() for budget in budgets})
+        axis.set_xticks(ticks, [f"{seconds:,}" for seconds in ticks])
+        axis.set_xticks([], minor=True)
+        axis.set_title(panel)
+        axis.grid(alpha=0.3)
+        axis.legend()
     figure.tight_layout()
     figure.savefig(args.figure, dpi=120)
 
