@@ -333,9 +333,10 @@ def test_ordinary_networks_against_dense_algebra(setting, reparameterized):
     assert not got.stats["inner_diverged"]
 
 
-def test_no_inner_steps_leave_the_direct_gradient_of_the_head(setting):
+@pytest.mark.parametrize("make", [rcig_paper, rig])
+def test_no_inner_steps_leave_the_direct_gradient_of_the_head(setting, make):
     """n_inner = n_H⁻¹ = 0 is the head-only method (paper, section 4.3)."""
-    method = rcig_paper(inner=Adam(steps=0), solver=Adam(steps=0), l2_rate=L2_RATE)
+    method = make(inner=Adam(steps=0), solver=Adam(steps=0), l2_rate=L2_RATE)
     got = run(method.hypergradient, setting, key=jr.key(0))
     expected = run(head_hypergradient, setting, l2_rate=L2_RATE)
     assert relative(got.gradient, expected.gradient) < 1e-12
