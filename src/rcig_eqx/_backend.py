@@ -16,6 +16,7 @@ from jax.sharding import AxisType
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 # How much of the distilled set's Jacobian is worked on together. Larger is no faster on CPU
 # (`benchmarks/step.py`) and takes more memory; a GPU with memory to spare may prefer larger.
@@ -103,6 +104,15 @@ _CONVOLUTION = re.compile(
 _PLAIN_PRODUCT = re.compile(
     r"= [a-z]+(\d+)\[([\d,]+)\]\S* dot\(.*lhs_contracting_dims=\{1\}, rhs_contracting_dims=\{0\}"
 )
+
+
+def zeros(tree: T) -> T:
+    """Zeros in an array's or pytree's place that are no constants to the compiler.
+
+    XLA on CPU (jaxlib 0.10.2) miscompiles tangent passes along constant zeros: where it hands a
+    matrix product with such an operand to its fused kernels, the result is arbitrary memory.
+    """
+    return jax.tree.map(lambda x: 0 * x, tree)
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:

@@ -44,9 +44,9 @@ def run_card(
     marks = train.marks if isinstance(train, AbstractImages) else ()
     return {
         "settings": {name: value for name, value in settings.items() if name != "steps"},
-        "training images": _digest([len(train), seen.images, seen.labels, *marks]),
-        "starting state": _digest(arrays_of(state).values()),
-        "program": _digest([_plain(traced), *map(np.asarray, _constants(traced))]),
+        "training images": digest([len(train), seen.images, seen.labels, *marks]),
+        "starting state": digest(arrays_of(state).values()),
+        "program": digest([_plain(traced), *map(np.asarray, _constants(traced))]),
         "versions": {name: importlib.metadata.version(name) for name in _COMPUTES},
     }
 
@@ -147,9 +147,10 @@ def _is_program(value: Any) -> bool:
     return isinstance(value, ClosedJaxpr | Jaxpr)
 
 
-def _digest(parts: Iterable[Any]) -> str:
-    digest = hashlib.sha256()
+def digest(parts: Iterable[Any]) -> str:
+    """A short hash of arrays' bytes and other values' text, one after another."""
+    hashed = hashlib.sha256()
     for part in parts:
         array = isinstance(part, np.ndarray)
-        digest.update(np.ascontiguousarray(part).data if array else f"{part} ".encode())
-    return digest.hexdigest()[:16]
+        hashed.update(np.ascontiguousarray(part).data if array else f"{part} ".encode())
+    return hashed.hexdigest()[:16]

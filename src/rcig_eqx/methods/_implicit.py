@@ -12,7 +12,7 @@ import lineax as lx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
-from .._backend import IMAGES_AT_ONCE, full_precision
+from .._backend import IMAGES_AT_ONCE, full_precision, zeros
 from .._bilevel import solve_stats
 from .._coreset import Coreset
 from .._hypergradient import Hypergradient
@@ -30,7 +30,7 @@ from ..solvers import (
     hessian_operator,
 )
 from ..solvers._definite import relative
-from ._inner import Expansion, InnerProblem, Nodes, zeros
+from ._inner import Expansion, InnerProblem, Nodes
 from ._method import OuterLoss, accuracy, clip_implicit, is_quadratic, over_support
 
 Solver = lx.AbstractLinearSolver[Any] | AbstractDualSolver

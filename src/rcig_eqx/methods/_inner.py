@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree, Scalar
 
+from .._backend import zeros
 from .._linearize import Linearization, linearize
 from .._losses import SQUARED_ERROR, InnerLoss, squared_norm
 from .._ridge import ridge_head
@@ -145,15 +146,6 @@ class InnerProblem(eqx.Module):
         predictions, parameters = residuals
         l2 = self.l2_rate * len(labels)
         return self.inner_loss(predictions, labels) + 0.5 * l2 * squared_norm(parameters)
-
-
-def zeros(parameters: PyTree) -> PyTree:
-    """Zeros that are no constants to the compiler.
-
-    XLA on CPU (jaxlib 0.10.2) miscompiles tangent passes along constant zeros: where it hands a
-    matrix product with such an operand to its fused kernels, the result is arbitrary memory.
-    """
-    return jax.tree.map(lambda x: 0 * x, parameters)
 
 
 def predict(nodes: Nodes, theta_F: Array) -> Float[Array, "n classes"]:

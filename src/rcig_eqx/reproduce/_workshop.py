@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from .._files import write_atomically
 from .._loop import gave_up
 from .._pool import MakeModel
 from .._result import DistillResult, load_result
+from .._resume import digest
 from .._types import Device
 from ..data import AbstractPreprocess, DataError, load, open_records
 from ._plan import Scale, arguments, model_of, preprocess_of
@@ -233,8 +233,7 @@ def filed(file: Path, coreset: Coreset, measure: Callable[[], dict[str, Any]]) -
 
     A file about another set, such as one that has been removed since, is written anew.
     """
-    arrays = (np.asarray(x) for x in (coreset.images, coreset.labels))
-    mark = hashlib.sha256(b"".join(x.tobytes() for x in arrays)).hexdigest()[:16]
+    mark = digest(map(np.asarray, (coreset.images, coreset.labels)))
     if file.exists():
         found = json.loads(file.read_bytes())
         if found.get("set") == mark:

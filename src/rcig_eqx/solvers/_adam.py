@@ -10,6 +10,7 @@ import lineax as lx
 import optax
 from jaxtyping import Array, Bool, Float, Scalar
 
+from .._backend import zeros
 from .._types import PyTree
 from ._definite import AbstractDefiniteSolver, check_definite, dot, norm
 
@@ -99,8 +100,7 @@ class Adam(AbstractDefiniteSolver):
         self, state: lx.AbstractLinearOperator, vector: PyTree, options: dict[str, Any]
     ) -> tuple[PyTree, lx.RESULTS, dict[str, Any]]:
         start = options.get("y0")
-        # Not zeros that XLA sees are constant: on CPU it miscompiles tangent passes along them.
-        start = jax.tree.map(lambda x: 0 * x, vector) if start is None else start
+        start = zeros(vector) if start is None else start
         if self.steps == 0:
             nothing = jnp.zeros((), jnp.int32)
             stats = {"num_steps": nothing, "max_steps": 0, "residual": jnp.ones_like(norm(vector))}
