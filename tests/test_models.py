@@ -29,24 +29,27 @@ def assert_close(results):
 
 
 @pytest.mark.parametrize(
-    ("window", "options"),
+    ("size", "window", "options"),
     [
-        (3, {"padding": 3}),
-        (3, {"padding": 0}),
-        (3, {"padding": 1, "stride": 2}),
-        (1, {"padding": 0, "stride": 2}),
-        (5, {"padding": 2, "stride": 3}),
+        ((9, 8), 3, {"padding": 3}),
+        ((9, 8), 3, {"padding": 0}),
+        ((9, 8), 3, {"padding": 1, "stride": 2}),
+        ((9, 8), 1, {"padding": 0, "stride": 2}),
+        ((9, 8), 5, {"padding": 2, "stride": 3}),
+        ((2, 4), 3, {"padding": 1}),
+        ((1, 1), 3, {"padding": 2}),
+        ((3, 3), 5, {"padding": 2}),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("channels", [1, 3, 5])
-def test_cpu_convolution_equals_lax(window, options, channels, monkeypatch):
+def test_cpu_convolution_equals_lax(size, window, options, channels, monkeypatch):
     """Values, both Jacobian products and the second derivative that the hypergradient takes.
 
     Seventeen images are more than a kernel gradient takes together.
     """
     keys = jr.split(jr.key(0))
-    x, dx = jr.normal(keys[0], (2, 17, 9, 8, channels))
+    x, dx = jr.normal(keys[0], (2, 17, *size, channels))
     w, dw = jr.normal(keys[1], (2, window, window, channels, 4))
 
     def everything(x, w):

@@ -12,6 +12,8 @@ here is bilinear like `lax.conv`, and its transposes are written with itself:
 Of float32 and of float64; of meshes whose axes are all `Auto`.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -30,6 +32,8 @@ def convolve(
 
 
 def _forward(x, kernel, *, padding, groups=1):
+    if groups == 1 and _few_large_windows(x, kernel, padding):
+        return _window_by_window(x, kernel, padding)
     if groups == 1 and x.shape[3] <= 4:
         # XLA has a kernel for few channels, faster by half and more, that pads nothing. The barrier
         # keeps the padding out of the convolution, where XLA would put it again.
@@ -48,12 +52,32 @@ def _forward(x, kernel, *, padding, groups=1):
     )
 
 
-def _shape(x, kernel, *, padding):
-    n, h, w, _ = x.shape
-    k, l, _, o = kernel.shape
-    sizes = zip((h, w), padding, (k, l), strict=True)
+def _few_large_windows(x, kernel, padding) -> bool:
+    """Whether windows are larger than the images, where XLA's kernel runs ten times slower."""
+    larger = kernel.shape[0] > x.shape[1] or kernel.shape[1] > x.shape[2]
+    return larger and 0 < math.prod(_positions(x, kernel, padding)) <= 16
+
+
+def _window_by_window(x, kernel, padding):
+    """A matrix product with every window cut out."""
+    (k, l), (i, j) = kernel.shape[:2], _positions(x, kernel, padding)
+    nothing, zero = (0, 0, 0), jnp.zeros((), x.dtype)
+    x = lax.pad(x, zero, [nothing, *((*edge, 0) for edge in padding), nothing])
+    windows = [x[:, a : a + k, b : b + l] for a in range(i) for b in range(j)]
+    y = jnp.tensordot(jnp.stack(windows, 1), kernel, 3)
+    return y.reshape(x.shape[0], i, j, kernel.shape[3])
+
+
+def _positions(x, kernel, padding) -> tuple[int, int]:
+    """Rows and columns of the output."""
+    sizes = zip(x.shape[1:3], padding, kernel.shape[:2], strict=True)
     i, j = (max(0, m + sum(edges) - q + 1) for m, edges, q in sizes)
-    return x.update(shape=(n, i, j, o), weak_type=x.weak_type and kernel.weak_type)
+    return i, j
+
+
+def _shape(x, kernel, *, padding):
+    shape = (x.shape[0], *_positions(x, kernel, padding), kernel.shape[3])
+    return x.update(shape=shape, weak_type=x.weak_type and kernel.weak_type)
 
 
 def _images_cotangent(dy, x, kernel, *, padding):
