@@ -130,6 +130,9 @@ def _distill(
     devices: Annotated[
         int | None, Option(min=1, help="Share every batch among so many.", show_default="one")
     ] = None,
+    workers: Annotated[
+        int, Option(min=0, help="Processes that read a set on disk ahead; threads if 0.")
+    ] = _DISTILL["workers"].default,
     seed: Seed = 0,
     directory: Directory = None,
     out: Annotated[
@@ -208,6 +211,7 @@ def _distill(
             initialization=initialization,
             flip=flip,
             devices=shared_by,
+            workers=workers,
             checkpoint_dir=checkpoints,
             checkpoint_every=checkpoint_every,
             keep_checkpoints=2,

@@ -29,9 +29,9 @@ _ROWS = 1024  # images of a batch file read together: 12 MB
 
 HOW_TO_GET = (
     "It cannot be downloaded for you: register at https://image-net.org, accept its terms, and get "
-    f"either {_TARS['train']}, {_TARS['test']} and {_DEVKIT}.tar.gz (ILSVRC2012), or the "
-    f"down-sampled 64x64 images, {_BATCHES['train'][0]} to 10 and {_BATCHES['test'][0]}; extracted "
-    "train/<wnid>/ and val/<wnid>/ do as well"
+    f"either {_TARS['train']}, {_TARS['test']} and {_DEVKIT}.tar.gz (ILSVRC2012), or the zips of "
+    f"the down-sampled 64x64 images, and extract them: {_BATCHES['train'][0]} to 10 and "
+    f"{_BATCHES['test'][0]}; extracted train/<wnid>/ and val/<wnid>/ do as well"
 )
 
 Item = tuple[UInt8[np.ndarray, "h w 3"], int]

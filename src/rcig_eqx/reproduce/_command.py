@@ -61,6 +61,9 @@ def reproduce(
     devices: Annotated[
         int | None, Option(min=1, help="Share every batch among so many.", show_default="one")
     ] = None,
+    workers: Annotated[
+        int, Option(min=0, help="Processes that read a set on disk ahead; threads if 0.")
+    ] = 0,
     directory: Annotated[
         Path | None, Option(help="Folder to look for data sets in first.", show_default=False)
     ] = None,
@@ -97,6 +100,7 @@ def reproduce(
         settings,
         directory,
         first_devices(devices),
+        workers,
         say=(lambda text: None) if quiet else echo,
         progress=not quiet,
     )

@@ -66,10 +66,10 @@ def membership(name: str, workshop: Workshop, rows: Sequence[Row], folder: Path)
             areas = [str(curve.mean_auc(attack)[-1]) for attack in found.attacks]
             where = [row.facts.title, str(row.images_per_class), which]
             lines.append([*where, f"{last.mean():.1f}{spread}", *areas])
-            paper = _PAPER.get(row.dataset, {}).get(which)
-            if paper and row.images == 500:
-                numbers = [f"{mean:.2f} ± {std:.2f}" for mean, std in paper[1:]]
-                lines.append(["", "", "paper", f"{paper[0][0]} ± {paper[0][1]}", *numbers])
+        paper = _PAPER.get(row.dataset, {}) if row.images == 500 else {}
+        for which, ((mean, std), *stated) in paper.items():
+            numbers = [f"{mean:.2f} ± {std:.2f}" for mean, std in stated]
+            lines.append(["", "", f"paper: {which}", f"{mean} ± {std}", *numbers])
     head = ["Data set", "Img/cls", "Trained on", *PRIVACY_COLUMNS]
     title = f"{name}: test accuracy in %, and AUC of membership inference"
     scale = workshop.scale

@@ -11,7 +11,7 @@ from ..models import network_for
 from ..models._normalize import check_known
 from ._plan import model_of
 from ._report import Report, mean_only, of_paper
-from ._rows import ROWS, TABLE_1, TABLE_2, TABLE_3, TABLE_4, Row
+from ._rows import RANDOM, ROWS, TABLE_1, TABLE_2, TABLE_3, TABLE_3_FREPO, TABLE_4, Row
 from ._workshop import Workshop
 
 Rows = Sequence[Row]
@@ -29,7 +29,7 @@ def table1(workshop: Workshop, rows: Rows) -> Report:
             values[f"{row.name} {method}"] = report.to_json()
             paper = TABLE_1.get(row.name, {}).get(method)
             lines.append([*_where(row), method, percent(report), of_paper(paper)])
-    head = ["Data set", "Img/cls", "Method", "Here", "Paper"]
+    head = [*_WHERE, "Method", "Here", "Paper"]
     title = "Table 1: the method taken apart, test accuracy in %"
     return Report("table1", title, head, lines, values, notes(workshop, method="each"))
 
@@ -50,9 +50,9 @@ def _accuracies(workshop: Workshop, rows: Rows, name: str, title: str) -> Report
         report = workshop.accuracy(row, augment=row.augment)
         values[row.name] = report.to_json()
         random = mean_only(workshop.accuracy(row, augment=row.augment, real=True))
-        paper = [of_paper(row.paper), of_paper(row.frepo)]
-        lines.append([*_where(row), random, percent(report), *paper])
-    head = ["Data set", "Img/cls", "Random real", "Here", "Paper", "Paper's FRePo"]
+        here = [random, of_paper(RANDOM.get(row.name)), percent(report)]
+        lines.append([*_where(row), *here, of_paper(row.paper), of_paper(row.frepo)])
+    head = [*_WHERE, "Random real", "Paper", "Here", "Paper", "Paper's FRePo"]
     return Report(name, title, head, lines, values, notes(workshop))
 
 
@@ -60,7 +60,9 @@ def table3(workshop: Workshop, rows: Rows) -> Report:
     """Sets distilled with one network, evaluated with others."""
     lines, values = [], {}
     for row in rows:
+        stated = row.name == "cifar10/10"
         for distilled_with, paper in TABLE_3.items():
+            frepo = TABLE_3_FREPO if distilled_with == "batch" else {}
             for column in paper:
                 network = evaluation_network(column, row, workshop, distilled_with)
                 how: dict[str, Any] = {}
@@ -68,10 +70,10 @@ def table3(workshop: Workshop, rows: Rows) -> Report:
                     how["normalization"] = distilled_with
                 report = workshop.accuracy(row, network=network, **how)
                 values[f"{row.name} {distilled_with} {column}"] = report.to_json()
-                stated = of_paper(paper[column] if row.name == "cifar10/10" else None)
-                with_ = f"convnet, {distilled_with}"
-                lines.append([*_where(row), with_, column, percent(report), stated])
-    head = ["Data set", "Img/cls", "Distilled with", "Evaluated with", "Here", "Paper"]
+                here = [f"convnet, {distilled_with}", column, percent(report)]
+                beside = [of_paper(x.get(column) if stated else None) for x in (paper, frepo)]
+                lines.append([*_where(row), *here, *beside])
+    head = [*_WHERE, "Distilled with", "Evaluated with", "Here", "Paper", "Paper's FRePo"]
     title = "Table 3: across architectures, test accuracy in %"
     more = ["dn: normalised as distilled; nn: not; bn: by batches. The others have ReLU."]
     return Report("table3", title, head, lines, values, [*more, *notes(workshop)])
@@ -106,7 +108,7 @@ def table7(workshop: Workshop, rows: Rows) -> Report:
         lines.append(
             [*_where(row), f"{steps:,}", f"{step:.3f}", f"{row.seconds:.2f}", *hours],
         )
-    head = ["Data set", "Img/cls", "Iterations", "s/iteration", "Paper", "Hours", "Paper"]
+    head = [*_WHERE, "Iterations", "s/iteration", "Paper", "Hours", "Paper"]
     more = [
         "Of the first seed's run: the median iteration, and the sum of all but the first, with "
         "checkpoints, and with compiling once more where it was resumed."
@@ -122,9 +124,12 @@ def table8(workshop: Workshop, rows: Rows) -> Report:
         values[row.name] = {"plain": plain.to_json(), "augmented": augmented.to_json()}
         here = [percent(plain), percent(augmented)]
         lines.append([*_where(row), *here, of_paper(row.plain), of_paper(row.augmented)])
-    head = ["Data set", "Img/cls", "Without", "With", "Paper, without", "Paper, with"]
+    head = [*_WHERE, "Without", "With", "Paper, without", "Paper, with"]
     title = "Table 8: evaluation without and with augmentation, test accuracy in %"
     return Report("table8", title, head, lines, values, notes(workshop))
+
+
+_WHERE = ["Data set", "Img/cls"]
 
 
 def _where(row: Row) -> list[str]:

@@ -45,6 +45,7 @@ class Workshop:
       `SETTINGS`.
     - `directory`: looked in first for data sets.
     - `devices`: those that share every outer batch; JAX's default one if `None`.
+    - `workers`: processes that read a set on disk ahead; threads of this one do if 0.
     - `say`: is given a line of text at every new piece of work.
     - `progress`: whether bars are shown.
     - `remarks`: what a reader of the results must know, found on the way.
@@ -56,6 +57,7 @@ class Workshop:
     settings: str = "library"
     directory: Path | None = None
     devices: Sequence[Device] | None = None
+    workers: int = 0
     say: Callable[[str], None] = print
     progress: bool = True
     remarks: dict[str, None] = dataclasses.field(default_factory=dict)
@@ -146,6 +148,7 @@ class Workshop:
                 keep_checkpoints=2,
                 resume=any((folder / "checkpoints").glob("*.safetensors")),
                 devices=self.devices,
+                workers=self.workers,
                 progress=self.progress,
                 **settings,
             )
