@@ -105,3 +105,36 @@ def outputs(body, model, images):
         maps = body(torch.tensor(np.array(images)).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     features = maps.reshape(len(images), -1).numpy()
     return features @ np.asarray(model.head.kernel) + np.asarray(model.head.bias)
+
+
+def trained_outputs(body, norms, model, images, labels, rates, tests):
+    """Outputs on other images after full-batch steps of Adam on the mean-squared error.
+
+    Of a body that ends in maps of one pixel; the statistics stored are the mean over all steps,
+    and their variance is the mean of squares, which PyTorch's is not.
+    """
+    sizes = {}
+    head = nn.Linear(*model.head.kernel.shape).double()
+    head.weight.data = torch.tensor(np.array(model.head.kernel.T))
+    head.bias.data = torch.tensor(np.array(model.head.bias))
+    network = nn.Sequential(body, nn.Flatten(), head)
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.register_forward_hook(
+            lambda norm, args, _: sizes.update({norm: args[0].numel() // args[0].shape[1]})
+        )
+    x, y, t = (torch.tensor(np.array(a)) for a in (images, labels, tests))
+    optimizer = torch.optim.Adam(network.parameters())
+    network.train()
+    for rate in rates:
+        optimizer.param_groups[0]["lr"] = float(rate)
+        optimizer.zero_grad()
+        loss = ((network(x.permute(0, 3, 1, 2)) - y) ** 2).mean()
+        loss.backward()
+        optimizer.step()
+    for norm in norms:
+        norm.running_var *= (sizes[norm] - 1) / sizes[norm]
+    network.eval()
+    with torch.no_grad():
+        return network(t.permute(0, 3, 1, 2)).numpy()

@@ -31,7 +31,7 @@ from rcig_eqx import (
     training_recipe,
 )
 from rcig_eqx._checkpoint import arrays_of
-from rcig_eqx._evaluate import fresh_network
+from rcig_eqx._evaluate import evaluation_schedule, fresh_network
 from rcig_eqx._pool import new_member, train_member
 from rcig_eqx._step import Recipe
 from rcig_eqx.models import (
@@ -186,6 +186,30 @@ def test_forward_passes_are_those_of_pytorch(name, kind, channels):
             np.testing.assert_allclose(
                 ours.statistics.mean, np.asarray(theirs.running_mean), rtol=1e-8
             )
+
+
+@pytest.mark.parametrize("name", ["vgg11", pytest.param("resnet18", marks=pytest.mark.slow)])
+def test_training_with_batch_normalisation_is_that_of_pytorch(name):
+    """Steps by the batch's statistics, then outputs by those that were stored on the way."""
+    pytest.importorskip("torch")
+    import _torch_networks as reference
+
+    side, _ = SMALL[name]
+    steps, peak = 8, 1e-2
+    with jax.enable_x64(True):
+        model = made(small(name, "batch"), np.float64)
+        images, tests = (some_images(name, dtype=np.float64) + i for i in (0.0, 0.3))
+        labels = jnp.asarray(noise(len(images), 3, seed=1), jnp.float64)
+        train = lambda m: train_network(  # noqa: E731
+            m, images, labels, steps=steps, learning_rate=peak, key=jr.key(0)
+        )
+        mine, before = eqx.filter_jit(lambda m, x: (train(m)(x), m(x)))(model, tests)
+        rates = evaluation_schedule(steps, peak)(jnp.arange(steps))
+        body, norms = reference.same_network(name, "batch", (side, side, 3), model)
+        args = (body, norms, model, images, labels, rates, tests)
+        theirs = reference.trained_outputs(*args)
+    assert np.abs(mine - before).max() > 0.1  # it has been trained
+    np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
 # Statistics
