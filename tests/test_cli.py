@@ -98,7 +98,9 @@ def test_evaluate_repeats_what_distill_measured(out, capsys, tmp_path):
         assert part in text
 
 
-def test_devices_are_the_first_that_jax_sees(folder, tmp_path, monkeypatch):
+def test_devices_are_the_first_that_jax_sees_and_workers_as_many_as_asked_for(
+    folder, tmp_path, monkeypatch
+):
     asked = {}
 
     def stop(train, **settings):
@@ -108,10 +110,13 @@ def test_devices_are_the_first_that_jax_sees(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(_cli, "distill", stop)
     three = jax.devices() * 3
     monkeypatch.setattr(jax, "devices", lambda: three)
-    assert run("distill", folder, "--devices", 2, "--out", tmp_path / "o", *SMALL) == 2
+    both = ["--devices", 2, "--workers", 3]
+    assert run("distill", folder, *both, "--out", tmp_path / "o", *SMALL) == 2
     assert asked["devices"] == three[:2]
+    assert asked["workers"] == 3
     assert run("distill", folder, "--out", tmp_path / "o", *SMALL) == 2
     assert asked["devices"] is None
+    assert asked["workers"] == 0
 
 
 def test_an_earlier_result_is_kept(out, folder, capsys):
