@@ -39,7 +39,7 @@ def with_steps(method, steps):
     return dataclasses.replace(method, inner=inner, solver=solver, tally=None)
 
 
-def measure(problem, steps, time):
+def measure(problem, methods, steps, time):
     """Rows `(method, n, cosine, norm ratio, seconds)` at one network."""
     hypergradient = functools.partial(exact_hypergradient, solver=DualCholesky())
     exact = jax.jit(hypergradient)(*problem).gradient.images
@@ -59,12 +59,12 @@ def measure(problem, steps, time):
     row("head only, Platt", 0, head_hypergradient)
     row("head only, MSE", 0, functools.partial(head_hypergradient, outer_loss=mse_loss))
     rows = []
-    for name, make in METHODS.items():
-        tuned = eqx.filter_jit(make().tune)(*problem)
+    for name in methods:
+        tuned = eqx.filter_jit(METHODS[name]().tune)(*problem)
         rates = tuned.inner.learning_rate, tuned.solver.learning_rate
         print(f"{name}: inner rate {rates[0]:.2g}, inverse-Hessian rate {rates[1]:.2g}")
         rows += [row(name, n, hypergradient_of(with_steps(tuned, n))) for n in steps]
-    for n in steps:
+    for n in steps if "rcig_paper" in methods else ():
         if n:
             cg = ConjugateGradient(1e-7, n)
             row("rcig_paper, CG", n, hypergradient_of(rcig_paper(inner=cg, solver=cg)))
@@ -77,21 +77,27 @@ def draw(found, path):
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
-    figure, axes = plt.subplots(2, len(found), figsize=(4.5 * len(found), 6), sharex=True)
+    size = (4.5 * len(found), 6)
+    figure, axes = plt.subplots(2, len(found), figsize=size, sharex=True, sharey="row")
     for column, (title, rows) in zip(axes.T, found.items(), strict=True):
-        for name in METHODS:
+        for name in dict.fromkeys(row[0] for row in rows):
             _, n, angles, ratios, _ = zip(*(r for r in rows if r[0] == name), strict=True)
             column[0].plot(n, angles, "o-", label=name)
             column[1].plot(n, ratios, "o-", label=name)
         column[0].set(title=title, ylim=(-0.2, 1.05))
         column[1].set(xscale="symlog", yscale="log", xlabel="inner and inverse-Hessian steps")
+        column[1].set_xticks(n, map(str, n))
+        column[1].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        column[1].yaxis.set_major_formatter("{x:g}")
+        column[1].minorticks_off()
         column[1].axhline(1, color="grey", linewidth=0.5)
         for axis in column:
             axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("cosine to the exact hypergradient")
     axes[1, 0].set_ylabel("norm relative to it")
-    axes[1, 0].legend(loc="upper left")
+    axes[0, -1].legend(loc="lower right")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
@@ -102,6 +108,7 @@ def main():
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 2, 5, 10, 20, 50, 200])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--no-time", action="store_true")
     parser.add_argument("--figure")
     args = parser.parse_args()
@@ -112,7 +119,7 @@ def main():
         problem = setting(
             args.images_per_class, args.batch_size, width=args.width, pool_steps=pool_steps
         )
-        found[title] = measure(problem, args.steps, not args.no_time)
+        found[title] = measure(problem, args.methods, args.steps, not args.no_time)
     if args.figure:
         draw(found, args.figure)
 
