@@ -53,9 +53,14 @@ def _forward(x, kernel, *, padding, groups=1):
 
 
 def _few_large_windows(x, kernel, padding) -> bool:
-    """Whether windows are larger than the images, where XLA's kernel runs ten times slower."""
-    larger = kernel.shape[0] > x.shape[1] or kernel.shape[1] > x.shape[2]
-    return larger and 0 < math.prod(_positions(x, kernel, padding)) <= 16
+    """Whether windows are larger than the images, where XLA's kernel runs ten times slower.
+
+    Sixteen of them at most, that together take no more than 25 times the images' memory.
+    """
+    images, window = x.shape[1:3], kernel.shape[:2]
+    count = math.prod(_positions(x, kernel, padding))
+    larger = window[0] > images[0] or window[1] > images[1]
+    return larger and 0 < count <= 16 and count * math.prod(window) <= 25 * math.prod(images)
 
 
 def _window_by_window(x, kernel, padding):
