@@ -16,7 +16,7 @@ from ._figures import FIGURES
 from ._plan import METHODS, SCALES, SETTINGS
 from ._report import Report
 from ._rows import ROWS, TABLE_3, Row
-from ._tables import METHODS_TAKEN_APART, TABLES, counted, find_rows
+from ._tables import METHODS_TAKEN_APART, TABLES, counted, find_rows, normalized
 from ._workshop import Interrupted, Workshop
 
 TARGETS = {name: rows for name, (_, rows) in (TABLES | FIGURES).items()}
@@ -24,7 +24,7 @@ OWN_METHODS = {"table1": "each", "figure1": "rcig_paper", "figure2": "rcig_paper
 # What else than the workshop's method and the row's network a target distils by.
 WAYS: dict[str, list[dict[str, str]]] = {
     "table1": [{"method": method} for method in METHODS_TAKEN_APART],
-    "table3": [{"normalization": kind} if kind != "none" else {} for kind in TABLE_3],
+    "table3": [normalized(kind) for kind in TABLE_3],
     "figure1": [{"method": "rcig_paper"}],
     "figure2": [{"method": "rcig_paper"}],
 }

@@ -65,9 +65,7 @@ def table3(workshop: Workshop, rows: Rows) -> Report:
             frepo = TABLE_3_FREPO if distilled_with == "batch" else {}
             for column in paper:
                 network = evaluation_network(column, row, workshop, distilled_with)
-                how: dict[str, Any] = {}
-                if distilled_with != "none":
-                    how["normalization"] = distilled_with
+                how = normalized(distilled_with)
                 report = workshop.accuracy(row, network=network, **how)
                 values[f"{row.name} {distilled_with} {column}"] = report.to_json()
                 here = [f"convnet, {distilled_with}", column, percent(report)]
@@ -77,6 +75,11 @@ def table3(workshop: Workshop, rows: Rows) -> Report:
     title = "Table 3: across architectures, test accuracy in %"
     more = ["dn: normalised as distilled; nn: not; bn: by batches. The others have ReLU."]
     return Report("table3", title, head, lines, values, [*more, *notes(workshop)])
+
+
+def normalized(kind: str) -> dict[str, Any]:
+    """What `Workshop.distilled` is given for a network of Table 3 to distil with."""
+    return {} if kind == "none" else {"normalization": kind}
 
 
 def evaluation_network(
