@@ -110,8 +110,8 @@ def outputs(body, model, images):
 def trained_outputs(body, norms, model, images, labels, rates, tests):
     """Outputs on other images after full-batch steps of Adam on the mean-squared error.
 
-    Of a body that ends in maps of one pixel; the statistics stored are the mean over all steps,
-    and their variance is the mean of squares, which PyTorch's is not.
+    Of a body that ends in maps of one pixel; a step moves the stored statistics by a tenth, or by
+    more until there are ten, and their variance is the mean of squares, which PyTorch's is not.
     """
     sizes = {}
     head = nn.Linear(*model.head.kernel.shape).double()
@@ -120,14 +120,15 @@ def trained_outputs(body, norms, model, images, labels, rates, tests):
     network = nn.Sequential(body, nn.Flatten(), head)
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None
         norm.register_forward_hook(
             lambda norm, args, _: sizes.update({norm: args[0].numel() // args[0].shape[1]})
         )
     x, y, t = (torch.tensor(np.array(a)) for a in (images, labels, tests))
     optimizer = torch.optim.Adam(network.parameters())
     network.train()
-    for rate in rates:
+    for number, rate in enumerate(rates):
+        for norm in norms:
+            norm.momentum = max(0.1, 1 / (number + 1))
         optimizer.param_groups[0]["lr"] = float(rate)
         optimizer.zero_grad()
         loss = ((network(x.permute(0, 3, 1, 2)) - y) ** 2).mean()

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 
 from rcig_eqx import ConvNet, convnet_for, partition
-from rcig_eqx.models import average_pool, conv2d, count_parameters, max_pool, softplus
+from rcig_eqx.models import (
+    _cpu_convolution,
+    average_pool,
+    conv2d,
+    count_parameters,
+    max_pool,
+    softplus,
+)
 
 
 def in_each_formulation(monkeypatch, function, *args):
@@ -46,7 +53,7 @@ def assert_close(results):
 def test_cpu_convolution_equals_lax(size, window, options, channels, monkeypatch):
     """Values, both Jacobian products and the second derivative that the hypergradient takes.
 
-    Seventeen images are more than a kernel gradient takes together.
+    Seventeen images are more than a kernel gradient takes together, of maps of 9 × 8.
     """
     keys = jr.split(jr.key(0))
     x, dx = jr.normal(keys[0], (2, 17, *size, channels))
@@ -59,6 +66,25 @@ def test_cpu_convolution_equals_lax(size, window, options, channels, monkeypatch
         return y, tangent, jax.grad(lambda w: jnp.sum(f(x, w) ** 2))(w), second
 
     assert_close(in_each_formulation(monkeypatch, everything, x, w))
+
+
+def test_cpu_convolution_window_by_window_crops_where_padding_is_negative():
+    x, w = jr.normal(jr.key(0), (3, 4, 2, 5)), jr.normal(jr.key(1), (3, 3, 5, 4))
+    padding = ((-1, 1), (1, 2))
+    mine = _cpu_convolution.convolve(x, w, padding)
+    theirs = jax.lax.conv_general_dilated(
+        x, w, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    assert _cpu_convolution._few_large_windows(x, w, padding)
+    np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_max_pool_chooses_one_of_those_that_are_largest():
+    x = jnp.array([[1.0, 2.0], [2.0, 2.0]])[None, :, :, None]
+    gradient = jax.grad(lambda x: max_pool(x).sum())(x)
+    np.testing.assert_array_equal(gradient[0, :, :, 0], [[0, 1], [0, 0]])
+    assert np.isnan(max_pool(x.at[0, 1, 0].set(jnp.nan))).all()
+    assert np.isnan(max_pool(x.at[0, 0, 0].set(jnp.nan))).all()
 
 
 def test_cpu_convolution_sums_half_precision_in_single():

@@ -195,7 +195,7 @@ def test_training_with_batch_normalisation_is_that_of_pytorch(name):
     import _torch_networks as reference
 
     side, _ = SMALL[name]
-    steps, peak = 8, 1e-2
+    steps, peak = 13, 1e-2
     with jax.enable_x64(True):
         model = made(small(name, "batch"), np.float64)
         images, tests = (some_images(name, dtype=np.float64) + i for i in (0.0, 0.3))

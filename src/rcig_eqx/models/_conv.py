@@ -67,9 +67,18 @@ def average_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
 def max_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
     """Largest of 2×2 windows, stride two; an odd last row or column is dropped.
 
-    Where several are largest, the derivative is their mean.
+    Where several are largest, the first in the order of reading has the derivative. Exactly one is
+    chosen however the compiler rounds, which a comparison with the maximum does not see to: of
+    inputs that are computed anew, none may be equal to it.
     """
-    return _windows(x).max((2, 4))
+    windows = _windows(x)
+    rows = _larger(windows[:, :, :, :, 0], windows[:, :, :, :, 1])
+    return _larger(rows[:, :, 0], rows[:, :, 1])
+
+
+def _larger(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The larger of two numbers, the first if they are equal; NaN if one is."""
+    return jnp.where((a >= b) | jnp.isnan(a), a, b)
 
 
 def _windows(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 2 w2 2 c"]:

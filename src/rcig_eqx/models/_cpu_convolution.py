@@ -55,21 +55,23 @@ def _forward(x, kernel, *, padding, groups=1):
 def _few_large_windows(x, kernel, padding) -> bool:
     """Whether windows are larger than the images, where XLA's kernel runs ten times slower.
 
-    Sixteen of them at most, that together take no more than 25 times the images' memory.
+    Sixteen of them at most, that together have no more than 25 times the images' numbers.
     """
     images, window = x.shape[1:3], kernel.shape[:2]
+    if not all(isinstance(size, int) for size in (*images, *window)):
+        return False
     count = math.prod(_positions(x, kernel, padding))
     larger = window[0] > images[0] or window[1] > images[1]
     return larger and 0 < count <= 16 and count * math.prod(window) <= 25 * math.prod(images)
 
 
 def _window_by_window(x, kernel, padding):
-    """A matrix product with every window cut out."""
+    """A matrix product with every window, one after another."""
     (k, l), (i, j) = kernel.shape[:2], _positions(x, kernel, padding)
     nothing, zero = (0, 0, 0), jnp.zeros((), x.dtype)
     x = lax.pad(x, zero, [nothing, *((*edge, 0) for edge in padding), nothing])
-    windows = [x[:, a : a + k, b : b + l] for a in range(i) for b in range(j)]
-    y = jnp.tensordot(jnp.stack(windows, 1), kernel, 3)
+    at = [(a, b) for a in range(i) for b in range(j)]
+    y = jnp.stack([jnp.tensordot(x[:, a : a + k, b : b + l], kernel, 3) for a, b in at], 1)
     return y.reshape(x.shape[0], i, j, kernel.shape[3])
 
 
