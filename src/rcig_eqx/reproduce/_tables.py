@@ -73,7 +73,10 @@ def table3(workshop: Workshop, rows: Rows) -> Report:
                 lines.append([*_where(row), *here, *beside])
     head = [*_WHERE, "Distilled with", "Evaluated with", "Here", "Paper", "Paper's FRePo"]
     title = "Table 3: across architectures, test accuracy in %"
-    more = ["dn: normalised as distilled; nn: not; bn: by batches. The others have ReLU."]
+    more = [
+        "dn: normalised as distilled, the paper's FRePo not; nn: not; bn: by batches. The networks "
+        "evaluated have ReLU."
+    ]
     return Report("table3", title, head, lines, values, [*more, *notes(workshop)])
 
 
