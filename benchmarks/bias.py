@@ -82,13 +82,14 @@ def draw(found, path):
     size = (4.5 * len(found), 6)
     figure, axes = plt.subplots(2, len(found), figsize=size, sharex=True, sharey="row")
     for column, (title, rows) in zip(axes.T, found.items(), strict=True):
-        for name in dict.fromkeys(row[0] for row in rows):
+        for name in (method for method in METHODS if method in {row[0] for row in rows}):
             _, n, angles, ratios, _ = zip(*(r for r in rows if r[0] == name), strict=True)
             column[0].plot(n, angles, "o-", label=name)
             column[1].plot(n, ratios, "o-", label=name)
         column[0].set(title=title, ylim=(-0.2, 1.05))
         column[1].set(xscale="symlog", yscale="log", xlabel="inner and inverse-Hessian steps")
-        column[1].set_xticks(n, map(str, n))
+        steps = sorted({row[1] for row in rows})
+        column[1].set_xticks(steps, map(str, steps))
         column[1].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         column[1].yaxis.set_major_formatter("{x:g}")
         column[1].minorticks_off()
@@ -97,8 +98,8 @@ def draw(found, path):
             axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("cosine to the exact hypergradient")
     axes[1, 0].set_ylabel("norm relative to it")
-    axes[0, -1].legend(loc="lower right")
-    figure.tight_layout()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper center", ncols=len(METHODS))
+    figure.tight_layout(rect=(0, 0, 1, 0.95))
     figure.savefig(path, dpi=120)
 
 

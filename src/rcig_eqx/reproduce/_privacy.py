@@ -71,11 +71,13 @@ def membership(name: str, workshop: Workshop, rows: Sequence[Row], folder: Path)
             numbers = [f"{mean:.2f} ± {std:.2f}" for mean, std in stated]
             lines.append(["", "", f"paper: {which}", f"{mean} ± {std}", *numbers])
     head = ["Data set", "Img/cls", "Trained on", *PRIVACY_COLUMNS]
-    title = f"{name}: test accuracy in %, and AUC of membership inference"
+    number = name.replace("table", "Table ").replace("figure", "Figure ")
+    title = f"{number}: test accuracy in %, and AUC of membership inference"
     scale = workshop.scale
     more = [
         f"{counted(scale.chunks, 'chunk')} of {MEMBERS_PER_IMAGE} real images for every distilled "
-        f"one, or as many as there are, {counted(scale.networks, 'network')} a set; area under the "
-        "ROC curve (0.5 is guessing) ± half its 95% interval."
+        f"one, or as many as there are, {counted(scale.networks, 'network')} a set, trained for "
+        f"{scale.attacked_at[-1]:,} steps; area under the ROC curve (0.5 is guessing) ± half its "
+        "95% interval. The paper's numbers are of mnist/50 and fashion_mnist/50."
     ]
     return Report(name, title, head, lines, values, [*more, run_notes(workshop)])

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from .._across import markdown_table
-from .._evaluation import Evaluation
 from .._files import write_atomically
 from ._rows import Number
 
@@ -58,8 +57,3 @@ class Report:
 def of_paper(number: Number | None) -> str:
     """A number of the paper's, in percent, with the decimals it has there."""
     return "" if number is None else f"{number[0]} ± {number[1]}"
-
-
-def mean_only(evaluation: Evaluation) -> str:
-    """A mean in percent."""
-    return f"{100 * evaluation.mean:.1f}"

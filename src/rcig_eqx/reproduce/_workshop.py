@@ -212,7 +212,9 @@ class Workshop:
         steps = self.scale.evaluation_steps_of(row)
 
         def measure() -> dict[str, Any]:
-            self.say(f"Evaluating {row.name}, seed {seed}, {name}: {self.scale.networks} networks")
+            number = self.scale.networks
+            networks = f"{number} network{'s' * (number > 1)}"
+            self.say(f"Evaluating {row.name}, seed {seed}, {name}: {networks}")
             return evaluate(
                 coreset,
                 self.data(row, "test"),
