@@ -127,7 +127,8 @@ def reproduce(
     command = f"`{shlex.join(['rcig-eqx', *sys.argv[1:]])}`"
     report = dataclasses.replace(report, notes=[*report.notes, *workshop.remarks, command])
     echo(f"\n{report}\n")
-    echo("Wrote " + "\n      ".join(map(str, report.write(folder))))
+    report.write(folder)
+    echo("Wrote " + "\n      ".join(map(str, sorted(folder.glob(f"{target}[-.]*")))))
 
 
 def run(target: str, workshop: Workshop, rows: list[Row], folder: Path) -> Report:
