@@ -14,9 +14,9 @@ from ..models._normalize import check_known
 from ._dry import dry_run
 from ._figures import FIGURES
 from ._plan import METHODS, SCALES, SETTINGS
-from ._report import Report
+from ._report import Report, counted
 from ._rows import ROWS, TABLE_3, Row
-from ._tables import METHODS_TAKEN_APART, TABLES, counted, find_rows, normalized
+from ._tables import METHODS_TAKEN_APART, TABLES, find_rows, normalized
 from ._workshop import Interrupted, Workshop
 
 TARGETS = {name: rows for name, (_, rows) in (TABLES | FIGURES).items()}

@@ -9,9 +9,9 @@ import jax.random as jr
 from .._result import DistillResult
 from ..data import Dataset
 from ..privacy import PrivacyReport, chunks, join, membership_inference, save_curves
-from ._report import Report
+from ._report import Report, counted
 from ._rows import PRIVACY_COLUMNS, TABLE_5, TABLE_6, Row
-from ._tables import counted, run_notes
+from ._tables import run_notes
 from ._workshop import Workshop, filed
 
 MEMBERS_PER_IMAGE = 20

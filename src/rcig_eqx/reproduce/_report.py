@@ -57,3 +57,8 @@ class Report:
 def of_paper(number: Number | None) -> str:
     """A number of the paper's, in percent, with the decimals it has there."""
     return "" if number is None else f"{number[0]} ± {number[1]}"
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things."""
+    return f"{number:,} {what}{'s' * (number != 1)}"

@@ -10,11 +10,12 @@ from .._pool import MakeModel
 from ..models import network_for
 from ..models._normalize import check_known
 from ._plan import model_of
-from ._report import Report, of_paper
+from ._report import Report, counted, of_paper
 from ._rows import RANDOM, ROWS, TABLE_1, TABLE_2, TABLE_3, TABLE_3_FREPO, TABLE_4, Row
 from ._workshop import Workshop
 
 Rows = Sequence[Row]
+_WHERE = ["Data set", "Img/cls"]
 
 
 METHODS_TAKEN_APART = (*TABLE_1["mnist/1"], "frepo", "frepo_platt", "default")
@@ -135,9 +136,6 @@ def table8(workshop: Workshop, rows: Rows) -> Report:
     return Report("table8", title, head, lines, values, notes(workshop))
 
 
-_WHERE = ["Data set", "Img/cls"]
-
-
 def _where(row: Row) -> list[str]:
     return [row.facts.title, str(row.images_per_class)]
 
@@ -152,11 +150,6 @@ def notes(workshop: Workshop, method: str | None = None) -> list[str]:
         f"steps{spread}; all test images there are.",
         run_notes(workshop, method),
     ]
-
-
-def counted(number: int, what: str) -> str:
-    """A number of things."""
-    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def run_notes(workshop: Workshop, method: str | None = None) -> str:

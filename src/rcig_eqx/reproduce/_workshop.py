@@ -26,6 +26,7 @@ from .._resume import digest
 from .._types import Device
 from ..data import AbstractPreprocess, DataError, load, open_records
 from ._plan import Scale, arguments, model_of, preprocess_of
+from ._report import counted
 from ._rows import Row
 
 
@@ -212,8 +213,7 @@ class Workshop:
         steps = self.scale.evaluation_steps_of(row)
 
         def measure() -> dict[str, Any]:
-            number = self.scale.networks
-            networks = f"{number} network{'s' * (number > 1)}"
+            networks = counted(self.scale.networks, "network")
             self.say(f"Evaluating {row.name}, seed {seed}, {name}: {networks}")
             return evaluate(
                 coreset,
