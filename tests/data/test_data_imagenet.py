@@ -1,6 +1,8 @@
 """ImageNet at 64 pixels from small files in each form it comes in, whole and damaged."""
 
 import io
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,12 +98,26 @@ def write_batches(folder, savez=np.savez):
     (folder / "map_clsloc.txt").write_text("\n".join(lines))
 
 
+def write_zips(folder, compression=zipfile.ZIP_STORED, below=""):
+    """The batches in the three zips they are handed out in."""
+    write_batches(folder)
+    of = {"train_part1": range(1, 6), "train_part2": range(6, 11), "val": ()}
+    for name, numbers in of.items():
+        files = [f"Imagenet64_train/train_data_batch_{i}.npz" for i in numbers] or ["val_data.npz"]
+        with zipfile.ZipFile(folder / f"Imagenet64_{name}_npz.zip", "w", compression) as archive:
+            for file in files:
+                archive.write(folder / file, below + Path(file).name)
+                (folder / file).unlink()
+
+
 FORMS = {
     "tars": write_tars,
     "folders": write_folders,
     "flat": write_flat,
     "batches": write_batches,
     "compressed batches": lambda folder: write_batches(folder, np.savez_compressed),
+    "zips": write_zips,
+    "deflated zips": lambda folder: write_zips(folder, zipfile.ZIP_DEFLATED, "Imagenet64_npz/"),
 }
 
 
@@ -170,6 +186,11 @@ CASES = {
         r"lacks train_data_batch_3\.npz",
     ),
     "cut batch": ("batches", "train", damage("train_data_batch_3.npz", cut), r"batch_3\.npz"),
+    "a zip less": (
+        "zips", "train", damage("*_part2_npz.zip", without),
+        r"lacks train_data_batch_6\.npz.*_10\.npz",
+    ),
+    "cut zip": ("zips", "train", damage("*_part2_npz.zip", cut), r"part2_npz\.zip is truncated"),
     "pickled batch": (
         "batches", "test", damage("val_data.npz", rewrite(labels=np.array([None] * COUNT))),
         r"val_data\.npz.*Object arrays cannot be loaded",

@@ -1,11 +1,13 @@
 """ImageNet-1k at 64 pixels, from each of the forms it is handed out in, one image at a time."""
 
+import contextlib
 import io
 import re
 import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import UInt8
@@ -22,6 +24,7 @@ _BATCHES = {
     "train": tuple(f"train_data_batch_{i}.npz" for i in range(1, 11)),
     "test": ("val_data.npz",),
 }
+_ZIPS = "Imagenet64_*_npz.zip"  # train_part1, train_part2 and val
 _TARS = {"train": "ILSVRC2012_img_train.tar", "test": "ILSVRC2012_img_val.tar"}
 _FOLDERS = {"train": "train", "test": "val"}
 _DEVKIT = "ILSVRC2012_devkit_t12"
@@ -29,30 +32,34 @@ _ROWS = 1024  # images of a batch file read together: 12 MB
 
 HOW_TO_GET = (
     "It cannot be downloaded for you: register at https://image-net.org, accept its terms, and get "
-    f"either {_TARS['train']}, {_TARS['test']} and {_DEVKIT}.tar.gz (ILSVRC2012), or the zips of "
-    f"the down-sampled 64x64 images, and extract them: {_BATCHES['train'][0]} to 10 and "
-    f"{_BATCHES['test'][0]}; extracted train/<wnid>/ and val/<wnid>/ do as well"
+    f"either {_TARS['train']}, {_TARS['test']} and {_DEVKIT}.tar.gz (ILSVRC2012), or the 64x64 "
+    "images as npz, Imagenet64_train_part1_npz.zip, Imagenet64_train_part2_npz.zip and "
+    f"Imagenet64_val_npz.zip, extracted ({_BATCHES['train'][0]} to 10, {_BATCHES['test'][0]}) or "
+    "not; train/<wnid>/ and val/<wnid>/ do as well"
 )
 
 Item = tuple[UInt8[np.ndarray, "h w 3"], int]
+Place = tuple[Path, str | None]
+"""A file, or a zip and the name of its member."""
 
 
 def find_imagenet(folder: Path, split: str) -> Stream | None:
     """The split that lies in `folder`, in whichever form; `None` if none does.
 
-    - The official down-sampled batches, `train_data_batch_1.npz` to 10 and `val_data.npz`, here or
-      one folder down. Their classes have the numbers they are given there, and these for names,
-      "1" to "1000", or WordNet numbers where `map_clsloc.txt` lies beside them.
+    - The official down-sampled batches, `train_data_batch_1.npz` to 10 and `val_data.npz`, here,
+      one folder down or in the official zips, `Imagenet64_*_npz.zip`. Their classes have the
+      numbers they are given there, and these for names, "1" to "1000", or WordNet numbers where
+      `map_clsloc.txt` lies beside them.
     - The official tars of ILSVRC2012, that of the validation images with the devkit.
     - `train/<wnid>/*.JPEG` and `val/<wnid>/*.JPEG`, or `val/*.JPEG` with the devkit.
 
     The classes of the last two are sorted by WordNet number, which is their name. The validation
     images are the test split. `DataError` for a form of which a part is missing.
     """
-    batches = {s: [_below(folder, file) for file in files] for s, files in _BATCHES.items()}
-    if any(any(found) for found in batches.values()):
-        files = [path for path in batches[split] if path is not None]
-        missing = sorted(set(_BATCHES[split]) - {path.name for path in files})
+    batches = _batches(folder)
+    if batches:
+        files = [batches[file] for file in _BATCHES[split] if file in batches]
+        missing = [file for file in _BATCHES[split] if file not in batches]
         if missing:
             raise DataError(
                 f"{folder} has down-sampled batches, but lacks {', '.join(missing)}: get these as "
@@ -148,6 +155,22 @@ def _devkit(folder: Path) -> tuple[list[int], dict[int, str]]:
     return truth, wnids
 
 
+def _batches(folder: Path) -> dict[str, Place]:
+    """Where each batch file that there is lies."""
+    names = [file for files in _BATCHES.values() for file in files]
+    found: dict[str, Place] = {}
+    for zipped in sorted(folder.glob(_ZIPS)):
+        with damage_named(zipped), zipfile.ZipFile(zipped) as archive:
+            members = {PurePosixPath(n).name: (zipped, n) for n in archive.namelist()}
+            if members.keys().isdisjoint(names):  # cut, it can pass for one of the zips within
+                raise zipfile.BadZipFile("it has no batch file")
+            found |= members
+    for file in names:
+        path = _below(folder, file)
+        found |= {file: (path, None)} if path else {}
+    return found
+
+
 def _below(folder: Path, file: str) -> Path | None:
     return next(
         (p for p in (folder / file, *sorted(folder.glob(f"*/{file}"))) if p.is_file()), None
@@ -165,10 +188,11 @@ def _names_of_batches(folder: Path) -> tuple[str, ...]:
     return tuple(names[i] for i in sorted(names))
 
 
-def _of_batches(files: list[Path]) -> Iterator[Item]:
+def _of_batches(files: list[Place]) -> Iterator[Item]:
     """Rows of batch files, a few at a time: each would take 1.6 GB."""
-    for file in files:
-        with damage_named(file), zipfile.ZipFile(file) as archive:
+    for path, member in files:
+        where = f"{path}:{member}" if member else path
+        with damage_named(where), _opened(path, member) as file, zipfile.ZipFile(file) as archive:
             with archive.open("labels.npy") as opened:
                 labels = np.lib.format.read_array(opened, allow_pickle=False)
             with archive.open("data.npy") as opened:
@@ -183,6 +207,16 @@ def _of_batches(files: list[Path]) -> Iterator[Item]:
                     content = opened.read(len(part) * wanted[1])
                     planes = np.frombuffer(content, np.uint8).reshape(len(part), 3, SIZE, SIZE)
                     yield from zip(planes.transpose(0, 2, 3, 1), (part - 1).tolist(), strict=True)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, member: str | None) -> Iterator[BinaryIO]:
+    if member is None:
+        with path.open("rb") as file:
+            yield file
+    else:
+        with zipfile.ZipFile(path) as archive, archive.open(member) as file:
+            yield file
 
 
 def _header(file) -> tuple[tuple[int, ...], np.dtype]:
