@@ -12,7 +12,7 @@ import pytest
 from rcig_eqx import data, evaluate, load_result
 from rcig_eqx._distill import describe_model
 from rcig_eqx.data._sources import SOURCES
-from rcig_eqx.methods import implicit, staged
+from rcig_eqx.methods import frepo, implicit, rcig, staged
 from rcig_eqx.reproduce import METHODS, ROWS, SCALES, SETTINGS, Workshop, dry_run
 from rcig_eqx.reproduce._figures import (
     FIGURES,
@@ -137,6 +137,31 @@ def test_double_precision_is_asked_for_where_the_paper_has_it():
     assert (
         arguments(ROWS["mnist/10"], SCALES["paper"], "rcig_paper", "paper")["method"].dtype is None
     )
+
+
+SMALL = {  # iterations, width, whether the default has exact ones, training steps of a network
+    "fashion_mnist/1": (300, 32, True, 1000),
+    "cifar10/10": (200, 32, True, 2000),
+    "mnist/50": (100, 32, False, 781),
+    "cifar100/50": (20, 32, False, 781),
+    "tiny_imagenet/10": (40, 16, False, 781),
+    "imagenette/10": (60, 8, True, 2000),
+    "imagenet64/1": (40, 16, False, 781),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_small_scale_bounds_what_a_row_costs(name):
+    row, small = ROWS[name], SCALES["small"]
+    steps, width, exact, trained = SMALL[name]
+    assert (small.steps_of(row), small.width_of(row)) == (steps, width)
+    assert small.evaluation_steps_of(row) == trained
+    given = arguments(row, small, "default")
+    assert (given["steps"], given["model"].width) == (steps, width)
+    assert isinstance(given["method"], staged if exact else frepo)
+    assert isinstance(arguments(row, small, "rcig")["method"], rcig)
+    more = small.changed(steps=7, width=64, evaluation_steps=9)
+    assert (more.steps_of(row), more.width_of(row), more.evaluation_steps_of(row)) == (7, 64, 9)
 
 
 def test_large_images_are_whitened_in_blocks():

@@ -7,7 +7,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 from jaxtyping import UInt8
@@ -210,7 +210,7 @@ def _of_batches(files: list[Place]) -> Iterator[Item]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, member: str | None) -> Iterator[BinaryIO]:
+def _opened(path: Path, member: str | None) -> Iterator[IO[bytes]]:
     if member is None:
         with path.open("rb") as file:
             yield file

@@ -53,7 +53,7 @@ def figure1(workshop: Workshop, rows: Rows, folder: Path) -> Report:
         return 1e3 * statistics.median(timed.seconds(row, **how))
 
     title = "Figure 1: milliseconds of an iteration"
-    how = [f"Median of {_TIMED - 1} iterations.", _PAPER_1, run_notes(timed)]
+    how = [f"Median of {_TIMED - 1} iterations.", _PAPER_1, run_notes(timed, rows)]
     return _grid(timed, rows, folder, "figure1", title, milliseconds, "ms an iteration", how)
 
 
@@ -66,7 +66,7 @@ def figure2(workshop: Workshop, rows: Rows, folder: Path) -> Report:
 
     workshop = dataclasses.replace(workshop, method="rcig_paper")
     title = "Figure 2: test accuracy in %"
-    how = [_PAPER_2, *notes(workshop)]
+    how = [_PAPER_2, *notes(workshop, rows)]
     return _grid(workshop, rows, folder, "figure2", title, accuracy, "test accuracy, %", how)
 
 
@@ -145,7 +145,7 @@ def figure5(workshop: Workshop, rows: Rows, folder: Path) -> Report:
     head = ["Row", "Backward pass", "MB", "s/iteration", "Accuracy"]
     title = "Figure 5: the backward pass through part of the images"
     more = ["Memory is `estimate_memory`'s.", _PAPER_5]
-    return Report("figure5", title, head, lines, values, [*more, *notes(workshop)])
+    return Report("figure5", title, head, lines, values, [*more, *notes(workshop, rows)])
 
 
 def figure8(workshop: Workshop, rows: Rows, folder: Path) -> Report:
@@ -186,7 +186,7 @@ def figure8(workshop: Workshop, rows: Rows, folder: Path) -> Report:
         "One set; seconds are from the end of its first iteration, which compiles. "
         f"{workshop.scale.networks} networks a point."
     ]
-    return Report("figure8", title, head, lines, values, [*more, run_notes(workshop)])
+    return Report("figure8", title, head, lines, values, [*more, run_notes(workshop, rows)])
 
 
 def _along(workshop: Workshop, row: Row) -> Iterator[tuple[int, float, Evaluation]]:
@@ -228,7 +228,7 @@ def gallery(workshop: Workshop, rows: Rows, folder: Path) -> Report:
         ]
         lines.append([row.name, " and ".join(map(str, written))])
     title = "Figures 9 to 19: distilled sets"
-    return Report("gallery", title, ["Row", "Picture"], lines, {}, [run_notes(workshop)])
+    return Report("gallery", title, ["Row", "Picture"], lines, {}, [run_notes(workshop, rows)])
 
 
 def _title(row: Row) -> str:

@@ -35,11 +35,17 @@ class Scale:
 
     - `name`: what runs of this scale are filed under.
     - `part`: of the row's outer iterations.
+    - `images`: distilled ones that all iterations of a run go through at most, mirrored counted.
+    - `unknowns`: of the exact method's dual system at most; larger sets, mirrored counted, are
+      distilled by the head-only half of the default method alone.
+    - `breadth`: of networks, width times the side of an image (of 32 pixels at least), at most, so
+      that a pass through an image costs about the same whatever its size.
     - `steps`, `width`, `batch_size`, `pool`: outer iterations, filters of the first block, outer
       batch, networks of the pool. Of the library's settings, and of any at a part of the steps, the
       batch is what `distill` takes for a set of this size.
     - `seeds`: distilled sets of a row; `networks`: evaluated on each.
-    - `evaluation_steps`: of an evaluation network.
+    - `evaluation_steps`: of an evaluation network; `evaluation_images`: that it is trained on at
+      most, each as often as it is.
     - `chunks`: how many sets membership is inferred from (appendix C).
     - `attacked_at`: training steps at which the networks of those sets are attacked.
     - `counts`: of inner and of inverse-Hessian steps, the grid of Figures 1 and 2.
@@ -47,6 +53,9 @@ class Scale:
 
     name: str
     part: float = 1.0
+    images: int | None = None
+    unknowns: int | None = None
+    breadth: int | None = None
     steps: int | None = None
     width: int | None = None
     batch_size: int | None = None
@@ -54,21 +63,34 @@ class Scale:
     seeds: int = 3
     networks: int = 5
     evaluation_steps: int | None = None
+    evaluation_images: int | None = None
     chunks: int = 5
     attacked_at: tuple[int, ...] = SNAPSHOTS
     counts: tuple[int, ...] = (0, 2, 5, 10, 20, 30)
 
     def steps_of(self, row: Row) -> int:
         """Outer iterations."""
-        return self.steps or max(1, round(self.part * row.steps))
+        steps = round(self.part * row.steps)
+        return self.steps or _at_most(steps, self.images, row.mirrored_images)
 
     def width_of(self, row: Row) -> int:
         """Filters of the first block."""
-        return self.width or row.width
+        return self.narrowed(row) or row.width
+
+    def narrowed(self, row: Row) -> int | None:
+        """Filters of the first block of any network, `None` if each has its own."""
+        side = max(32, row.facts.shape[0])
+        return self.width or (_at_most(row.width, self.breadth, side) if self.breadth else None)
 
     def evaluation_steps_of(self, row: Row) -> int:
         """Of an evaluation network."""
-        return self.evaluation_steps or default_steps(row.images)
+        batch = min(row.images, 256)  # `evaluate`'s
+        steps = default_steps(row.images)
+        return self.evaluation_steps or _at_most(steps, self.evaluation_images, batch)
+
+    def exact(self, row: Row) -> bool:
+        """Whether the default method has exact steps."""
+        return self.unknowns is None or row.mirrored_images * row.facts.classes <= self.unknowns
 
     def changed(self, **given: Any) -> "Scale":
         """With what is not `None`; runs of it are filed apart."""
@@ -84,16 +106,24 @@ SCALES = {
     "small": Scale(
         "small",
         part=0.02,
-        width=32,
+        images=100_000,
+        unknowns=2_000,
+        breadth=32 * 32,
         pool=10,
         seeds=1,
         networks=3,
+        evaluation_images=200_000,
         chunks=1,
         attacked_at=(125, 250, 500, 1000),
         counts=(0, 2, 5, 20),
     ),
 }
 """The paper's scale, and one that fits two CPU cores, by name."""
+
+
+def _at_most(number: int, total: int | None, each: int) -> int:
+    """So many, one at least, and no more than come to a total."""
+    return max(1, number if total is None else min(number, total // each))
 
 
 def _frepo_platt(**options: Any) -> AbstractMethod:
@@ -160,6 +190,8 @@ def arguments(
     authors' code clips, for instance.
     """
     steps = 1 if method == "random" else scale.steps_of(row)
+    if method == "default" and not scale.exact(row):
+        method = "frepo_platt"
     given = SETTINGS[settings](_PRIMAL.get(method, rcig_paper), **_options(row))
     if method not in _PRIMAL or not given:
         given["method"] = method_of(row, method, steps)

@@ -80,4 +80,4 @@ def membership(name: str, workshop: Workshop, rows: Sequence[Row], folder: Path)
         f"{scale.attacked_at[-1]:,} steps; area under the ROC curve (0.5 is guessing) ± half its "
         "95% interval. The paper's numbers are of mnist/50 and fashion_mnist/50."
     ]
-    return Report(name, title, head, lines, values, [*more, run_notes(workshop)])
+    return Report(name, title, head, lines, values, [*more, run_notes(workshop, rows)])

@@ -78,6 +78,11 @@ class Row:
         return self.images_per_class * self.facts.classes
 
     @property
+    def mirrored_images(self) -> int:
+        """Distilled images, mirrored ones counted."""
+        return self.images * (2 if self.flip else 1)
+
+    @property
     def depth(self) -> int:
         """Blocks: 3, 4 or 5 for images of up to 32, 64 or 128 pixels."""
         return {32: 3, 64: 4, 128: 5}[max(32, self.facts.shape[0])]

@@ -32,7 +32,7 @@ def table1(workshop: Workshop, rows: Rows) -> Report:
             lines.append([*_where(row), method, percent(report), of_paper(paper)])
     head = [*_WHERE, "Method", "Here", "Paper"]
     title = "Table 1: the method taken apart, test accuracy in %"
-    return Report("table1", title, head, lines, values, notes(workshop, method="each"))
+    return Report("table1", title, head, lines, values, notes(workshop, rows, method="each"))
 
 
 def table2(workshop: Workshop, rows: Rows) -> Report:
@@ -54,7 +54,7 @@ def _accuracies(workshop: Workshop, rows: Rows, name: str, title: str) -> Report
         here = [random, of_paper(RANDOM.get(row.name)), percent(report)]
         lines.append([*_where(row), *here, of_paper(row.paper), of_paper(row.frepo)])
     head = [*_WHERE, "Random real", "Paper's random", "Here", "Paper", "Paper's FRePo"]
-    return Report(name, title, head, lines, values, notes(workshop))
+    return Report(name, title, head, lines, values, notes(workshop, rows))
 
 
 def table3(workshop: Workshop, rows: Rows) -> Report:
@@ -78,7 +78,7 @@ def table3(workshop: Workshop, rows: Rows) -> Report:
         "dn: normalised as distilled, the paper's FRePo not; nn: not; bn: by batches. The networks "
         "evaluated have ReLU. The paper's numbers are of cifar10/10."
     ]
-    return Report("table3", title, head, lines, values, [*more, *notes(workshop)])
+    return Report("table3", title, head, lines, values, [*more, *notes(workshop, rows)])
 
 
 def normalized(kind: str) -> dict[str, Any]:
@@ -99,8 +99,9 @@ def evaluation_network(
     if name == "conv":
         return label, model_of(row, workshop.scale, normalization, softplus=None)
     known = {"resnet": "resnet18", "vgg": "vgg11", "alexnet": "alexnet"}
-    given = {"normalization": normalization, "softplus": None, "width": workshop.scale.width}
-    return label, network_for(known[name], row.facts.shape, row.facts.classes, **given)
+    given = {"normalization": normalization, "width": workshop.scale.narrowed(row)}
+    shape, classes = row.facts.shape, row.facts.classes
+    return label, network_for(known[name], shape, classes, softplus=None, **given)
 
 
 def table7(workshop: Workshop, rows: Rows) -> Report:
@@ -118,9 +119,10 @@ def table7(workshop: Workshop, rows: Rows) -> Report:
     head = [*_WHERE, "Iterations", "s/iteration", "Paper", "Hours", "Paper"]
     more = [
         "Of the first seed's run: the median iteration, and the sum of all but the first, with "
-        "checkpoints, and with compiling once more where it was resumed."
+        "checkpoints, and with compiling once more where it was resumed.",
+        run_notes(workshop, rows),
     ]
-    return Report("table7", "Table 7: time", head, lines, values, [*more, run_notes(workshop)])
+    return Report("table7", "Table 7: time", head, lines, values, more)
 
 
 def table8(workshop: Workshop, rows: Rows) -> Report:
@@ -133,38 +135,51 @@ def table8(workshop: Workshop, rows: Rows) -> Report:
         lines.append([*_where(row), *here, of_paper(row.plain), of_paper(row.augmented)])
     head = [*_WHERE, "Without", "With", "Paper, without", "Paper, with"]
     title = "Table 8: evaluation without and with augmentation, test accuracy in %"
-    return Report("table8", title, head, lines, values, notes(workshop))
+    return Report("table8", title, head, lines, values, notes(workshop, rows))
 
 
 def _where(row: Row) -> list[str]:
     return [row.facts.title, str(row.images_per_class)]
 
 
-def notes(workshop: Workshop, method: str | None = None) -> list[str]:
+def notes(workshop: Workshop, rows: Rows, method: str | None = None) -> list[str]:
     """How accuracies were made."""
     scale = workshop.scale
     spread = "; mean ± standard deviation" if scale.seeds * scale.networks > 1 else ""
+    trained = _of_each(rows, lambda row: f"{scale.evaluation_steps_of(row):,} steps")
     return [
         f"{counted(scale.seeds, 'distilled set')} a row, {counted(scale.networks, 'network')} on "
-        f"each, trained for {scale.evaluation_steps or '1,000 (up to ten images) or 2,000'} "
-        f"steps{spread}; all test images there are.",
-        run_notes(workshop, method),
+        f"each{spread}; all test images there are. Each network trained: {trained}.",
+        run_notes(workshop, rows, method),
     ]
 
 
-def run_notes(workshop: Workshop, method: str | None = None) -> str:
+def run_notes(workshop: Workshop, rows: Rows, method: str | None = None) -> str:
     """How sets were made."""
     scale = workshop.scale
-    share = f"{scale.part:.0%} of the paper's outer iterations"
-    steps = f"{scale.steps} outer iterations" if scale.steps else share
-    width = f"width {scale.width}" if scale.width else "the paper's width"
-    of = ", ".join(f"{name} {version}" for name, version in versions().items())
     method = method or workshop.method
+
+    def run(row: Row) -> str:
+        head_only = method == "default" and not scale.exact(row)
+        text = counted(scale.steps_of(row), "outer iteration")
+        return f"{text}{', head-only' * head_only}, width {scale.width_of(row)}"
+
+    of = ", ".join(f"{name} {version}" for name, version in versions().items())
     seen = ", ".join(f"{n:,} of {name}" for name, n in workshop.training_images().items())
     return (
-        f"Scale {scale.name}: {steps}, {width}; {method}, settings: {workshop.settings}. "
-        f"Training images: {seen}. {of}."
+        f"Scale {scale.name}: {_of_each(rows, run)}. Method: {method}, settings: "
+        f"{workshop.settings}. Training images: {seen}. {of}."
     )
+
+
+def _of_each(rows: Rows, what: Callable[[Row], str]) -> str:
+    """What is to be said of every row, said once of those that share it."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        found.setdefault(what(row), []).append(row.name)
+    if len(found) == 1:
+        return next(iter(found))
+    return "; ".join(f"{text} ({', '.join(names)})" for text, names in found.items())
 
 
 TABLES: dict[str, tuple[Callable[[Workshop, Rows], Report], list[str]]] = {
