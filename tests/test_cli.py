@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -280,6 +281,7 @@ def reproduced(monkeypatch):
     def report(target, workshop, rows, folder):
         asked.append((target, workshop, [row.name for row in rows], folder))
         workshop.remarks["It diverged."] = None
+        folder.mkdir(parents=True, exist_ok=True)
         return Report(target, "Title", ["a", "b"], [["1", "2"]], {}, ["a note"])
 
     monkeypatch.setattr(_command, "run", report)
@@ -309,6 +311,28 @@ def test_a_dry_run_is_of_all_that_a_table_distils(monkeypatch, tmp_path, capsys)
     assert run("reproduce", "table3", *dry) == 0
     assert "'normalization': 'batch'" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+def test_a_set_that_is_nowhere_is_told_before_any_work(tmp_path, monkeypatch, capsys):
+    def load(name, *_, **__):
+        if name == "cub200":
+            raise data.DataError("CUB-200-2011 is nowhere.")
+        return SimpleNamespace(image_shape=(28, 28, 1))
+
+    monkeypatch.setattr("rcig_eqx.reproduce._workshop.load", load)
+    rows = ("--rows", "mnist/1,cub200/1")
+    assert run("reproduce", "table2", *rows, "--out", tmp_path / "out") == 2
+    assert "CUB-200-2011 is nowhere." in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_are_listed(capsys):
+    assert run("reproduce", "rows") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 22
+    assert run("reproduce", "rows", "--rows", "mnist/1,cifar10/10") == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == (
+        ["cifar10/10", "10,000", "steps,", "paper", "69.1", "±", "0.4"]
+    )
 
 
 def test_a_row_stopped_in_an_evaluation_says_that_it_goes_on(monkeypatch, tmp_path, capsys):

@@ -10,6 +10,7 @@ import jax
 from typer import Argument, Exit, Option, echo
 
 from .._devices import first_devices
+from ..data._sources import SPLITS
 from ..models._normalize import check_known
 from ._dry import dry_run
 from ._figures import FIGURES
@@ -77,9 +78,11 @@ def reproduce(
     Every distilled set and accuracy is filed in the folder as soon as it is there: interrupted, the
     same command goes on, and with more seeds it adds what is missing.
     """
+    names = [name for given in rows or [] for name in given.split(",")]
     if target == "rows":
-        for name, row in ROWS.items():
-            echo(f"{name:<20} {row.steps:>6,} steps, paper {row.paper[0]:.1f} ± {row.paper[1]:.1f}")
+        for row in find_rows(names or list(ROWS)):
+            mean, spread = row.paper
+            echo(f"{row.name:<20} {row.steps:>6,} steps, paper {mean:.1f} ± {spread:.1f}")
         return
     check_known("target", target, [*TARGETS, "rows"])
     scale = scale or ("small" if jax.default_backend() == "cpu" else "paper")
@@ -89,8 +92,7 @@ def reproduce(
     if target in OWN_METHODS and method != "default":
         raise ValueError(f"{target} is of a method of its own: leave --method out.")
     shown = OWN_METHODS.get(target, method)
-    wanted = [name for given in rows or [] for name in given.split(",")] or TARGETS[target]
-    chosen = find_rows(wanted)
+    chosen = find_rows(names or TARGETS[target])
     changed = {"seeds": seeds, "networks": networks, "steps": steps, "width": width}
     changed |= {"batch_size": batch_size, "pool": pool, "evaluation_steps": evaluation_steps}
     workshop = Workshop(
@@ -116,9 +118,8 @@ def reproduce(
         "--dry-run says what each takes; Ctrl-C stops, and the same command goes on."
     )
     folder = out / "-".join([scaled.name, shown, *[settings] * (settings != "library")])
-    if rows:
-        folder /= _folder_of(wanted)
-    folder.mkdir(parents=True, exist_ok=True)
+    if names:
+        folder /= _folder_of(names)
     try:
         report = run(target, workshop, chosen, folder)
     except (Interrupted, KeyboardInterrupt):
@@ -133,6 +134,10 @@ def reproduce(
 
 def run(target: str, workshop: Workshop, rows: list[Row], folder: Path) -> Report:
     """The report of a table or figure; pictures are written into the folder."""
+    for row in rows:  # a set that is nowhere is told before hours of work on another
+        for split in SPLITS:
+            workshop.data(row, split)
+    folder.mkdir(parents=True, exist_ok=True)
     if target in TABLES:
         return TABLES[target][0](workshop, rows)
     return FIGURES[target][0](workshop, rows, folder)

@@ -89,6 +89,7 @@ def _grid(
     how: list[str],
 ) -> Report:
     counts = workshop.scale.counts
+    workshop.say(f"{name}: {len(counts)} x {len(counts)} numbers of steps for each row")
     values = {
         row.name: {i: {j: measure(row, i, j) for j in counts} for i in counts} for row in rows
     }
@@ -109,7 +110,7 @@ def _grid(
         beside = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5)}
         axes[-1].legend(title="inner steps", fontsize=8, **beside)
     head = ["Row", "Inner steps", *(f"{j} inverse" for j in counts)]
-    return Report(name, title, head, lines, values, how)
+    return Report(name, title, head, lines, values, how, [f"{name}.png"])
 
 
 def figure5(workshop: Workshop, rows: Rows, folder: Path) -> Report:
@@ -145,7 +146,8 @@ def figure5(workshop: Workshop, rows: Rows, folder: Path) -> Report:
     head = ["Row", "Backward pass", "MB", "s/iteration", "Accuracy"]
     title = "Figure 5: the backward pass through part of the images"
     more = ["Memory is `estimate_memory`'s.", _PAPER_5]
-    return Report("figure5", title, head, lines, values, [*more, *notes(workshop, rows)])
+    more += notes(workshop, rows)
+    return Report("figure5", title, head, lines, values, more, ["figure5.png"])
 
 
 def figure8(workshop: Workshop, rows: Rows, folder: Path) -> Report:
@@ -186,7 +188,8 @@ def figure8(workshop: Workshop, rows: Rows, folder: Path) -> Report:
         "One set; seconds are from the end of its first iteration, which compiles. "
         f"{workshop.scale.networks} networks a point."
     ]
-    return Report("figure8", title, head, lines, values, [*more, run_notes(workshop, rows)])
+    more.append(run_notes(workshop, rows))
+    return Report("figure8", title, head, lines, values, more, ["figure8.png"])
 
 
 def _along(workshop: Workshop, row: Row) -> Iterator[tuple[int, float, Evaluation]]:
@@ -214,21 +217,21 @@ def _along(workshop: Workshop, row: Row) -> Iterator[tuple[int, float, Evaluatio
 
 def gallery(workshop: Workshop, rows: Rows, folder: Path) -> Report:
     """Pictures of the distilled sets (Figures 9 to 19)."""
-    lines = []
-    pictures = [(row, None) for row in rows]
-    pictures += [(row, "batch") for row in rows if row.name == "cifar10/10"]  # Figure 15
-    for row, normalization in pictures:
+    lines, names = [], []
+    sets = [(row, None) for row in rows]
+    sets += [(row, "batch") for row in rows if row.name == "cifar10/10"]  # Figure 15
+    for row, normalization in sets:
         result = workshop.distilled(row, normalization=normalization)
         suffix = f"-{normalization}" if normalization else ""
         title = _title(row) + (f", {normalization} normalisation" if normalization else "")
         stem = folder / f"gallery-{row.name.replace('/', '-')}{suffix}"
-        written = [
+        for kind in (".png", ".pdf"):
             save_grid(result.coreset, result.class_names, stem.with_suffix(kind), title=title)
-            for kind in (".png", ".pdf")
-        ]
-        lines.append([row.name, " and ".join(map(str, written))])
+        names.append(f"{stem.name}.png")
+        lines.append([row.name, f"{stem.name}.png and .pdf"])
     title = "Figures 9 to 19: distilled sets"
-    return Report("gallery", title, ["Row", "Picture"], lines, {}, [run_notes(workshop, rows)])
+    how = [run_notes(workshop, rows)]
+    return Report("gallery", title, ["Row", "Picture"], lines, {}, how, names)
 
 
 def _title(row: Row) -> str:

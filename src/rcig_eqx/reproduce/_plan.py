@@ -47,7 +47,8 @@ class Scale:
     - `evaluation_steps`: of an evaluation network; `evaluation_images`: that it is trained on at
       most, each as often as it is.
     - `chunks`: how many sets membership is inferred from (appendix C).
-    - `attacked_at`: training steps at which the networks of those sets are attacked.
+    - `attacked_at`: training steps at which the networks of those sets are attacked; with
+      `evaluation_steps`, in the same proportions to that number.
     - `counts`: of inner and of inverse-Hessian steps, the grid of Figures 1 and 2.
     """
 
@@ -87,6 +88,13 @@ class Scale:
         batch = min(row.images, 256)  # `evaluate`'s
         steps = default_steps(row.images)
         return self.evaluation_steps or _at_most(steps, self.evaluation_images, batch)
+
+    def snapshots(self) -> tuple[int, ...]:
+        """Training steps at which networks are attacked."""
+        if self.evaluation_steps is None:
+            return self.attacked_at
+        part = self.evaluation_steps / self.attacked_at[-1]
+        return tuple(sorted({max(1, round(part * step)) for step in self.attacked_at}))
 
     def exact(self, row: Row) -> bool:
         """Whether the default method has exact steps."""

@@ -40,12 +40,12 @@ def attacked(workshop: Workshop, row: Row) -> PrivacyReport:
                 chunk,
                 workshop.data(row, "test"),
                 key=jr.fold_in(jr.key(seed), 2**31),
-                at=scale.attacked_at,
+                at=scale.snapshots(),
                 num_networks=scale.networks,
                 progress=workshop.progress,
             ).to_json()
 
-        name = f"attacks-{scale.networks}x{'-'.join(map(str, scale.attacked_at))}.json"
+        name = f"attacks-{scale.networks}x{'-'.join(map(str, scale.snapshots()))}.json"
         file = workshop.place(row, seed, **how) / name
         reports.append(PrivacyReport.from_json(filed(file, result.coreset, attack)))
     return join(reports)
@@ -53,12 +53,13 @@ def attacked(workshop: Workshop, row: Row) -> PrivacyReport:
 
 def membership(name: str, workshop: Workshop, rows: Sequence[Row], folder: Path) -> Report:
     """The table of the last snapshot, and the figure along training."""
-    lines, values = [], {}
+    lines, values, names = [], {}, []
     for row in rows:
         found = attacked(workshop, row)
         values[row.name] = found.to_json()
+        stem = f"{name}-{row.name.replace('/', '-')}"
+        names.append(f"{stem}.png")
         for suffix in (".png", ".pdf"):
-            stem = f"{name}-{row.name.replace('/', '-')}"
             save_curves(found, folder / f"{stem}{suffix}", attack="MLP", title=row.facts.title)
         for which, curve in found.curves.items():
             last = 100 * curve.accuracy[:, -1]
@@ -77,7 +78,9 @@ def membership(name: str, workshop: Workshop, rows: Sequence[Row], folder: Path)
     more = [
         f"{counted(scale.chunks, 'chunk')} of {MEMBERS_PER_IMAGE} real images for every distilled "
         f"one, or as many as there are, {counted(scale.networks, 'network')} a set, trained for "
-        f"{scale.attacked_at[-1]:,} steps; area under the ROC curve (0.5 is guessing) ± half its "
-        "95% interval. The paper's numbers are of mnist/50 and fashion_mnist/50."
+        f"{scale.snapshots()[-1]:,} steps; area under the ROC curve (0.5 is guessing) ± half its "
+        "95% interval, which the pictures' bands are too, of accuracy a standard deviation. The "
+        "paper's numbers are of mnist/50 and fashion_mnist/50.",
+        run_notes(workshop, rows),
     ]
-    return Report(name, title, head, lines, values, [*more, run_notes(workshop, rows)])
+    return Report(name, title, head, lines, values, more, names)

@@ -18,6 +18,7 @@ class Report:
     - `head`, `rows`: texts.
     - `values`: everything measured, as plain values.
     - `notes`: what a reader must know, such as the scale.
+    - `pictures`: files beside the table, by name.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Report:
     rows: list[list[str]]
     values: dict[str, Any]
     notes: list[str]
+    pictures: list[str] = dataclasses.field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [self.head, *self.rows]
@@ -38,7 +40,9 @@ class Report:
 
     def to_markdown(self) -> str:
         """The same in Markdown."""
-        parts = [f"# {self.title}", markdown_table([self.head, *self.rows]), *self.notes]
+        shown = [f"![{Path(name).stem}]({name})" for name in self.pictures]
+        table = markdown_table([self.head, *self.rows])
+        parts = [f"# {self.title}", table, *shown, *self.notes]
         return "\n\n".join(parts) + "\n"
 
     def write(self, folder: Path) -> list[Path]:

@@ -50,8 +50,9 @@ def _accuracies(workshop: Workshop, rows: Rows, name: str, title: str) -> Report
     for row in rows:
         report = workshop.accuracy(row, augment=row.augment)
         values[row.name] = report.to_json()
-        random = percent(workshop.accuracy(row, augment=row.augment, real=True))
-        here = [random, of_paper(RANDOM.get(row.name)), percent(report)]
+        random = workshop.accuracy(row, augment=row.augment, real=True)
+        values[f"{row.name} random"] = random.to_json()
+        here = [percent(random), of_paper(RANDOM.get(row.name)), percent(report)]
         lines.append([*_where(row), *here, of_paper(row.paper), of_paper(row.frepo)])
     head = [*_WHERE, "Random real", "Paper's random", "Here", "Paper", "Paper's FRePo"]
     return Report(name, title, head, lines, values, notes(workshop, rows))
@@ -88,14 +89,17 @@ def normalized(kind: str) -> dict[str, Any]:
 
 def evaluation_network(
     column: str, row: Row, workshop: Workshop, distilled_with: str
-) -> tuple[str, MakeModel]:
+) -> tuple[str, MakeModel] | None:
     """The network that a column of Table 3 stands for, with ReLU, and what it is filed under.
 
-    Two columns that come to the same network are the same evaluation.
+    `None` is the one distilled with, which the other tables evaluate. Two columns that come to the
+    same network are the same evaluation.
     """
     name, _, kind = column.partition("-")
     normalization = {"dn": distilled_with, "nn": "none", "bn": "batch", "": "none"}[kind]
     label = f"{name}-{normalization}"
+    if name == "conv" and normalization == distilled_with:
+        return None
     if name == "conv":
         return label, model_of(row, workshop.scale, normalization, softplus=None)
     known = {"resnet": "resnet18", "vgg": "vgg11", "alexnet": "alexnet"}
@@ -116,7 +120,7 @@ def table7(workshop: Workshop, rows: Rows) -> Report:
         lines.append(
             [*_where(row), f"{steps:,}", f"{step:.3f}", f"{row.seconds:.2f}", *hours],
         )
-    head = [*_WHERE, "Iterations", "s/iteration", "Paper", "Hours", "Paper"]
+    head = [*_WHERE, "Iterations", "s/iteration", "Paper's", "Hours", "Paper's hours"]
     more = [
         "Of the first seed's run: the median iteration, and the sum of all but the first, with "
         "checkpoints, and with compiling once more where it was resumed.",
