@@ -143,10 +143,10 @@ SMALL = {  # iterations, width, whether the default has exact ones, training ste
     "fashion_mnist/1": (300, 32, True, 1000),
     "cifar10/10": (200, 32, True, 2000),
     "mnist/50": (100, 32, False, 781),
-    "cifar100/50": (20, 32, False, 781),
-    "tiny_imagenet/10": (40, 16, False, 781),
+    "cifar100/50": (10, 32, False, 781),
+    "tiny_imagenet/10": (25, 16, False, 781),
     "imagenette/10": (60, 8, True, 2000),
-    "imagenet64/1": (40, 16, False, 781),
+    "imagenet64/1": (25, 16, False, 781),
 }
 
 

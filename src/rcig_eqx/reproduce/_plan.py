@@ -114,7 +114,7 @@ SCALES = {
     "small": Scale(
         "small",
         part=0.02,
-        images=100_000,
+        images=50_000,
         unknowns=2_000,
         breadth=32 * 32,
         pool=10,
