@@ -55,6 +55,7 @@ def dry_run(row: Row, workshop: Workshop, **how: Any) -> dict[str, Any]:
         "mirrored": row.flip,
         "parameters": sum(x.size for x in jax.tree.leaves(parameters)),
         "outer batch": (batch_size, *row.facts.shape),
+        "method": type(recipe.method).__name__,
         "steps": workshop.scale.steps_of(row),
         "sets": workshop.scale.seeds,
         "filed already": sum(
