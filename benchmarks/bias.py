@@ -6,8 +6,9 @@
 For each method of the primal route: cosine and norm ratio, in the images, to the exact
 hypergradient of the linearised problem, in float32 on real images, with n inner and n
 inverse-Hessian Adam steps, all with the paper's outer loss. The learning rates are the library's
-own search at 20 steps, on the same network and batch. Networks: untrained, and after 60 pool steps.
-The head-only gradients come first, and RCIG with conjugate gradients last.
+own search at 20 steps, or at each n with `--search`, on the same network and batch. Networks:
+untrained, and after 60 pool steps. The head-only gradients come first, and RCIG with conjugate
+gradients last.
 """
 
 import argparse
@@ -39,7 +40,16 @@ def with_steps(method, steps):
     return dataclasses.replace(method, inner=inner, solver=solver, tally=None)
 
 
-def measure(problem, methods, steps, time):
+def tuned(method, steps, problem):
+    """The method with the rates that the library's search finds at so many steps."""
+    searched = method(inner=Adam(steps=steps), solver=Adam(steps=steps))
+    found = eqx.filter_jit(searched.tune)(*problem)
+    rates = found.inner.learning_rate, found.solver.learning_rate
+    print(f"at {steps} steps: inner rate {rates[0]:.2g}, inverse-Hessian rate {rates[1]:.2g}")
+    return found
+
+
+def measure(problem, methods, steps, time, search):
     """Rows `(method, n, cosine, norm ratio, seconds)` at one network."""
     hypergradient = functools.partial(exact_hypergradient, solver=DualCholesky())
     exact = jax.jit(hypergradient)(*problem).gradient.images
@@ -60,10 +70,10 @@ def measure(problem, methods, steps, time):
     row("head only, MSE", 0, functools.partial(head_hypergradient, outer_loss=mse_loss))
     rows = []
     for name in methods:
-        tuned = eqx.filter_jit(METHODS[name]().tune)(*problem)
-        rates = tuned.inner.learning_rate, tuned.solver.learning_rate
-        print(f"{name}: inner rate {rates[0]:.2g}, inverse-Hessian rate {rates[1]:.2g}")
-        rows += [row(name, n, hypergradient_of(with_steps(tuned, n))) for n in steps]
+        found = None if search else tuned(METHODS[name], 20, problem)
+        for n in steps:
+            method = found or tuned(METHODS[name], max(n, 1), problem)
+            rows.append(row(name, n, hypergradient_of(with_steps(method, n))))
     for n in steps if "rcig_paper" in methods else ():
         if n:
             cg = ConjugateGradient(1e-7, n)
@@ -110,6 +120,7 @@ def main():
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 2, 5, 10, 20, 50, 200])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--search", action="store_true", help="rates at each number of steps")
     parser.add_argument("--no-time", action="store_true")
     parser.add_argument("--figure")
     args = parser.parse_args()
@@ -120,7 +131,7 @@ def main():
         problem = setting(
             args.images_per_class, args.batch_size, width=args.width, pool_steps=pool_steps
         )
-        found[title] = measure(problem, args.methods, args.steps, not args.no_time)
+        found[title] = measure(problem, args.methods, args.steps, not args.no_time, args.search)
     if args.figure:
         draw(found, args.figure)
 
