@@ -40,12 +40,12 @@ def with_steps(method, steps):
     return dataclasses.replace(method, inner=inner, solver=solver, tally=None)
 
 
-def tuned(method, steps, problem):
+def tuned(name, steps, problem):
     """The method with the rates that the library's search finds at so many steps."""
-    searched = method(inner=Adam(steps=steps), solver=Adam(steps=steps))
+    searched = METHODS[name](inner=Adam(steps=steps), solver=Adam(steps=steps))
     found = eqx.filter_jit(searched.tune)(*problem)
-    rates = found.inner.learning_rate, found.solver.learning_rate
-    print(f"at {steps} steps: inner rate {rates[0]:.2g}, inverse-Hessian rate {rates[1]:.2g}")
+    inner, inverse = found.inner.learning_rate, found.solver.learning_rate
+    print(f"{name} at {steps} steps: inner rate {inner:.2g}, inverse-Hessian rate {inverse:.2g}")
     return found
 
 
@@ -70,9 +70,9 @@ def measure(problem, methods, steps, time, search):
     row("head only, MSE", 0, functools.partial(head_hypergradient, outer_loss=mse_loss))
     rows = []
     for name in methods:
-        found = None if search else tuned(METHODS[name], 20, problem)
+        found = None if search else tuned(name, 20, problem)
         for n in steps:
-            method = found or tuned(METHODS[name], max(n, 1), problem)
+            method = found or tuned(name, max(n, 1), problem)
             rows.append(row(name, n, hypergradient_of(with_steps(method, n))))
     for n in steps if "rcig_paper" in methods else ():
         if n:

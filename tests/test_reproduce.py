@@ -4,6 +4,7 @@ import dataclasses
 import json
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.random as jr
 import numpy as np
@@ -30,6 +31,7 @@ from rcig_eqx.reproduce._tables import (
     TABLES,
     evaluation_network,
     find_rows,
+    run_notes,
     table1,
     table2,
     table3,
@@ -139,13 +141,14 @@ def test_double_precision_is_asked_for_where_the_paper_has_it():
     )
 
 
-SMALL = {  # iterations, width, whether the default has exact ones, training steps of a network
+SMALL = {  # iterations, width, whether the default has exact ones, steps of an evaluation
     "fashion_mnist/1": (300, 32, True, 1000),
-    "cifar10/10": (200, 32, True, 2000),
+    "fashion_mnist/10": (200, 32, True, 2000),
+    "cifar10/10": (200, 32, True, 1000),
     "mnist/50": (100, 32, False, 781),
     "cifar100/50": (10, 32, False, 781),
     "tiny_imagenet/10": (25, 16, False, 781),
-    "imagenette/10": (60, 8, True, 2000),
+    "imagenette/10": (60, 8, True, 1000),
     "imagenet64/1": (25, 16, False, 781),
 }
 
@@ -156,6 +159,8 @@ def test_the_small_scale_bounds_what_a_row_costs(name):
     steps, width, exact, trained = SMALL[name]
     assert (small.steps_of(row), small.width_of(row)) == (steps, width)
     assert small.evaluation_steps_of(row) == trained
+    assert steps * row.mirrored_images <= 50_000
+    assert trained * min(256, row.mirrored_images) <= 200_000
     given = arguments(row, small, "default")
     assert (given["steps"], given["model"].width) == (steps, width)
     assert isinstance(given["method"], staged if exact else frepo)
@@ -360,3 +365,38 @@ def test_the_grids_of_figures_1_and_2(workshop, tmp_path, figure):
     assert (tmp_path / f"{figure.__name__}.pdf").stat().st_size > 5_000
     sets = {path.parent.parent.parent.name for path in workshop.folder.rglob("*.safetensors")}
     assert {f"fashion_mnist-1-rcig_paper-{i}x{j}" for i in (0, 2) for j in (0, 2)} <= sets
+
+
+def test_a_set_too_large_for_exact_steps_is_the_head_only_one(workshop):
+    small, row = SCALES["small"], ROWS["cifar100/1"]
+    assert [small.method(row, name) for name in ("default", "rcig")] == ["frepo_platt", "rcig"]
+    assert SCALES["paper"].method(row, "default") == "default"
+    given = dataclasses.replace(workshop, scale=small, method="default")
+    assert given.place(row, 0) == given.place(row, 0, method="frepo_platt")
+    rows = [ROWS["cifar10/1"], row]
+    for said_of in (run_notes(given, rows), run_notes(given, rows, "each")):
+        assert "300 outer iterations, width 32 (cifar10/1); 200 outer iterations" in said_of
+        assert "width 32, frepo_platt for default (cifar100/1)" in said_of
+    head_only = dataclasses.replace(given, method="frepo")
+    assert "default" not in run_notes(head_only, rows)
+
+
+def test_preprocessing_is_fitted_once_and_filed(workshop, said):
+    fitted = workshop._fitted(CIFAR)
+    before = len(said)
+    again = dataclasses.replace(workshop, _sets={})
+    assert eqx.tree_equal(again._fitted(CIFAR), fitted)
+    assert len(said) == before
+    (file,) = workshop.folder.glob("cifar10-*-preprocess.safetensors")
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(data.DataError, match=r"preprocess\.safetensors is damaged"):
+        dataclasses.replace(workshop, _sets={})._fitted(CIFAR)
+    file.unlink()
+
+
+def test_splits_with_other_classes_are_refused(workshop):
+    train = workshop.data(FASHION, "train")
+    other = dataclasses.replace(train, class_names=tuple(reversed(train.class_names)))
+    mixed = dataclasses.replace(workshop, _sets={("fashion_mnist", "train"): other})
+    with pytest.raises(data.DataError, match="do not have the same classes in the same order"):
+        mixed.data(FASHION, "test")

@@ -5,6 +5,7 @@ network, trained for 100 steps.
 """
 
 import dataclasses
+import functools
 import os
 
 import pytest
@@ -98,17 +99,30 @@ WRITE = {
 }
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The folder of a row's data set, whose files are written once for all of its rows."""
+
+    @functools.cache
+    def folder(dataset):
+        place = tmp_path_factory.mktemp(dataset)
+        WRITE[dataset](place, next(row for row in ROWS.values() if row.dataset == dataset))
+        return place
+
+    return folder
+
+
 @pytest.mark.parametrize("name", ROWS)
-def test_a_row_runs_from_the_official_files_to_its_table(name, tmp_path, monkeypatch):
+def test_a_row_runs_from_the_official_files_to_its_table(name, written, monkeypatch):
     row = ROWS[name]
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    WRITE[row.dataset](tmp_path, row)
+    folder = written(row.dataset)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     counts = counts_of(row)
     monkeypatch.setattr(_imagenet, "COUNTS", counts)
     if row.dataset in _load.SOURCES and _load.SOURCES[row.dataset].counts:
         source = dataclasses.replace(_load.SOURCES[row.dataset], counts=counts)
         monkeypatch.setitem(_load.SOURCES, row.dataset, source)
-    workshop = Workshop(tmp_path / "sets", SCALE, directory=tmp_path, progress=False)
+    workshop = Workshop(folder / "sets", SCALE, directory=folder, progress=False)
     report = (table2 if row in TABLE_2 else table4)(workshop, [row])
     assert report.rows[0][4] == f"{row.paper[0]} ± {row.paper[1]}"
     result = load_result(workshop.place(row, 0) / "distilled.safetensors")

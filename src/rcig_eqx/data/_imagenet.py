@@ -63,7 +63,7 @@ def find_imagenet(folder: Path, split: str) -> Stream | None:
         if missing:
             raise DataError(
                 f"{folder} has down-sampled batches, but lacks {', '.join(missing)}: get these as "
-                "well, since classes have other numbers in other forms."
+                "well, or move the others away: classes have other numbers in other forms."
             )
         return Stream(NAME, _names_of_batches(folder), COUNTS[split], _of_batches(files))
     tar, extracted = folder / _TARS[split], folder / _FOLDERS[split]
@@ -164,7 +164,7 @@ def _batches(folder: Path) -> dict[str, Place]:
             members = {PurePosixPath(n).name: (zipped, n) for n in archive.namelist()}
             if members.keys().isdisjoint(names):  # cut, it can pass for one of the zips within
                 raise zipfile.BadZipFile("it has no batch file")
-            found |= members
+            found |= {name: members[name] for name in names if name in members}
     for file in names:
         path = _below(folder, file)
         found |= {file: (path, None)} if path else {}
@@ -193,6 +193,9 @@ def _of_batches(files: list[Place]) -> Iterator[Item]:
     for path, member in files:
         where = f"{path}:{member}" if member else path
         with damage_named(where), _opened(path, member) as file, zipfile.ZipFile(file) as archive:
+            lacking = {"labels.npy", "data.npy"} - set(archive.namelist())
+            if lacking:
+                raise ValueError(f"it has no {' and no '.join(sorted(lacking))}")
             with archive.open("labels.npy") as opened:
                 labels = np.lib.format.read_array(opened, allow_pickle=False)
             with archive.open("data.npy") as opened:
@@ -211,6 +214,7 @@ def _of_batches(files: list[Place]) -> Iterator[Item]:
 
 @contextlib.contextmanager
 def _opened(path: Path, member: str | None) -> Iterator[IO[bytes]]:
+    """A batch file; one in a zip is gone through some six times, since every seek starts anew."""
     if member is None:
         with path.open("rb") as file:
             yield file
@@ -222,6 +226,8 @@ def _opened(path: Path, member: str | None) -> Iterator[IO[bytes]]:
 def _header(file) -> tuple[tuple[int, ...], np.dtype]:
     version = np.lib.format.read_magic(file)
     read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+    if version[0] not in read:
+        raise ValueError(f"data.npy is of version {version}")
     shape, fortran, dtype = read[version[0]](file)
     if fortran:
         raise ValueError("data lies column by column")

@@ -35,10 +35,9 @@ def open_records(
     - `progress`: whether to show a bar while they are written.
 
     ImageNet is taken as the official tars with the devkit, as `train/<wnid>/` and `val/<wnid>/`, or
-    as the official down-sampled 64x64 images in npz, zipped or not, and read in one pass, image by
-    image. Images are
-    brought to 64 pixels by [`resize`][rcig_eqx.data.resize]; the down-sampled ones are as they are.
-    Raises as `load` and `write_records` do.
+    as the official down-sampled 64x64 images in npz, zipped or not, and read image by image.
+    Images are brought to 64 pixels by [`resize`][rcig_eqx.data.resize]; the down-sampled ones are
+    as they are. Raises as `load` and `write_records` do.
     """
     if name not in (NAME, *KNOWN):
         own = " For one of yours: data.write_records(data.ImageFolder(path), folder)."

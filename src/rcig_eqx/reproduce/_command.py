@@ -10,6 +10,7 @@ import jax
 from typer import Argument, Exit, Option, echo
 
 from .._devices import first_devices
+from ..data import DataError
 from ..data._sources import SPLITS
 from ..models._normalize import check_known
 from ._dry import dry_run
@@ -58,7 +59,9 @@ def reproduce(
     width: Annotated[int | None, Option(min=1, help="Filters of the first block.")] = None,
     batch_size: Annotated[int | None, Option(min=1, help="Real images a step.")] = None,
     pool: Annotated[int | None, Option(min=1, help="Networks of the pool.")] = None,
-    evaluation_steps: Annotated[int | None, Option(min=1, help="Of an evaluation.")] = None,
+    evaluation_steps: Annotated[
+        int | None, Option(min=1, help="Of a network evaluated or attacked.")
+    ] = None,
     devices: Annotated[
         int | None, Option(min=1, help="Share every batch among so many.", show_default="one")
     ] = None,
@@ -134,9 +137,12 @@ def reproduce(
 
 def run(target: str, workshop: Workshop, rows: list[Row], folder: Path) -> Report:
     """The report of a table or figure; pictures are written into the folder."""
-    for row in rows:  # a set that is nowhere is told before hours of work on another
-        for split in SPLITS:
-            workshop.data(row, split)
+    try:  # a set that is nowhere is told before hours of work; first, one none can download
+        for row in sorted(rows, key=lambda row: row.dataset != "imagenet64"):
+            for split in SPLITS:
+                workshop.data(row, split)
+    except DataError as error:
+        raise DataError(f"{error} Or leave its rows out: --rows names those to run.") from error
     folder.mkdir(parents=True, exist_ok=True)
     if target in TABLES:
         return TABLES[target][0](workshop, rows)

@@ -55,7 +55,7 @@ def dry_run(row: Row, workshop: Workshop, **how: Any) -> dict[str, Any]:
         "mirrored": row.flip,
         "parameters": sum(x.size for x in jax.tree.leaves(parameters)),
         "outer batch": (batch_size, *row.facts.shape),
-        "method": type(recipe.method).__name__,
+        "method": workshop.scale.method(row, how.get("method", workshop.method)),
         "steps": workshop.scale.steps_of(row),
         "sets": workshop.scale.seeds,
         "filed already": sum(

@@ -21,7 +21,7 @@ from ..solvers import Adam
 from ._dry import parts_of
 from ._plan import arguments, model_of
 from ._privacy import membership
-from ._report import Report
+from ._report import Report, counted
 from ._rows import Row
 from ._tables import Rows, notes, run_notes
 from ._workshop import Workshop
@@ -186,7 +186,8 @@ def figure8(workshop: Workshop, rows: Rows, folder: Path) -> Report:
     title = "Figure 8: accuracy against wall-clock time, memory against width"
     more = [
         "One set; seconds are from the end of its first iteration, which compiles. "
-        f"{workshop.scale.networks} networks a point."
+        f"{counted(workshop.scale.networks, 'network')} a point, trained for "
+        f"{max(map(workshop.scale.evaluation_steps_of, rows)):,} steps at most."
     ]
     more.append(run_notes(workshop, rows))
     return Report("figure8", title, head, lines, values, more, ["figure8.png"])

@@ -35,17 +35,18 @@ class Scale:
 
     - `name`: what runs of this scale are filed under.
     - `part`: of the row's outer iterations.
-    - `images`: distilled ones that all iterations of a run go through at most, mirrored counted.
-    - `unknowns`: of the exact method's dual system at most; larger sets, mirrored counted, are
-      distilled by the head-only half of the default method alone.
+    - `image_budget`: distilled images that all iterations of a run go through at most, mirrored
+      ones counted.
+    - `unknowns`: of the exact method's dual system at most; the default method has no exact half
+      for larger sets, which are `frepo_platt`'s then.
     - `breadth`: of networks, width times the side of an image (of 32 pixels at least), at most, so
       that a pass through an image costs about the same whatever its size.
     - `steps`, `width`, `batch_size`, `pool`: outer iterations, filters of the first block, outer
       batch, networks of the pool. Of the library's settings, and of any at a part of the steps, the
       batch is what `distill` takes for a set of this size.
     - `seeds`: distilled sets of a row; `networks`: evaluated on each.
-    - `evaluation_steps`: of an evaluation network; `evaluation_images`: that it is trained on at
-      most, each as often as it is.
+    - `evaluation_steps`: of an evaluation network; `evaluation_budget`: images that all its
+      steps go through at most, mirrored ones counted.
     - `chunks`: how many sets membership is inferred from (appendix C).
     - `attacked_at`: training steps at which the networks of those sets are attacked; with
       `evaluation_steps`, in the same proportions to that number.
@@ -54,7 +55,7 @@ class Scale:
 
     name: str
     part: float = 1.0
-    images: int | None = None
+    image_budget: int | None = None
     unknowns: int | None = None
     breadth: int | None = None
     steps: int | None = None
@@ -64,7 +65,7 @@ class Scale:
     seeds: int = 3
     networks: int = 5
     evaluation_steps: int | None = None
-    evaluation_images: int | None = None
+    evaluation_budget: int | None = None
     chunks: int = 5
     attacked_at: tuple[int, ...] = SNAPSHOTS
     counts: tuple[int, ...] = (0, 2, 5, 10, 20, 30)
@@ -72,7 +73,7 @@ class Scale:
     def steps_of(self, row: Row) -> int:
         """Outer iterations."""
         steps = round(self.part * row.steps)
-        return self.steps or _at_most(steps, self.images, row.mirrored_images)
+        return self.steps or _at_most(steps, self.image_budget, row.mirrored_images)
 
     def width_of(self, row: Row) -> int:
         """Filters of the first block."""
@@ -85,9 +86,9 @@ class Scale:
 
     def evaluation_steps_of(self, row: Row) -> int:
         """Of an evaluation network."""
-        batch = min(row.images, 256)  # `evaluate`'s
+        batch = min(row.mirrored_images, 256)  # `evaluate`'s
         steps = default_steps(row.images)
-        return self.evaluation_steps or _at_most(steps, self.evaluation_images, batch)
+        return self.evaluation_steps or _at_most(steps, self.evaluation_budget, batch)
 
     def snapshots(self) -> tuple[int, ...]:
         """Training steps at which networks are attacked."""
@@ -96,9 +97,12 @@ class Scale:
         part = self.evaluation_steps / self.attacked_at[-1]
         return tuple(sorted({max(1, round(part * step)) for step in self.attacked_at}))
 
-    def exact(self, row: Row) -> bool:
-        """Whether the default method has exact steps."""
-        return self.unknowns is None or row.mirrored_images * row.facts.classes <= self.unknowns
+    def method(self, row: Row, name: str) -> str:
+        """The name of the method that a row is distilled by."""
+        unknowns = row.mirrored_images * row.facts.classes
+        if name == "default" and self.unknowns is not None and unknowns > self.unknowns:
+            return "frepo_platt"
+        return name
 
     def changed(self, **given: Any) -> "Scale":
         """With what is not `None`; runs of it are filed apart."""
@@ -114,13 +118,13 @@ SCALES = {
     "small": Scale(
         "small",
         part=0.02,
-        images=50_000,
+        image_budget=50_000,
         unknowns=2_000,
         breadth=32 * 32,
         pool=10,
         seeds=1,
         networks=3,
-        evaluation_images=200_000,
+        evaluation_budget=200_000,
         chunks=1,
         attacked_at=(125, 250, 500, 1000),
         counts=(0, 2, 5, 20),
@@ -178,11 +182,11 @@ def model_of(row: Row, scale: Scale, normalization: str | None = None, **changed
     return network_for("convnet", row.facts.shape, row.facts.classes, **(given | changed))
 
 
-def preprocess_of(row: Row, train: Any) -> AbstractPreprocess:
+def preprocess_of(row: Row, train: Any, *, progress: bool = False) -> AbstractPreprocess:
     """Standardised if grey, whitened if colour, large images in blocks (appendix C)."""
     if row.facts.shape[2] == 1:
-        return standardize(train)
-    return zca(train, 0.1, row.block)
+        return standardize(train, progress=progress)
+    return zca(train, 0.1, row.block, progress=progress)
 
 
 def arguments(
@@ -197,9 +201,8 @@ def arguments(
     `rcig_paper` and its ablations within the settings of a preset are that preset's own: the
     authors' code clips, for instance.
     """
+    method = scale.method(row, method)
     steps = 1 if method == "random" else scale.steps_of(row)
-    if method == "default" and not scale.exact(row):
-        method = "frepo_platt"
     given = SETTINGS[settings](_PRIMAL.get(method, rcig_paper), **_options(row))
     if method not in _PRIMAL or not given:
         given["method"] = method_of(row, method, steps)

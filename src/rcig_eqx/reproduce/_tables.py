@@ -164,9 +164,10 @@ def run_notes(workshop: Workshop, rows: Rows, method: str | None = None) -> str:
     method = method or workshop.method
 
     def run(row: Row) -> str:
-        head_only = method == "default" and not scale.exact(row)
+        found = scale.method(row, "default")
+        other = f", {found} for default" if "default" in (method, workshop.method) else ""
         text = counted(scale.steps_of(row), "outer iteration")
-        return f"{text}{', head-only' * head_only}, width {scale.width_of(row)}"
+        return f"{text}, width {scale.width_of(row)}{other * (found != 'default')}"
 
     of = ", ".join(f"{name} {version}" for name, version in versions().items())
     seen = ", ".join(f"{n:,} of {name}" for name, n in workshop.training_images().items())

@@ -18,16 +18,20 @@ from .._devices import make_mesh, shared_batch
 from .._distill import describe_model, distill
 from .._evaluate import evaluate
 from .._evaluation import Evaluation
-from .._files import write_atomically
+from .._files import read_checked, write_atomically, write_checked
 from .._loop import gave_up
 from .._pool import MakeModel
 from .._result import DistillResult, load_result
 from .._resume import digest
 from .._types import Device
 from ..data import AbstractPreprocess, DataError, load, open_records
+from ..data._preprocess import from_state, to_state
+from ..data._sources import SPLITS
 from ._plan import Scale, arguments, model_of, preprocess_of
 from ._report import counted
 from ._rows import Row
+
+_FITTED = "rcig_eqx-preprocess-1"
 
 
 class Interrupted(Exception):
@@ -68,11 +72,17 @@ class Workshop:
         """A split of the row's data set, in memory or on disk; read once."""
         key = (row.dataset, split)
         if key not in self._sets:
-            read = open_records if row.dataset == "imagenet64" else load
-            self._sets[key] = read(row.dataset, split, directory=self.directory)
+            from_disk = open_records if row.dataset == "imagenet64" else load
+            self._sets[key] = from_disk(row.dataset, split, directory=self.directory)
             shape, facts = self._sets[key].image_shape, row.facts
             if tuple(shape) != facts.shape:
                 raise DataError(f"{facts.title} has images of {shape}, not {facts.shape}.")
+            read = [self._sets[row.dataset, s] for s in SPLITS if (row.dataset, s) in self._sets]
+            if len({found.class_names for found in read}) > 1:
+                raise DataError(
+                    f"The splits of {facts.title} do not have the same classes in the same order: "
+                    "take both from the same form of it."
+                )
         return self._sets[key]
 
     def training_images(self) -> dict[str, int]:
@@ -80,10 +90,20 @@ class Workshop:
         return {name: len(x) for (name, part), x in self._sets.items() if part == "train"}
 
     def _fitted(self, row: Row) -> AbstractPreprocess:
-        """The preprocessing of the row's whole training split; fitted once."""
-        key = (row.dataset, "preprocess")
+        """The preprocessing of the row's whole training split; fitted once, and filed.
+
+        Whitening tiles of 64 pixels takes ten minutes of a core, and more to read all images.
+        """
+        key, train = (row.dataset, "preprocess"), self.data(row, "train")
+        file = self.folder / f"{row.dataset}-{len(train)}-preprocess.safetensors"
+        if key not in self._sets and file.exists():
+            card, arrays = read_checked(file, _FITTED, "fitted preprocessing")
+            self._sets[key] = from_state(card["preprocess"], arrays)
         if key not in self._sets:
-            self._sets[key] = preprocess_of(row, self.data(row, "train"))
+            self.say(f"Fitting the preprocessing of {row.facts.title}: {len(train):,} images")
+            self._sets[key] = preprocess_of(row, train, progress=self.progress)
+            config, arrays = to_state(self._sets[key])
+            write_checked(file, {"format": _FITTED, "preprocess": config}, arrays)
         return self._sets[key]
 
     def place(
@@ -97,10 +117,11 @@ class Workshop:
         **_: Any,
     ) -> Path:
         """The folder of one distilled set, from what `distilled` is given."""
+        method = self.scale.method(row, method or self.method)
         settings = "" if self.settings == "library" else f"-{self.settings}"
         normalized = f"-{normalization}" if normalization else ""
         name = row.name.replace("/", "-")
-        name += f"-{method or self.method}{settings}{variant}{normalized}"
+        name += f"-{method}{settings}{variant}{normalized}"
         return self.folder / name / self.scale.name / f"seed{seed}"
 
     def distilled(
