@@ -317,12 +317,12 @@ def test_a_set_that_is_nowhere_is_told_before_any_work(tmp_path, monkeypatch, ca
     def load(name, *_, **__):
         if name == "cub200":
             raise data.DataError("CUB-200-2011 is nowhere.")
-        return SimpleNamespace(image_shape=(28, 28, 1))
+        return SimpleNamespace(image_shape=(28, 28, 1), class_names=("a",))
 
     monkeypatch.setattr("rcig_eqx.reproduce._workshop.load", load)
     rows = ("--rows", "mnist/1,cub200/1")
     assert run("reproduce", "table2", *rows, "--out", tmp_path / "out") == 2
-    assert "CUB-200-2011 is nowhere." in capsys.readouterr().err
+    assert "CUB-200-2011 is nowhere. Or leave its rows out: --rows" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

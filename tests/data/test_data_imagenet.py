@@ -195,6 +195,10 @@ CASES = {
         "batches", "test", damage("val_data.npz", rewrite(labels=np.array([None] * COUNT))),
         r"val_data\.npz.*Object arrays cannot be loaded",
     ),
+    "no labels": (
+        "batches", "test", damage("val_data.npz", lambda path: np.savez(path, data=[1])),
+        r"val_data\.npz is truncated or damaged \(it has no labels\.npy\)",
+    ),
     "labels from 0": (
         "batches", "test", damage("val_data.npz", rewrite(labels=LABELS)), "int64 from 0"
     ),
