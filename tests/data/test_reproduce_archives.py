@@ -124,7 +124,7 @@ def test_a_row_runs_from_the_official_files_to_its_table(name, written, monkeypa
         monkeypatch.setitem(_load.SOURCES, row.dataset, source)
     workshop = Workshop(folder / "sets", SCALE, directory=folder, progress=False)
     report = (table2 if row in TABLE_2 else table4)(workshop, [row])
-    assert report.rows[0][4] == f"{row.paper[0]} ± {row.paper[1]}"
+    assert report.rows[0][5] == f"{row.paper[0]} ± {row.paper[1]}"
     result = load_result(workshop.place(row, 0) / "distilled.safetensors")
     assert result.coreset.images.shape == (row.images, *row.facts.shape)
     assert result.coreset.labels.shape == (row.images, row.facts.classes)
