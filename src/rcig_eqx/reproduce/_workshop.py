@@ -24,7 +24,7 @@ from .._pool import MakeModel
 from .._result import DistillResult, load_result
 from .._resume import digest
 from .._types import Device
-from ..data import AbstractPreprocess, DataError, load, open_records
+from ..data import AbstractPreprocess, DataError, Dataset, load, open_records
 from ..data._preprocess import from_state, to_state
 from ..data._sources import SPLITS
 from ._plan import Scale, arguments, model_of, preprocess_of
@@ -95,16 +95,20 @@ class Workshop:
         Whitening tiles of 64 pixels takes ten minutes of a core, and more to read all images.
         """
         key, train = (row.dataset, "preprocess"), self.data(row, "train")
-        file = self.folder / f"{row.dataset}-{len(train)}-preprocess.safetensors"
-        if key not in self._sets and file.exists():
+        if key in self._sets:
+            return self._sets[key]
+        mark = digest([train.images]) if isinstance(train, Dataset) else f"{len(train)}"
+        file = self.folder / f"{row.dataset}-{mark}-preprocess.safetensors"
+        if file.exists():
             card, arrays = read_checked(file, _FITTED, "fitted preprocessing")
-            self._sets[key] = from_state(card["preprocess"], arrays)
-        if key not in self._sets:
+            fitted = from_state(card["preprocess"], arrays)
+        else:
             self.say(f"Fitting the preprocessing of {row.facts.title}: {len(train):,} images")
-            self._sets[key] = preprocess_of(row, train, progress=self.progress)
-            config, arrays = to_state(self._sets[key])
+            fitted = preprocess_of(row, train, progress=self.progress)
+            config, arrays = to_state(fitted)
             write_checked(file, {"format": _FITTED, "preprocess": config}, arrays)
-        return self._sets[key]
+        self._sets[key] = fitted
+        return fitted
 
     def place(
         self,
