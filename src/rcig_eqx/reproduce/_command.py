@@ -72,7 +72,7 @@ def reproduce(
         Path | None, Option(help="Folder to look for data sets in first.", show_default=False)
     ] = None,
     dry: Annotated[
-        bool, Option("--dry-run", help="Say what each row would take: compiles a step of it, runs none.")
+        bool, Option("--dry-run", help="Say what each row takes: compiles a step, runs none.")
     ] = False,
     quiet: Annotated[bool, Option("--quiet", "-q", help="Print the outcome only.")] = False,
 ) -> None:

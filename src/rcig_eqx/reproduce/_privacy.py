@@ -34,7 +34,8 @@ def attacked(workshop: Workshop, row: Row) -> PrivacyReport:
         result = workshop.distilled(row, seed, train=chunk, **how)
 
         def attack(seed: int = seed, chunk: Dataset = chunk, result: DistillResult = result):
-            workshop.say(f"Attacking {row.name}, chunk {seed}: {counted(scale.networks, 'network')} a set")
+            networks = counted(scale.networks, "network")
+            workshop.say(f"Attacking {row.name}, chunk {seed}: {networks} a set")
             return membership_inference(
                 result,
                 chunk,
@@ -79,7 +80,7 @@ def membership(name: str, workshop: Workshop, rows: Sequence[Row], folder: Path)
         f"{counted(scale.chunks, 'chunk')} of {MEMBERS_PER_IMAGE} real images for every distilled "
         f"one, or as many as there are, {counted(scale.networks, 'network')} a set, trained for "
         f"{scale.snapshots()[-1]:,} steps; area under the ROC curve (0.5 is guessing) ± half its "
-        "95% interval. In pictures, bands are that interval and, of accuracy, a standard deviation. "
+        "95% interval. Bands in pictures are that interval and, of accuracy, a standard deviation. "
         "The paper's numbers, of mnist/50 and fashion_mnist/50, stand below those rows.",
         run_notes(workshop, rows),
     ]
