@@ -17,6 +17,7 @@ from rcig_eqx import _cli, data, distill, load_export, load_result
 from rcig_eqx.reproduce import _command
 from rcig_eqx.reproduce._report import Report
 from rcig_eqx.reproduce._rows import TABLE_2
+from rcig_eqx.reproduce._targets import TARGETS
 
 SMALL = ["--width", "2", "--depth", "1", "--batch-size", "6", "--method", "frepo"]
 FEW = ["--networks", "2", "--evaluation-steps", "3"]
@@ -279,10 +280,11 @@ def reproduced(monkeypatch):
     asked = []
 
     def report(target, workshop, rows, folder):
-        asked.append((target, workshop, [row.name for row in rows], folder))
+        name = next(name for name, known in TARGETS.items() if known is target)
+        asked.append((name, workshop, [row.name for row in rows], folder))
         workshop.remarks["It diverged."] = None
         folder.mkdir(parents=True, exist_ok=True)
-        return Report(target, "Title", ["a", "b"], [["1", "2"]], {}, ["a note"])
+        return Report(name, "Title", ["a", "b"], [["1", "2"]], {}, ["a note"])
 
     monkeypatch.setattr(_command, "run", report)
     return asked
@@ -295,7 +297,7 @@ def test_tables_of_other_rows_stay(reproduced, tmp_path, capsys):
     assert there == {"table2.md", "mnist-1/table2.md", "mnist-1+cifar10-1/table2.md"}
     assert [len(rows) for _, _, rows, _ in reproduced] == [1, 2, len(TABLE_2)]
     shown = capsys.readouterr().out
-    assert "table2, 2 rows at scale small, method default: 1 set a row" in shown
+    assert "table2, 2 rows at scale small, method default: 2 sets, 3 networks on each" in shown
     assert "It diverged." in (tmp_path / "small-default/mnist-1/table2.txt").read_text()
     assert run("reproduce", "table1", "--scale", "small", "--out", tmp_path) == 0
     assert reproduced[-1][-1] == tmp_path / "small-each"
@@ -304,6 +306,16 @@ def test_tables_of_other_rows_stay(reproduced, tmp_path, capsys):
 def test_a_dry_run_is_of_all_that_a_table_distils(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(_command, "dry_run", lambda row, workshop, **how: {"asked": how})
     dry = ("--rows", "cifar10/1", "--scale", "small", "--out", tmp_path, "--dry-run")
+
+    def counted(target):
+        assert run("reproduce", target, *dry) == 0
+        shown = capsys.readouterr().out
+        assert ("networks" in shown) == (target not in ("figure1", "table7"))
+        return [int(line.split()[-1]) for line in shown.splitlines() if line.startswith("  sets")]
+
+    assert [counted(t) for t in ("figure1", "figure2", "figure5", "figure7", "table7")] == (
+        [[16], [16], [5], [1], [1]]
+    )
     assert run("reproduce", "table1", *dry) == 0
     shown = capsys.readouterr().out
     for method in ("random", "vig", "cig", "rig", "rcig_paper", "frepo", "frepo_platt", "default"):
@@ -315,14 +327,16 @@ def test_a_dry_run_is_of_all_that_a_table_distils(monkeypatch, tmp_path, capsys)
 
 def test_a_set_that_is_nowhere_is_told_before_any_work(tmp_path, monkeypatch, capsys):
     def load(name, *_, **__):
-        if name == "cub200":
-            raise data.DataError("CUB-200-2011 is nowhere.")
+        if name in ("cub200", "imagewoof"):
+            raise data.DataError(f"{name} is nowhere.")
         return SimpleNamespace(image_shape=(28, 28, 1), class_names=("a",))
 
     monkeypatch.setattr("rcig_eqx.reproduce._workshop.load", load)
-    rows = ("--rows", "mnist/1,cub200/1")
+    rows = ("--rows", "mnist/1,cub200/1,imagewoof/1,cub200/10")
     assert run("reproduce", "table2", *rows, "--out", tmp_path / "out") == 2
-    assert "CUB-200-2011 is nowhere. Or leave its rows out: --rows" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "cub200 is nowhere. imagewoof is nowhere. Or leave" in shown
+    assert "the rows of cub200, imagewoof out, with --rows." in shown
     assert not (tmp_path / "out").exists()
 
 
@@ -330,9 +344,11 @@ def test_rows_are_listed(capsys):
     assert run("reproduce", "rows") == 0
     assert len(capsys.readouterr().out.splitlines()) == 22
     assert run("reproduce", "rows", "--rows", "mnist/1,cifar10/10") == 0
-    assert capsys.readouterr().out.splitlines()[1].split() == (
-        ["cifar10/10", "10,000", "steps,", "paper", "69.1", "±", "0.4"]
+    _, line = capsys.readouterr().out.splitlines()
+    assert (
+        line.split("   ")[-1] == "table1, table2, table3, table7, table8, figure1, figure2, gallery"
     )
+    assert line.split()[:6] == ["cifar10/10", "10,000", "steps,", "paper", "69.1", "±"]
 
 
 def test_a_row_stopped_in_an_evaluation_says_that_it_goes_on(monkeypatch, tmp_path, capsys):

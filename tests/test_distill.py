@@ -168,7 +168,8 @@ def test_a_result_describes_itself(result, train):
     assert result.recipe["method"]["name"] == "rcig"
     assert {"loss", "accuracy", "residual", "seconds", "rejected"} <= result.history.keys()
     assert all(len(series) == STEPS for series in result.history.values())
-    assert (np.diff(result.history["seconds"]) > 0).all()
+    each = np.diff(result.history["seconds"])
+    assert each.min() > 0.1 * each.max()  # the last one too, whose numbers are read at once
     assert not same_bytes(result.last, result.baseline)
     pixels = result.baseline.preprocess.inverse(result.baseline.images)
     near = np.abs(np.asarray(pixels)[0] - train.images / 255).max((1, 2, 3)).min()

@@ -14,9 +14,8 @@ from rcig_eqx import data, evaluate, load_result
 from rcig_eqx._distill import describe_model
 from rcig_eqx.data._sources import SOURCES
 from rcig_eqx.methods import frepo, implicit, rcig, staged
-from rcig_eqx.reproduce import METHODS, ROWS, SCALES, SETTINGS, Workshop, dry_run
+from rcig_eqx.reproduce import METHODS, ROWS, SCALES, SETTINGS, TARGETS, Workshop, dry_run
 from rcig_eqx.reproduce._figures import (
-    FIGURES,
     _along,
     figure1,
     figure2,
@@ -28,9 +27,7 @@ from rcig_eqx.reproduce._plan import arguments, preprocess_of
 from rcig_eqx.reproduce._privacy import membership
 from rcig_eqx.reproduce._rows import TABLE_3
 from rcig_eqx.reproduce._tables import (
-    TABLES,
     evaluation_network,
-    find_rows,
     run_notes,
     table1,
     table2,
@@ -38,6 +35,7 @@ from rcig_eqx.reproduce._tables import (
     table7,
     table8,
 )
+from rcig_eqx.reproduce._targets import find_rows
 from rcig_eqx.reproduce._workshop import Interrupted, filed
 
 TINY = SCALES["small"].changed(
@@ -106,8 +104,8 @@ def test_rows_are_what_the_paper_states(name):
 def test_every_row_of_tables_2_4_7_and_8_is_there_once():
     assert len(ROWS) == 22
     assert {row.images for row in ROWS.values()} >= {10, 100, 500, 1000, 5000, 2000}
-    for _, names in (TABLES | FIGURES).values():
-        assert [row.name for row in find_rows(names)] == names
+    for target in TARGETS.values():
+        assert [row.name for row in find_rows(target.rows)] == list(target.rows)
     with pytest.raises(ValueError, match="did you mean 'fashion_mnist/1'"):
         find_rows(["fashon_mnist/1"])
 
@@ -330,11 +328,19 @@ def test_columns_of_table_3_are_filed_by_their_network(workshop, distilled_with,
 
 
 @pytest.mark.slow
-def test_tables_1_and_3_and_figure_5(workshop, tmp_path):
+def test_tables_1_and_3_and_figure_5(workshop, tmp_path, said):
     report = table1(workshop, [FASHION])
     assert [row[2] for row in report.rows][:5] == ["random", "vig", "cig", "rig", "rcig_paper"]
+    table2(workshop, [CIFAR])
+    said.clear()
     across = table3(workshop, [CIFAR])
     assert len(across.rows) == 12
+    # The set's own network is Table 2's, and two columns of one network are one evaluation.
+    evaluated = [text.split(", evaluation")[1] for text in said if text.startswith("Evaluating")]
+    others = ["-resnet-batch", "-vgg-batch", "-alexnet-none"]
+    names = ["-resnet-none", *others, "", "-conv-none", *others]
+    assert evaluated == [f"{name}: 1 network" for name in names]
+    assert [row[3] for row in across.rows][1:3] == ["conv-nn", "resnet-dn (resnet-none)"]
     figure5(workshop, [FASHION], tmp_path)
     assert (tmp_path / "figure5.png").stat().st_size > 10_000
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import signal
 import threading
 import time
@@ -26,6 +27,7 @@ from .data import DataError
 from .methods import AbstractAdaptiveMethod
 
 History = dict[str, list[float]]  # a number a step, by name
+Done = tuple[int, dict[str, Array], float | None]  # a step's number, metrics, and end if known
 
 _GIVE_UP_AFTER = 10  # steps in a row without a finite hypergradient
 
@@ -56,16 +58,14 @@ class Loop:
         number = first = int(state.step)
         before = history["seconds"][-1] if number else 0.0
         began = time.perf_counter() - before
-        pending: tuple[int, dict[str, Array]] | None = None
+        pending: Done | None = None
 
-        def flush(
-            following: tuple[int, dict[str, Array]] | None = None, *, show: bool = True
-        ) -> None:
+        def flush(following: Done | None = None, *, show: bool = True) -> None:
             nonlocal pending
             done, pending = pending, following  # before anything that may fail
             if not done:
                 return
-            record(history, done[1], time.perf_counter() - began)
+            record(history, done[1], (done[2] or time.perf_counter()) - began)
             if show:
                 self.bar.update(done[0], self.steps, _last(history))
             if show and history["cause"][-1]:
@@ -86,7 +86,7 @@ class Loop:
         saved, agreed = first, Agreement(self.mesh)
         if first:
             self.bar.note(f"Going on from step {first:,} of {self.steps:,}.")
-        with interruptible() as interrupted:
+        with interruptible(self.bar.enabled) as interrupted:
             try:
                 for number in range(first + 1, self.steps + 1):
                     batch = self._next_batch(number)
@@ -94,7 +94,9 @@ class Loop:
                         state = self._compile(state, batch)
                     with on_mesh(self.mesh):
                         state, metrics = compiled_step()(batch, state)
-                    flush((number, metrics))
+                    # A CPU may be done by now; what is not is timed when its metrics are read.
+                    ended = time.perf_counter() if metrics["loss"].is_ready() else None
+                    flush((number, metrics, ended))
                     report = Progress(number, self.steps, metrics, state, so_far)
                     stop = [callback(report) for callback in self.callbacks]
                     if agreed(any(stop) or interrupted()) or gave_up(history):
@@ -199,7 +201,7 @@ def say_what_fell_short(history: History) -> None:
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
+def interruptible(say: bool = False) -> Iterator[Callable[[], bool]]:
     """The first Ctrl-C or SIGTERM within sets a flag; the second does what it always does."""
     pressed = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -210,6 +212,8 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
     def handler(number: int, _: object) -> None:
         pressed.set()
+        if say:  # not by print, which is not safe where a signal may come
+            os.write(2, b"\nStopping after this step; once more stops at once.\n")
         # A job in the background starts with SIGINT ignored: twice still interrupts.
         usual = before[signal.Signals(number)]
         signal.signal(number, usual if callable(usual) else always[signal.Signals(number)])

@@ -48,6 +48,7 @@ class ProgressBar:
     """
 
     def __init__(self, *, enabled: bool = True, console: Console | None = None):
+        self.enabled = enabled
         self.console = console or Console(stderr=True, quiet=not enabled)
         self.bar = rich.progress.Progress(
             TextColumn("distilling"),
@@ -67,7 +68,7 @@ class ProgressBar:
     def __enter__(self) -> "ProgressBar":
         self.bar.start()
         if not self.console.is_terminal:
-            self.console.print("compiling the first step")
+            self.console.print("compiling the first step; Ctrl-C is answered after it")
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -15,8 +15,15 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rcig_eqx"
 
 
-def download(source: Source, split: str, folder: Path, *, mirror: str | None = None) -> None:
-    """Bring the files `split` needs into `folder`.
+def download(
+    source: Source,
+    split: str,
+    folder: Path,
+    *,
+    mirror: str | None = None,
+    by_hand: Path | None = None,
+) -> None:
+    """Bring the files `split` needs into `folder`, or say to place them in `by_hand`, or there.
 
     Each is written under another name, and renamed once complete and right by its checksum: what a
     failure leaves behind is never taken for good later. `mirror` replaces the official address.
@@ -27,7 +34,7 @@ def download(source: Source, split: str, folder: Path, *, mirror: str | None = N
     except ImportError as error:
         raise ImportError(
             'downloading needs pooch: pip install "rcig-eqx[download]". '
-            + _by_hand(source, split, folder)
+            + _by_hand(source, split, by_hand or folder)
         ) from error
     base = (mirror or source.url).rstrip("/")
     bar = importlib.util.find_spec("tqdm") is not None
@@ -45,7 +52,7 @@ def download(source: Source, split: str, folder: Path, *, mirror: str | None = N
         except Exception as error:  # network, server, disk and checksum: one way out for all
             raise DataError(
                 f"{source.title} could not be downloaded: {url}: {error}. "
-                f"{_by_hand(source, split, folder)}"
+                f"{_by_hand(source, split, by_hand or folder)}"
             ) from error
 
 

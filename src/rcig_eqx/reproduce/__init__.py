@@ -1,7 +1,6 @@
 """The paper's tables and figures, run again: rows as values, and one function for each."""
 
 from ._dry import dry_run as dry_run
-from ._figures import FIGURES as FIGURES
 from ._plan import (
     METHODS as METHODS,
     SCALES as SCALES,
@@ -10,7 +9,7 @@ from ._plan import (
 )
 from ._report import Report as Report
 from ._rows import DATASETS as DATASETS, ROWS as ROWS, DatasetFacts as DatasetFacts, Row as Row
-from ._tables import TABLES as TABLES
+from ._targets import TARGETS as TARGETS, Target as Target
 from ._workshop import Workshop as Workshop
 
 # So that help() lists them.

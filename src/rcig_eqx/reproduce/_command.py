@@ -14,22 +14,11 @@ from ..data import DataError
 from ..data._sources import SPLITS
 from ..models._normalize import check_known
 from ._dry import dry_run
-from ._figures import FIGURES
 from ._plan import METHODS, SCALES, SETTINGS
 from ._report import Report, counted
-from ._rows import ROWS, TABLE_3, Row
-from ._tables import METHODS_TAKEN_APART, TABLES, find_rows, normalized
+from ._rows import ROWS, Row
+from ._targets import TARGETS, Target, find_rows
 from ._workshop import Interrupted, Workshop
-
-TARGETS = {name: rows for name, (_, rows) in (TABLES | FIGURES).items()}
-OWN_METHODS = {"table1": "each", "figure1": "rcig_paper", "figure2": "rcig_paper"}
-# What else than the workshop's method and the row's network a target distils by.
-WAYS: dict[str, list[dict[str, str]]] = {
-    "table1": [{"method": method} for method in METHODS_TAKEN_APART],
-    "table3": [normalized(kind) for kind in TABLE_3],
-    "figure1": [{"method": "rcig_paper"}],
-    "figure2": [{"method": "rcig_paper"}],
-}
 
 
 def reproduce(
@@ -85,19 +74,22 @@ def reproduce(
     if target == "rows":
         for row in find_rows(names or list(ROWS)):
             mean, spread = row.paper
-            echo(f"{row.name:<20} {row.steps:>6,} steps, paper {mean:.1f} ± {spread:.1f}")
+            of = ", ".join(name for name, made in TARGETS.items() if row.name in made.rows)
+            echo(f"{row.name:<18}{row.steps:>6,} steps, paper {mean:.1f} ± {spread:.1f}   {of}")
         return
     check_known("target", target, [*TARGETS, "rows"])
     scale = scale or ("small" if jax.default_backend() == "cpu" else "paper")
     check_known("scale", scale, SCALES)
     check_known("method", method, METHODS)
     check_known("settings", settings, SETTINGS)
-    if target in OWN_METHODS and method != "default":
+    wanted = TARGETS[target]
+    if wanted.method and method != "default":
         raise ValueError(f"{target} is of a method of its own: leave --method out.")
-    shown = OWN_METHODS.get(target, method)
-    chosen = find_rows(names or TARGETS[target])
-    changed = {"seeds": seeds, "networks": networks, "steps": steps, "width": width}
-    changed |= {"batch_size": batch_size, "pool": pool, "evaluation_steps": evaluation_steps}
+    shown = wanted.method or method
+    chosen = find_rows(names or wanted.rows)
+    changed = {"seeds": seeds, "networks": networks, "width": width}
+    changed |= {"steps": wanted.steps or steps, "evaluation_steps": evaluation_steps}
+    changed |= {"batch_size": batch_size, "pool": pool}
     workshop = Workshop(
         out / "sets",
         SCALES[scale].changed(**changed),
@@ -110,21 +102,25 @@ def reproduce(
         progress=not quiet,
     )
     if dry:
+        echo("Compiling a step of each; a large one takes minutes.")
         for row in chosen:
-            for how in WAYS.get(target, [{}]):
-                _echo_dry(row, workshop, how)
+            _echo_dry(row, workshop, wanted)
+        echo("Data sets are looked for when it is run.")
         return
     scaled = workshop.scale
+    there = [file.exists() for row in chosen for file in wanted.files(row, workshop)]
+    filed = f" ({sum(there)} filed already)" if any(there) else ""
+    each = f", {counted(scaled.networks, 'network')} on each" if wanted.evaluated else ""
     workshop.say(
         f"{target}, {counted(len(chosen), 'row')} at scale {scaled.name}, method {shown}: "
-        f"{counted(scaled.seeds, 'set')} a row, {counted(scaled.networks, 'network')} on each. "
-        "--dry-run says what each takes; Ctrl-C stops, and the same command goes on."
+        f"{counted(len(there), 'set')}{filed}{each}. --dry-run says what each takes; Ctrl-C stops, "
+        "and the same command goes on."
     )
     folder = out / "-".join([scaled.name, shown, *[settings] * (settings != "library")])
     if names:
         folder /= _folder_of(names)
     try:
-        report = run(target, workshop, chosen, folder)
+        report = run(wanted, workshop, chosen, folder)
     except (Interrupted, KeyboardInterrupt):
         echo("Stopped. All there is has been kept: the same command goes on.")
         raise Exit(130) from None
@@ -135,18 +131,20 @@ def reproduce(
     echo("Wrote " + "\n      ".join(map(str, sorted(folder.glob(f"{target}[-.]*")))))
 
 
-def run(target: str, workshop: Workshop, rows: list[Row], folder: Path) -> Report:
+def run(target: Target, workshop: Workshop, rows: list[Row], folder: Path) -> Report:
     """The report of a table or figure; pictures are written into the folder."""
-    try:  # a set that is nowhere is told before hours of work; first, one none can download
-        for row in sorted(rows, key=lambda row: row.dataset != "imagenet64"):
-            for split in SPLITS:
+    missing: dict[str, DataError] = {}  # told before hours of work
+    for row in rows:
+        for split in SPLITS[: 2 if target.evaluated else 1]:
+            try:
                 workshop.data(row, split)
-    except DataError as error:
-        raise DataError(f"{error} Or leave its rows out: --rows names those to run.") from error
+            except DataError as error:
+                missing.setdefault(row.dataset, error)
+    if missing:
+        told = " ".join(str(error) for error in missing.values())
+        raise DataError(f"{told} Or leave the rows of {', '.join(missing)} out, with --rows.")
     folder.mkdir(parents=True, exist_ok=True)
-    if target in TABLES:
-        return TABLES[target][0](workshop, rows)
-    return FIGURES[target][0](workshop, rows, folder)
+    return target.make(workshop, rows, folder)
 
 
 def _folder_of(rows: list[str]) -> str:
@@ -155,9 +153,20 @@ def _folder_of(rows: list[str]) -> str:
     return name if len(name) <= 100 else f"{len(rows)}-rows"
 
 
-def _echo_dry(row: Row, workshop: Workshop, how: dict[str, str]) -> None:
-    named = {"method": workshop.method} | how
-    echo(f"{row.name}, {', '.join(named.values())}, {workshop.scale.name}:")
-    for name, value in dry_run(row, workshop, **how).items():
-        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
-        echo(f"  {name:<12} {shown}")
+def _echo_dry(row: Row, workshop: Workshop, target: Target) -> None:
+    """What each kind of the row's sets takes; a step of each is compiled once."""
+    scale, kinds = workshop.scale, {}
+    for way in target.ways(row, scale):
+        how = {k: v for k, v in way.items() if k != "variant"}
+        named = ", ".join(({"method": workshop.method} | how).values())
+        kinds.setdefault(named, (how, []))[1].append(way)
+    for named, (how, ways) in kinds.items():
+        echo(f"{row.name}, {named}, {scale.name}:")
+        there = [file.exists() for file in target.files(row, workshop, ways)]
+        values = dry_run(row, workshop, **how) | {"sets": len(there), "filed already": sum(there)}
+        if target.evaluated:
+            trained = f"{scale.networks} on each, for {scale.evaluation_steps_of(row):,} steps"
+            values["networks"] = trained
+        for name, value in values.items():
+            number = isinstance(value, int) and not isinstance(value, bool)
+            echo(f"  {name:<13} {f'{value:,}' if number else value}")

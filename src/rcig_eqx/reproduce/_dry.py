@@ -57,12 +57,5 @@ def dry_run(row: Row, workshop: Workshop, **how: Any) -> dict[str, Any]:
         "outer batch": (batch_size, *row.facts.shape),
         "method": workshop.scale.method(row, how.get("method", workshop.method)),
         "steps": workshop.scale.steps_of(row),
-        "sets": workshop.scale.seeds,
-        "filed already": sum(
-            (workshop.place(row, seed, **how) / "distilled.safetensors").exists()
-            for seed in range(workshop.scale.seeds)
-        ),
-        "networks": workshop.scale.networks,
-        "each trained": workshop.scale.evaluation_steps_of(row),
         "memory": str(memory),
     }

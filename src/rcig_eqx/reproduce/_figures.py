@@ -5,7 +5,7 @@ Every one writes a PNG and a PDF beside the table of its numbers.
 
 import contextlib
 import dataclasses
-import functools
+import itertools
 import shutil
 import statistics
 from collections.abc import Callable, Iterator
@@ -19,16 +19,16 @@ from .._plot import matplotlib_figure, save_grid, write_figure
 from .._result import load_result
 from ..solvers import Adam
 from ._dry import parts_of
-from ._plan import arguments, model_of
-from ._privacy import membership
+from ._plan import Scale, arguments, model_of
 from ._report import Report, counted
 from ._rows import Row
-from ._tables import Rows, notes, run_notes
+from ._tables import Rows, Ways, normalized, notes, run_notes
 from ._workshop import Workshop
 
 SUBSETS = (0.04, 0.1, 0.2, 0.4, 1.0)  # of |S|: 200, 500, 1,000, 2,000 and 5,000 of 5,000
+ALONG = "-along"  # the set of Figure 8 is filed so, with those on the way to it
 WIDTHS = (16, 32, 64, 128, 256, 512)
-_TIMED = 6  # iterations of a timed run; the first one compiles
+TIMED = 6  # iterations of a timed run; the first one compiles
 # What its text and captions say (sections 4.4 and A, Figure 1), on an RTX A6000.
 _PAPER_1 = (
     "The paper: 10.33 ms for an inner step and as many for an inverse-Hessian step on cifar100/1 "
@@ -45,7 +45,7 @@ _PAPER_5 = (
 
 def figure1(workshop: Workshop, rows: Rows, folder: Path) -> Report:
     """Time of an iteration against inner and inverse-Hessian steps."""
-    scale = workshop.scale.changed(steps=_TIMED)
+    scale = workshop.scale.changed(steps=TIMED)
     timed = dataclasses.replace(workshop, scale=scale, method="rcig_paper")
 
     def milliseconds(row: Row, inner: int, inverse: int) -> float:
@@ -53,7 +53,7 @@ def figure1(workshop: Workshop, rows: Rows, folder: Path) -> Report:
         return 1e3 * statistics.median(timed.seconds(row, **how))
 
     title = "Figure 1: milliseconds of an iteration"
-    how = [f"Median of {_TIMED - 1} iterations.", _PAPER_1, run_notes(timed, rows)]
+    how = [f"Median of {TIMED - 1} iterations.", _PAPER_1, run_notes(timed, rows)]
     return _grid(timed, rows, folder, "figure1", title, milliseconds, "ms an iteration", how)
 
 
@@ -75,7 +75,17 @@ def _counts(row: Row, workshop: Workshop, inner: int, inverse: int) -> dict[str,
     given = arguments(row, workshop.scale, "rcig_paper", workshop.settings)
     steps = {"inner": Adam(steps=inner), "solver": Adam(steps=inverse)}
     method = dataclasses.replace(given["method"], **steps)
-    return {"variant": f"-{inner}x{inverse}", "changed": {"method": method}}
+    return {"variant": _of_counts(inner, inverse), "changed": {"method": method}}
+
+
+def _of_counts(inner: int, inverse: int) -> str:
+    return f"-{inner}x{inverse}"
+
+
+def grid_ways(row: Row, scale: Scale) -> Ways:
+    """What the sets of Figures 1 and 2 are filed under."""
+    each = itertools.product(scale.counts, scale.counts)
+    return [{"method": "rcig_paper", "variant": _of_counts(*counts)} for counts in each]
 
 
 def _grid(
@@ -117,9 +127,8 @@ def figure5(workshop: Workshop, rows: Rows, folder: Path) -> Report:
     """Memory, time and accuracy against the images of the backward pass."""
     lines, values = [], {}
     for row in rows:
-        for part in SUBSETS:
-            subset = max(1, round(part * row.images))
-            of_part = dataclasses.replace(row, subset=None if part == 1 else subset)
+        for subset in _subsets(row):
+            of_part = dataclasses.replace(row, subset=None if subset == row.images else subset)
             how: Any = {"variant": f"-subset{subset}"}
             report = workshop.accuracy(of_part, augment=row.augment, **how)
             seconds = statistics.median(workshop.seconds(of_part, **how))
@@ -148,6 +157,15 @@ def figure5(workshop: Workshop, rows: Rows, folder: Path) -> Report:
     more = ["Memory is `estimate_memory`'s.", _PAPER_5]
     more += notes(workshop, rows)
     return Report("figure5", title, head, lines, values, more, ["figure5.png"])
+
+
+def _subsets(row: Row) -> list[int]:
+    return [max(1, round(part * row.images)) for part in SUBSETS]
+
+
+def subset_ways(row: Row, scale: Scale) -> Ways:
+    """What the sets of Figure 5 are filed under."""
+    return [{"variant": f"-subset{subset}"} for subset in _subsets(row)]
 
 
 def figure8(workshop: Workshop, rows: Rows, folder: Path) -> Report:
@@ -195,7 +213,7 @@ def figure8(workshop: Workshop, rows: Rows, folder: Path) -> Report:
 
 def _along(workshop: Workshop, row: Row) -> Iterator[tuple[int, float, Evaluation]]:
     """Step, seconds and accuracy at 1, 2, 5, 10, 20, 50, … steps of one run, and at its end."""
-    folder = workshop.place(row, 0, variant="-along")
+    folder = workshop.place(row, 0, variant=ALONG)
     steps = workshop.scale.steps_of(row)
     marks = sorted({m * 10**e for e in range(7) for m in (1, 2, 5) if m * 10**e < steps} | {steps})
 
@@ -204,10 +222,10 @@ def _along(workshop: Workshop, row: Row) -> Iterator[tuple[int, float, Evaluatio
             folder.mkdir(parents=True, exist_ok=True)
             progress.result().save(folder / f"after-{progress.step}.safetensors")
 
-    run = workshop.distilled(row, variant="-along", changed={"callbacks": (keep,)})
+    run = workshop.distilled(row, variant=ALONG, changed={"callbacks": (keep,)})
     if not all((folder / f"after-{mark}.safetensors").exists() for mark in marks):
         shutil.rmtree(folder)  # killed between a checkpoint and a file: once more, from the start
-        run = workshop.distilled(row, variant="-along", changed={"callbacks": (keep,)})
+        run = workshop.distilled(row, variant=ALONG, changed={"callbacks": (keep,)})
     clock = run.history["seconds"]
     model = model_of(row, workshop.scale, softplus=None)
     for mark in marks:
@@ -219,10 +237,10 @@ def _along(workshop: Workshop, row: Row) -> Iterator[tuple[int, float, Evaluatio
 def gallery(workshop: Workshop, rows: Rows, folder: Path) -> Report:
     """Pictures of the distilled sets (Figures 9 to 19)."""
     lines, names = [], []
-    sets = [(row, None) for row in rows]
-    sets += [(row, "batch") for row in rows if row.name == "cifar10/10"]  # Figure 15
-    for row, normalization in sets:
-        result = workshop.distilled(row, normalization=normalization)
+    sets = [(row, how) for row in rows for how in gallery_ways(row, workshop.scale)]
+    for row, how in sets:
+        result = workshop.distilled(row, **how)
+        normalization = how.get("normalization")
         suffix = f"-{normalization}" if normalization else ""
         title = _title(row) + (f", {normalization} normalisation" if normalization else "")
         stem = folder / f"gallery-{row.name.replace('/', '-')}{suffix}"
@@ -230,9 +248,14 @@ def gallery(workshop: Workshop, rows: Rows, folder: Path) -> Report:
             save_grid(result.coreset, result.class_names, stem.with_suffix(kind), title=title)
         names.append(f"{stem.name}.png")
         lines.append([row.name, f"{stem.name}.png and .pdf"])
-    title = "Figures 9 to 19: distilled sets"
-    how = [run_notes(workshop, rows)]
-    return Report("gallery", title, ["Row", "Picture"], lines, {}, how, names)
+    title = "Distilled sets (of Figures 9 to 19)"
+    more = [run_notes(workshop, rows)]
+    return Report("gallery", title, ["Row", "Picture"], lines, {}, more, names)
+
+
+def gallery_ways(row: Row, scale: Scale) -> Ways:
+    """The row's set, and that of Figure 15 with batch normalisation."""
+    return [{}, *[normalized("batch")] * (row.name == "cifar10/10")]
 
 
 def _title(row: Row) -> str:
@@ -249,28 +272,3 @@ def _panels(count: int, path: Path) -> Iterator[list[Any]]:
         axis.grid(alpha=0.3)
     for suffix in (".png", ".pdf"):
         write_figure(figure, path.with_suffix(suffix))
-
-
-def _attacks(name: str) -> Callable[[Workshop, Rows, Path], Report]:
-    return functools.partial(membership, name)
-
-
-FIGURES: dict[str, tuple[Callable[[Workshop, Rows, Path], Report], list[str]]] = {
-    "table5": (_attacks("table5"), ["mnist/50"]),
-    "table6": (_attacks("table6"), ["fashion_mnist/50"]),
-    "figure3": (_attacks("figure3"), ["mnist/50"]),
-    "figure6": (_attacks("figure6"), ["fashion_mnist/50"]),
-    "figure7": (_attacks("figure7"), ["cifar10/50", "cifar100/50"]),
-    "figure1": (figure1, ["cifar100/1", "cifar10/1", "cifar10/10"]),
-    "figure2": (figure2, ["cifar100/1", "cifar10/1", "cifar10/10"]),
-    "figure5": (figure5, ["cifar100/50"]),
-    "figure8": (figure8, ["cifar100/1"]),
-    "gallery": (
-        gallery,
-        [
-            "mnist/1", "mnist/10", "fashion_mnist/1", "fashion_mnist/10", "cifar10/1",
-            "cifar10/10", "cifar100/1", "tiny_imagenet/1", "imagewoof/1", "imagenette/1",
-        ],
-    ),
-}  # fmt: skip
-"""What writes a picture, its function, and the names of the rows the paper has."""

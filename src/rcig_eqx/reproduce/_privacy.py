@@ -9,9 +9,10 @@ import jax.random as jr
 from .._result import DistillResult
 from ..data import Dataset
 from ..privacy import PrivacyReport, chunks, join, membership_inference, save_curves
+from ._plan import Scale
 from ._report import Report, counted
 from ._rows import PRIVACY_COLUMNS, TABLE_5, TABLE_6, Row
-from ._tables import run_notes
+from ._tables import Ways, run_notes
 from ._workshop import Workshop, filed
 
 MEMBERS_PER_IMAGE = 20
@@ -27,10 +28,10 @@ def attacked(workshop: Workshop, row: Row) -> PrivacyReport:
     """
     scale = workshop.scale
     whole = workshop.data(row, "train")
-    size = min(MEMBERS_PER_IMAGE * row.images, len(whole) // scale.chunks)
+    size = _members(row, scale, len(whole))
     reports = []
     for seed, chunk in enumerate(chunks(whole, size, scale.chunks, key=jr.key(0))):
-        how: dict[str, Any] = {"variant": f"-chunk{size}"}
+        how: dict[str, Any] = {"variant": _of_chunk(size)}
         result = workshop.distilled(row, seed, train=chunk, **how)
 
         def attack(seed: int = seed, chunk: Dataset = chunk, result: DistillResult = result):
@@ -50,6 +51,19 @@ def attacked(workshop: Workshop, row: Row) -> PrivacyReport:
         file = workshop.place(row, seed, **how) / name
         reports.append(PrivacyReport.from_json(filed(file, result.coreset, attack)))
     return join(reports)
+
+
+def _members(row: Row, scale: Scale, images: int) -> int:
+    return min(MEMBERS_PER_IMAGE * row.images, images // scale.chunks)
+
+
+def _of_chunk(size: int) -> str:
+    return f"-chunk{size}"
+
+
+def chunk_ways(row: Row, scale: Scale) -> Ways:
+    """What the sets under attack are filed under, where no training image is missing."""
+    return [{"variant": _of_chunk(_members(row, scale, row.facts.images))}]
 
 
 def membership(name: str, workshop: Workshop, rows: Sequence[Row], folder: Path) -> Report:
@@ -81,7 +95,9 @@ def membership(name: str, workshop: Workshop, rows: Sequence[Row], folder: Path)
         f"one, or as many as there are, {counted(scale.networks, 'network')} a set, trained for "
         f"{scale.snapshots()[-1]:,} steps; area under the ROC curve (0.5 is guessing) ± half its "
         "95% interval. Bands in pictures are that interval and, of accuracy, a standard deviation. "
-        "The paper's numbers, of mnist/50 and fashion_mnist/50, stand below those rows.",
+        "The paper's numbers, of mnist/50 and fashion_mnist/50, stand below those rows. Attacks: a "
+        "threshold on the loss, LR logistic regression, MLP a small network, RF a random forest, "
+        "KNN the nearest neighbours.",
         run_notes(workshop, rows),
     ]
     return Report(name, title, head, lines, values, more, names)

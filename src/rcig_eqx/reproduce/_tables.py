@@ -8,13 +8,13 @@ from .._across import percent
 from .._distill import versions
 from .._pool import MakeModel
 from ..models import network_for
-from ..models._normalize import check_known
 from ._plan import model_of
 from ._report import Report, counted, of_paper
-from ._rows import RANDOM, ROWS, TABLE_1, TABLE_2, TABLE_3, TABLE_3_FREPO, TABLE_4, Row
+from ._rows import RANDOM, TABLE_1, TABLE_3, TABLE_3_FREPO, Row
 from ._workshop import Workshop
 
 Rows = Sequence[Row]
+Ways = list[dict[str, Any]]  # what `Workshop.place` is given, for each set of a row and a seed
 _WHERE = ["Data set", "Img/cls"]
 
 
@@ -55,7 +55,8 @@ def _accuracies(workshop: Workshop, rows: Rows, name: str, title: str) -> Report
         here = [percent(random), of_paper(RANDOM.get(row.name)), percent(report)]
         lines.append([*_where(row), *here, of_paper(row.paper), of_paper(row.frepo)])
     head = [*_WHERE, "Random real", "Paper's random", "Here", "Paper", "Paper's FRePo"]
-    return Report(name, title, head, lines, values, notes(workshop, rows))
+    more = ["Empty: not in the paper."] if any("" in line for line in lines) else []
+    return Report(name, title, head, lines, values, [*more, *notes(workshop, rows)])
 
 
 def table3(workshop: Workshop, rows: Rows) -> Report:
@@ -70,7 +71,9 @@ def table3(workshop: Workshop, rows: Rows) -> Report:
                 how = normalized(distilled_with)
                 report = workshop.accuracy(row, network=network, **how)
                 values[f"{row.name} {distilled_with} {column}"] = report.to_json()
-                here = [f"convnet, {distilled_with}", column, percent(report)]
+                # By the name it is filed under as well, which the log of the run has.
+                shown = f"{column} ({network[0]})" if network else column
+                here = [f"convnet, {distilled_with}", shown, percent(report)]
                 beside = [of_paper(x.get(column) if stated else None) for x in (paper, frepo)]
                 lines.append([*_where(row), *here, *beside])
     head = [*_WHERE, "Distilled with", "Evaluated with", "Here", "Paper", "Paper's FRePo"]
@@ -185,21 +188,3 @@ def _of_each(rows: Rows, what: Callable[[Row], str]) -> str:
     if len(found) == 1:
         return next(iter(found))
     return "; ".join(f"{text} ({', '.join(names)})" for text, names in found.items())
-
-
-TABLES: dict[str, tuple[Callable[[Workshop, Rows], Report], list[str]]] = {
-    "table1": (table1, list(TABLE_1)),
-    "table2": (table2, [row.name for row in TABLE_2]),
-    "table3": (table3, ["cifar10/10"]),
-    "table4": (table4, [row.name for row in TABLE_4]),
-    "table7": (table7, list(ROWS)),
-    "table8": (table8, list(ROWS)),
-}
-"""Each table's function, and the names of the rows the paper has."""
-
-
-def find_rows(names: Sequence[str]) -> list[Row]:
-    """Rows by name; `ValueError` with the nearest for one that is none."""
-    for name in names:
-        check_known("row", name, ROWS)
-    return [ROWS[name] for name in names]

@@ -1,0 +1,132 @@
+"""The tables and figures by name: their functions, the paper's rows, what each distils."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..models._normalize import check_known
+from ._figures import (
+    ALONG,
+    TIMED,
+    figure1,
+    figure2,
+    figure5,
+    figure8,
+    gallery,
+    gallery_ways,
+    grid_ways,
+    subset_ways,
+)
+from ._plan import Scale
+from ._privacy import chunk_ways, membership
+from ._report import Report
+from ._rows import ROWS, TABLE_1, TABLE_2, TABLE_3, TABLE_4, Row
+from ._tables import (
+    METHODS_TAKEN_APART,
+    Rows,
+    Ways,
+    normalized,
+    table1,
+    table2,
+    table3,
+    table4,
+    table7,
+    table8,
+)
+from ._workshop import Workshop
+
+
+def _its_own(row: Row, scale: Scale) -> Ways:
+    return [{}]
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A table or figure of the paper.
+
+    - `make`: its `Report`, of a workshop and rows; pictures are written into the folder.
+    - `rows`: the names of those the paper has.
+    - `method`: what it is of, where that is no choice.
+    - `ways`: what each set of a row is filed under beside the workshop's own method.
+    - `sets`: how many are distilled in each of these ways.
+    - `steps`: outer iterations, where they are not the scale's.
+    - `evaluated`: whether networks are trained on the sets, and the test split is read.
+    """
+
+    make: Callable[[Workshop, Rows, Path], Report]
+    rows: Sequence[str]
+    method: str | None = None
+    ways: Callable[[Row, Scale], Ways] = _its_own
+    sets: Callable[[Scale], int] = lambda scale: scale.seeds
+    steps: int | None = None
+    evaluated: bool = True
+
+    def files(self, row: Row, workshop: Workshop, ways: Ways | None = None) -> list[Path]:
+        """Of the row's sets, there or not; of all ways if `None`."""
+        ways = self.ways(row, workshop.scale) if ways is None else ways
+        seeds = range(self.sets(workshop.scale))
+        return [workshop.filed(row, seed, **way) for way in ways for seed in seeds]
+
+
+def _one(scale: Scale) -> int:
+    return 1
+
+
+def _table(table: Callable[[Workshop, Rows], Report], rows: Sequence[str], **other) -> Target:
+    return Target(lambda workshop, chosen, _: table(workshop, chosen), rows, **other)
+
+
+def _attacks(name: str, *rows: str) -> Target:
+    return Target(
+        lambda *given: membership(name, *given),
+        rows,
+        ways=chunk_ways,
+        sets=lambda scale: scale.chunks,
+    )
+
+
+_GRID = ("cifar100/1", "cifar10/1", "cifar10/10")
+_PICTURED = (
+    "mnist/1", "mnist/10", "fashion_mnist/1", "fashion_mnist/10", "cifar10/1", "cifar10/10",
+    "cifar100/1", "tiny_imagenet/1", "imagewoof/1", "imagenette/1",
+)  # fmt: skip
+
+TARGETS: dict[str, Target] = {
+    "table1": _table(
+        table1,
+        list(TABLE_1),
+        method="each",
+        ways=lambda row, scale: [{"method": method} for method in METHODS_TAKEN_APART],
+    ),
+    "table2": _table(table2, [row.name for row in TABLE_2]),
+    "table3": _table(
+        table3,
+        ["cifar10/10"],
+        ways=lambda row, scale: [normalized(kind) for kind in TABLE_3],
+    ),
+    "table4": _table(table4, [row.name for row in TABLE_4]),
+    "table5": _attacks("table5", "mnist/50"),
+    "table6": _attacks("table6", "fashion_mnist/50"),
+    "table7": _table(table7, list(ROWS), sets=_one, evaluated=False),
+    "table8": _table(table8, list(ROWS)),
+    "figure1": Target(
+        figure1, _GRID, "rcig_paper", grid_ways, sets=_one, steps=TIMED, evaluated=False
+    ),
+    "figure2": Target(figure2, _GRID, "rcig_paper", grid_ways),
+    "figure3": _attacks("figure3", "mnist/50"),
+    "figure5": Target(figure5, ["cifar100/50"], ways=subset_ways),
+    "figure6": _attacks("figure6", "fashion_mnist/50"),
+    "figure7": _attacks("figure7", "cifar10/50", "cifar100/50"),
+    "figure8": Target(
+        figure8, ["cifar100/1"], ways=lambda row, scale: [{"variant": ALONG}], sets=_one
+    ),
+    "gallery": Target(gallery, _PICTURED, ways=gallery_ways, sets=_one, evaluated=False),
+}
+"""Every table and figure by name."""
+
+
+def find_rows(names: Sequence[str]) -> list[Row]:
+    """Rows by name; `ValueError` with the nearest for one that is none."""
+    for name in names:
+        check_known("row", name, ROWS)
+    return [ROWS[name] for name in names]
