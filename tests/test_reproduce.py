@@ -139,26 +139,29 @@ def test_double_precision_is_asked_for_where_the_paper_has_it():
     )
 
 
-SMALL = {  # iterations, width, whether the default has exact ones, steps of an evaluation
-    "fashion_mnist/1": (300, 32, True, 1000),
-    "fashion_mnist/10": (200, 32, True, 2000),
-    "cifar10/10": (200, 32, True, 1000),
-    "mnist/50": (100, 32, False, 781),
-    "cifar100/50": (10, 32, False, 781),
-    "tiny_imagenet/10": (25, 16, False, 781),
-    "imagenette/10": (60, 8, True, 1000),
-    "imagenet64/1": (25, 16, False, 781),
+SMALL = {  # iterations, width, whether the default has exact ones, networks of an evaluation
+    "fashion_mnist/1": (300, 32, True, 3),
+    "fashion_mnist/10": (200, 32, True, 3),
+    "cifar10/10": (200, 32, True, 1),
+    "mnist/50": (100, 32, False, 1),
+    "cifar100/50": (10, 32, False, 1),
+    "tiny_imagenet/10": (25, 16, False, 1),
+    "imagenette/10": (60, 8, True, 1),
+    "imagenet64/1": (25, 16, False, 1),
 }
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_the_small_scale_bounds_what_a_row_costs(name):
     row, small = ROWS[name], SCALES["small"]
-    steps, width, exact, trained = SMALL[name]
+    steps, width, exact, networks = SMALL[name]
     assert (small.steps_of(row), small.width_of(row)) == (steps, width)
-    assert small.evaluation_steps_of(row) == trained
+    assert small.networks_of(row) == networks
+    assert small.changed(networks=3).networks_of(row) == 3
+    trained = small.evaluation_steps_of(row)
+    assert trained == SCALES["paper"].evaluation_steps_of(row)  # accuracy falls with fewer
     assert steps * row.mirrored_images <= 50_000
-    assert trained * min(256, row.mirrored_images) <= 200_000
+    assert networks == 1 or networks * trained * min(256, row.mirrored_images) <= 600_000
     given = arguments(row, small, "default")
     assert (given["steps"], given["model"].width) == (steps, width)
     assert isinstance(given["method"], staged if exact else frepo)
@@ -339,7 +342,7 @@ def test_tables_1_and_3_and_figure_5(workshop, tmp_path, said):
     evaluated = [text.split(", evaluation")[1] for text in said if text.startswith("Evaluating")]
     others = ["-resnet-batch", "-vgg-batch", "-alexnet-none"]
     names = ["-resnet-none", *others, "", "-conv-none", *others]
-    assert evaluated == [f"{name}: 1 network" for name in names]
+    assert evaluated == [f"{name}: 1 network, 2 steps" for name in names]
     assert [row[3] for row in across.rows][1:3] == ["conv-nn", "resnet-dn (resnet-none)"]
     figure5(workshop, [FASHION], tmp_path)
     assert (tmp_path / "figure5.png").stat().st_size > 10_000

@@ -17,6 +17,7 @@ from ._dry import dry_run
 from ._plan import METHODS, SCALES, SETTINGS
 from ._report import Report, counted
 from ._rows import ROWS, Row
+from ._tables import networks_of
 from ._targets import TARGETS, Target, find_rows
 from ._workshop import Interrupted, Workshop
 
@@ -110,7 +111,7 @@ def reproduce(
     scaled = workshop.scale
     there = [file.exists() for row in chosen for file in wanted.files(row, workshop)]
     filed = f" ({sum(there)} filed already)" if any(there) else ""
-    each = f", {counted(scaled.networks, 'network')} on each" if wanted.evaluated else ""
+    each = f", {networks_of(workshop, chosen)} on each" if wanted.evaluated else ""
     workshop.say(
         f"{target}, {counted(len(chosen), 'row')} at scale {scaled.name}, method {shown}: "
         f"{counted(len(there), 'set')}{filed}{each}. --dry-run says what each takes; Ctrl-C stops, "
@@ -165,8 +166,8 @@ def _echo_dry(row: Row, workshop: Workshop, target: Target) -> None:
         there = [file.exists() for file in target.files(row, workshop, ways)]
         values = dry_run(row, workshop, **how) | {"sets": len(there), "filed already": sum(there)}
         if target.evaluated:
-            trained = f"{scale.networks} on each, for {scale.evaluation_steps_of(row):,} steps"
-            values["networks"] = trained
+            trained = f"for {scale.evaluation_steps_of(row):,} steps"
+            values["networks"] = f"{scale.networks_of(row)} on each, {trained}"
         for name, value in values.items():
             number = isinstance(value, int) and not isinstance(value, bool)
             echo(f"  {name:<13} {f'{value:,}' if number else value}")

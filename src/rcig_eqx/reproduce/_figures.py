@@ -20,9 +20,9 @@ from .._result import load_result
 from ..solvers import Adam
 from ._dry import parts_of
 from ._plan import Scale, arguments, model_of
-from ._report import Report, counted
+from ._report import Report
 from ._rows import Row
-from ._tables import Rows, Ways, normalized, notes, run_notes
+from ._tables import Rows, Ways, networks_of, normalized, notes, run_notes
 from ._workshop import Workshop
 
 SUBSETS = (0.04, 0.1, 0.2, 0.4, 1.0)  # of |S|: 200, 500, 1,000, 2,000 and 5,000 of 5,000
@@ -204,7 +204,7 @@ def figure8(workshop: Workshop, rows: Rows, folder: Path) -> Report:
     title = "Figure 8: accuracy against wall-clock time, memory against width"
     more = [
         "One set; seconds are from the end of its first iteration, which compiles. "
-        f"{counted(workshop.scale.networks, 'network')} a point, trained for "
+        f"{networks_of(workshop, rows)} a point, trained for "
         f"{max(map(workshop.scale.evaluation_steps_of, rows)):,} steps at most."
     ]
     more.append(run_notes(workshop, rows))

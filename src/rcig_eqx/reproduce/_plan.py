@@ -44,9 +44,10 @@ class Scale:
     - `steps`, `width`, `batch_size`, `pool`: outer iterations, filters of the first block, outer
       batch, networks of the pool. Of the library's settings, and of any at a part of the steps, the
       batch is what `distill` takes for a set of this size.
-    - `seeds`: distilled sets of a row; `networks`: evaluated on each.
-    - `evaluation_steps`: of an evaluation network; `evaluation_budget`: images that all its
-      steps go through at most, mirrored ones counted.
+    - `seeds`: distilled sets of a row.
+    - `networks`: evaluated on each; if `None` three, or as many as can be trained on
+      `evaluation_budget` images, mirrored ones counted, and one at least.
+    - `evaluation_steps`: of each of them.
     - `chunks`: how many sets membership is inferred from (appendix C).
     - `attacked_at`: training steps at which the networks of those sets are attacked; with
       `evaluation_steps`, in the same proportions to that number.
@@ -63,9 +64,9 @@ class Scale:
     batch_size: int | None = None
     pool: int | None = None
     seeds: int = 3
-    networks: int = 5
-    evaluation_steps: int | None = None
+    networks: int | None = 5
     evaluation_budget: int | None = None
+    evaluation_steps: int | None = None
     chunks: int = 5
     attacked_at: tuple[int, ...] = SNAPSHOTS
     counts: tuple[int, ...] = (0, 2, 5, 10, 20, 30)
@@ -86,9 +87,13 @@ class Scale:
 
     def evaluation_steps_of(self, row: Row) -> int:
         """Of an evaluation network."""
+        return self.evaluation_steps or default_steps(row.images)
+
+    def networks_of(self, row: Row) -> int:
+        """Evaluated on each set."""
         batch = min(row.mirrored_images, 256)  # `evaluate`'s
-        steps = default_steps(row.images)
-        return self.evaluation_steps or _at_most(steps, self.evaluation_budget, batch)
+        images = self.evaluation_steps_of(row) * batch
+        return self.networks or _at_most(3, self.evaluation_budget, images)
 
     def snapshots(self) -> tuple[int, ...]:
         """Training steps at which networks are attacked."""
@@ -123,8 +128,8 @@ SCALES = {
         breadth=32 * 32,
         pool=10,
         seeds=1,
-        networks=3,
-        evaluation_budget=200_000,
+        networks=None,
+        evaluation_budget=600_000,
         chunks=1,
         attacked_at=(125, 250, 500, 1000),
         counts=(0, 2, 5, 20),

@@ -12,7 +12,7 @@ from ..privacy import PrivacyReport, chunks, join, membership_inference, save_cu
 from ._plan import Scale
 from ._report import Report, counted
 from ._rows import PRIVACY_COLUMNS, TABLE_5, TABLE_6, Row
-from ._tables import Ways, run_notes
+from ._tables import Ways, networks_of, run_notes
 from ._workshop import Workshop, filed
 
 MEMBERS_PER_IMAGE = 20
@@ -29,25 +29,27 @@ def attacked(workshop: Workshop, row: Row) -> PrivacyReport:
     scale = workshop.scale
     whole = workshop.data(row, "train")
     size = _members(row, scale, len(whole))
+    networks = scale.networks_of(row)
     reports = []
     for seed, chunk in enumerate(chunks(whole, size, scale.chunks, key=jr.key(0))):
         how: dict[str, Any] = {"variant": _of_chunk(size)}
         result = workshop.distilled(row, seed, train=chunk, **how)
 
         def attack(seed: int = seed, chunk: Dataset = chunk, result: DistillResult = result):
-            networks = counted(scale.networks, "network")
-            workshop.say(f"Attacking {row.name}, chunk {seed}: {networks} a set")
+            workshop.say(
+                f"Attacking {row.name}, chunk {seed}: {counted(networks, 'network')} a set"
+            )
             return membership_inference(
                 result,
                 chunk,
                 workshop.data(row, "test"),
                 key=jr.fold_in(jr.key(seed), 2**31),
                 at=scale.snapshots(),
-                num_networks=scale.networks,
+                num_networks=networks,
                 progress=workshop.progress,
             ).to_json()
 
-        name = f"attacks-{scale.networks}x{'-'.join(map(str, scale.snapshots()))}.json"
+        name = f"attacks-{networks}x{'-'.join(map(str, scale.snapshots()))}.json"
         file = workshop.place(row, seed, **how) / name
         reports.append(PrivacyReport.from_json(filed(file, result.coreset, attack)))
     return join(reports)
@@ -92,7 +94,7 @@ def membership(name: str, workshop: Workshop, rows: Sequence[Row], folder: Path)
     scale = workshop.scale
     more = [
         f"{counted(scale.chunks, 'chunk')} of {MEMBERS_PER_IMAGE} real images for every distilled "
-        f"one, or as many as there are, {counted(scale.networks, 'network')} a set, trained for "
+        f"one, or as many as there are, {networks_of(workshop, rows)} a set, trained for "
         f"{scale.snapshots()[-1]:,} steps; area under the ROC curve (0.5 is guessing) ± half its "
         "95% interval. Bands in pictures are that interval and, of accuracy, a standard deviation. "
         "The paper's numbers, of mnist/50 and fashion_mnist/50, stand below those rows. Attacks: a "

@@ -152,13 +152,19 @@ def _where(row: Row) -> list[str]:
 def notes(workshop: Workshop, rows: Rows, method: str | None = None) -> list[str]:
     """How accuracies were made."""
     scale = workshop.scale
-    spread = "; mean ± standard deviation" if scale.seeds * scale.networks > 1 else ""
+    several = scale.seeds * max(map(scale.networks_of, rows)) > 1
+    spread = "; mean ± standard deviation" if several else ""
     trained = _of_each(rows, lambda row: f"{scale.evaluation_steps_of(row):,} steps")
     return [
-        f"{counted(scale.seeds, 'distilled set')} a row, {counted(scale.networks, 'network')} on "
+        f"{counted(scale.seeds, 'distilled set')} a row, {networks_of(workshop, rows)} on "
         f"each{spread}; all test images there are. Each network trained: {trained}.",
         run_notes(workshop, rows, method),
     ]
+
+
+def networks_of(workshop: Workshop, rows: Rows) -> str:
+    """How many are trained on each set."""
+    return _of_each(rows, lambda row: counted(workshop.scale.networks_of(row), "network"))
 
 
 def run_notes(workshop: Workshop, rows: Rows, method: str | None = None) -> str:

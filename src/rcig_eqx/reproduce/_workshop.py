@@ -238,22 +238,22 @@ class Workshop:
         **options: Any,
     ) -> Evaluation:
         """The scale's networks trained on a set and tested, once: the numbers are filed."""
-        steps = self.scale.evaluation_steps_of(row)
+        networks, steps = self.scale.networks_of(row), self.scale.evaluation_steps_of(row)
 
         def measure() -> dict[str, Any]:
-            networks = counted(self.scale.networks, "network")
-            self.say(f"Evaluating {row.name}, seed {seed}, {name}: {networks}")
+            how_many = counted(networks, "network")
+            self.say(f"Evaluating {row.name}, seed {seed}, {name}: {how_many}, {steps:,} steps")
             return evaluate(
                 coreset,
                 self.data(row, "test"),
                 key=jr.fold_in(jr.key(seed), 2**31),
-                num_networks=self.scale.networks,
+                num_networks=networks,
                 steps=steps,
                 progress=self.progress,
                 **options,
             ).to_json()
 
-        file = folder / f"{name}-{self.scale.networks}x{steps}.json"
+        file = folder / f"{name}-{networks}x{steps}.json"
         return Evaluation.from_json(filed(file, coreset, measure))
 
     def seconds(self, row: Row, **how: Any) -> list[float]:
