@@ -169,7 +169,8 @@ def test_a_result_describes_itself(result, train):
     assert {"loss", "accuracy", "residual", "seconds", "rejected"} <= result.history.keys()
     assert all(len(series) == STEPS for series in result.history.values())
     each = np.diff(result.history["seconds"])
-    assert each.min() > 0.1 * each.max()  # the last one too, whose numbers are read at once
+    assert (each > 0).all()
+    assert each[-1] > 0.1 * np.median(each)  # though its numbers are read at once
     assert not same_bytes(result.last, result.baseline)
     pixels = result.baseline.preprocess.inverse(result.baseline.images)
     near = np.abs(np.asarray(pixels)[0] - train.images / 255).max((1, 2, 3)).min()
