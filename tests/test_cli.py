@@ -314,8 +314,10 @@ def test_a_dry_run_is_of_all_that_a_table_distils(monkeypatch, tmp_path, capsys)
         return [int(line.split()[-1]) for line in shown.splitlines() if line.startswith("  sets")]
 
     assert [counted(t) for t in ("figure1", "figure2", "figure5", "figure7", "table7")] == (
-        [[16], [16], [5], [1], [1]]
+        [[16], [16], [4], [1], [1]]
     )
+    assert run("reproduce", "figure7", *dry) == 0
+    assert "3 an evaluation, for 1,000 steps" in capsys.readouterr().out
     assert run("reproduce", "table1", *dry) == 0
     shown = capsys.readouterr().out
     for method in ("random", "vig", "cig", "rig", "rcig_paper", "frepo", "frepo_platt", "default"):

@@ -276,9 +276,10 @@ def press_ctrl_c(times: int):
     return callback
 
 
-def test_ctrl_c_returns_what_there_is(train):
+def test_ctrl_c_returns_what_there_is(train, capfd):
     before = signal.getsignal(signal.SIGINT)
-    stopped = distill(train, callbacks=[press_ctrl_c(1)])
+    stopped = distill(train, callbacks=[press_ctrl_c(1)], progress=True)
+    assert "Stopping after this step" in capfd.readouterr().err
     assert stopped.interrupted
     assert stopped.recipe["steps_done"] == len(stopped.history["loss"]) == 2
     assert signal.getsignal(signal.SIGINT) is before

@@ -29,7 +29,7 @@ def run(*, terminal: bool, enabled: bool = True, seconds: float = 4.0) -> str:
 def test_plain_lines_where_there_is_no_terminal():
     lines = run(terminal=False).splitlines()
     start, first, *_, last = lines
-    assert start == "compiling the first step"
+    assert start == "compiling the first step (Ctrl-C waits for it)"
     assert first == "1/10  loss 1.250  accuracy 50.0%  residual 3e-04  iterations 7  30 s"
     assert last.startswith("10/10  loss 1.250")
     assert "0.25 steps/s" in last  # the first step, which compiles, is not counted

@@ -226,6 +226,7 @@ def test_other_scales_are_filed_apart(workshop):
     assert len(folders) == 4
     more = dataclasses.replace(workshop, scale=TINY.changed(seeds=5, networks=9))
     assert more.place(FASHION, 0) == workshop.place(FASHION, 0)
+    assert TINY.changed(steps=3, width=4).name == f"{TINY.name}-steps3-width4"  # as ever
     other = dataclasses.replace(workshop, settings="paper")
     assert other.place(FASHION, 0) != workshop.place(FASHION, 0)
 
@@ -333,11 +334,13 @@ def test_columns_of_table_3_are_filed_by_their_network(workshop, distilled_with,
 @pytest.mark.slow
 def test_tables_1_and_3_and_figure_5(workshop, tmp_path, said):
     report = table1(workshop, [FASHION])
+    assert all(file.exists() for file in TARGETS["table1"].files(FASHION, workshop))
     assert [row[2] for row in report.rows][:5] == ["random", "vig", "cig", "rig", "rcig_paper"]
     table2(workshop, [CIFAR])
     said.clear()
     across = table3(workshop, [CIFAR])
     assert len(across.rows) == 12
+    assert all(file.exists() for file in TARGETS["table3"].files(CIFAR, workshop))
     # The set's own network is Table 2's, and two columns of one network are one evaluation.
     evaluated = [text.split(", evaluation")[1] for text in said if text.startswith("Evaluating")]
     others = ["-resnet-batch", "-vgg-batch", "-alexnet-none"]
@@ -345,6 +348,9 @@ def test_tables_1_and_3_and_figure_5(workshop, tmp_path, said):
     assert evaluated == [f"{name}: 1 network, 2 steps" for name in names]
     assert [row[3] for row in across.rows][1:3] == ["conv-nn", "resnet-dn (resnet-none)"]
     figure5(workshop, [FASHION], tmp_path)
+    files = TARGETS["figure5"].files(FASHION, workshop)
+    assert len(files) == 4
+    assert all(file.exists() for file in files)
     assert (tmp_path / "figure5.png").stat().st_size > 10_000
 
 
@@ -359,6 +365,7 @@ def test_membership_and_a_run_along_time_with_their_pictures(workshop, tmp_path,
     assert membership("table6", small, [FASHION], tmp_path) == report
     assert len(said) == before  # the attacks were filed
     figure8(small, [FASHION], tmp_path)
+    assert all(file.exists() for file in TARGETS["figure8"].files(FASHION, small))
     for name in ("table6-fashion_mnist-1.png", "figure8.png"):
         assert (tmp_path / name).stat().st_size > 10_000
 
@@ -374,6 +381,9 @@ def test_the_grids_of_figures_1_and_2(workshop, tmp_path, figure):
     assert (tmp_path / f"{figure.__name__}.pdf").stat().st_size > 5_000
     sets = {path.parent.parent.parent.name for path in workshop.folder.rglob("*.safetensors")}
     assert {f"fashion_mnist-1-rcig_paper-{i}x{j}" for i in (0, 2) for j in (0, 2)} <= sets
+    target, grid = TARGETS[figure.__name__], dataclasses.replace(workshop, scale=scale)
+    assert len(target.files(FASHION, grid)) == 4
+    assert all(file.exists() for file in target.files(FASHION, grid))
 
 
 def test_a_set_too_large_for_exact_steps_is_the_head_only_one(workshop):

@@ -27,7 +27,6 @@ from .data import DataError
 from .methods import AbstractAdaptiveMethod
 
 History = dict[str, list[float]]  # a number a step, by name
-Done = tuple[int, dict[str, Array], float | None]  # a step's number, metrics, and end if known
 
 _GIVE_UP_AFTER = 10  # steps in a row without a finite hypergradient
 
@@ -58,14 +57,17 @@ class Loop:
         number = first = int(state.step)
         before = history["seconds"][-1] if number else 0.0
         began = time.perf_counter() - before
-        pending: Done | None = None
+        pending: tuple[int, dict[str, Array]] | None = None
 
-        def flush(following: Done | None = None, *, show: bool = True) -> None:
+        def flush(
+            following: tuple[int, dict[str, Array]] | None = None, *, show: bool = True
+        ) -> None:
             nonlocal pending
             done, pending = pending, following  # before anything that may fail
             if not done:
                 return
-            record(history, done[1], (done[2] or time.perf_counter()) - began)
+            numbers = jax.device_get(done[1])
+            record(history, numbers, time.perf_counter() - began)
             if show:
                 self.bar.update(done[0], self.steps, _last(history))
             if show and history["cause"][-1]:
@@ -78,12 +80,12 @@ class Loop:
 
         def save() -> Any:
             flush(show=False)  # nothing that is shown may keep it from being kept
-            if self.checkpoints is None or deleted(state):
+            if self.checkpoints is None or lost(state):
                 return None
             arrays = {f"history.{k}": np.asarray(v, np.float64) for k, v in history.items()}
             return self.checkpoints.save(state, self.card, arrays)
 
-        saved, agreed = first, Agreement(self.mesh)
+        saved, agreed, step = first, Agreement(self.mesh), compiled_step()
         if first:
             self.bar.note(f"Going on from step {first:,} of {self.steps:,}.")
         with interruptible(self.bar.enabled) as interrupted:
@@ -91,12 +93,10 @@ class Loop:
                 for number in range(first + 1, self.steps + 1):
                     batch = self._next_batch(number)
                     if number == first + 1:
-                        state = self._compile(state, batch)
+                        state, step = self._compile(state, batch)
                     with on_mesh(self.mesh):
-                        state, metrics = compiled_step()(batch, state)
-                    # A CPU may be done by now; what is not is timed when its metrics are read.
-                    ended = time.perf_counter() if metrics["loss"].is_ready() else None
-                    flush((number, metrics, ended))
+                        state, metrics = step(batch, state)
+                    flush((number, metrics))
                     report = Progress(number, self.steps, metrics, state, so_far)
                     stop = [callback(report) for callback in self.callbacks]
                     if agreed(any(stop) or interrupted()) or gave_up(history):
@@ -105,7 +105,7 @@ class Loop:
                         flush()
                         saved = number if save() else saved
             except (Exception, SystemExit) as error:
-                if int(state.step) > first and (path := save()):
+                if not lost(state) and int(state.step) > first and (path := save()):
                     error.add_note(f"The run up to here is in {path}: resume=True continues it.")
                 raise
             try:
@@ -131,21 +131,23 @@ class Loop:
         labels = np.asarray(labels, np.int32)
         return tuple(shard_rows(x, self.mesh, self.batch_size) for x in (images, labels))
 
-    def _compile(self, state: State, batch: tuple[Array, ...]) -> State:
-        """What comes before the first step: learning rates found, the step compiled."""
+    def _compile(self, state: State, batch: tuple[Array, ...]) -> tuple[State, Callable]:
+        """What comes before the first step: learning rates found, the step compiled.
+
+        Called as it is and not by `filter_jit`, which waits for the device at every call.
+        """
         with on_mesh(self.mesh):
             if int(state.step) == 0 and isinstance(state.recipe.method, AbstractAdaptiveMethod):
                 state = compiled_tune()(batch, state)
-            compiled = compiled_step().lower(batch, state).compile().compiled
-        check_memory(memory_of(compiled, batch), len(batch[0]))
-        return state
+            step = compiled_step().lower(batch, state).compile()
+        check_memory(memory_of(step.compiled, batch), len(batch[0]))
+        return state, step
 
 
-def record(history: History, metrics: Mapping[str, Array], seconds: float) -> None:
+def record(history: History, numbers: Mapping[str, np.ndarray], seconds: float) -> None:
     """Add a step's numbers to the history."""
-    numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    for name, value in (numbers | {"seconds": seconds}).items():
-        history.setdefault(name, []).append(value)
+    for name, value in {**numbers, "seconds": seconds}.items():
+        history.setdefault(name, []).append(float(value))
 
 
 def _last(history: History) -> dict[str, float]:
@@ -158,9 +160,13 @@ def gave_up(history: Mapping[str, Any]) -> bool:
     return len(lately) == _GIVE_UP_AFTER and all(lately)
 
 
-def deleted(state: State) -> bool:
-    """Whether a step that did not end has taken the state's memory."""
-    return any(x.is_deleted() for x in jax.tree.leaves(eqx.filter(state, eqx.is_array)))
+def lost(state: State) -> bool:
+    """Whether the step that made the state failed, or one that did not end took its memory."""
+    try:
+        jax.block_until_ready(eqx.filter(state, eqx.is_array))
+    except RuntimeError:
+        return True
+    return False
 
 
 def say_what_fell_short(history: History) -> None:
@@ -212,11 +218,12 @@ def interruptible(say: bool = False) -> Iterator[Callable[[], bool]]:
 
     def handler(number: int, _: object) -> None:
         pressed.set()
-        if say:  # not by print, which is not safe where a signal may come
-            os.write(2, b"\nStopping after this step; once more stops at once.\n")
         # A job in the background starts with SIGINT ignored: twice still interrupts.
         usual = before[signal.Signals(number)]
         signal.signal(number, usual if callable(usual) else always[signal.Signals(number)])
+        if say:  # not by print, which a signal may have come in the middle of
+            with contextlib.suppress(OSError):
+                os.write(2, b"\nStopping after this step; once more stops at once.\n")
 
     for number in always:
         signal.signal(number, handler)

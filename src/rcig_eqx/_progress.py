@@ -61,14 +61,14 @@ class ProgressBar:
             console=self.console,
             disable=not (enabled and self.console.is_terminal),
         )
-        self.task = self.bar.add_task("", total=None, numbers="compiling")
+        self.task = self.bar.add_task("", total=None, numbers=_COMPILING)
         self.last_line = 0.0
         self.first: tuple[int, float] | None = None
 
     def __enter__(self) -> "ProgressBar":
         self.bar.start()
         if not self.console.is_terminal:
-            self.console.print("compiling the first step; Ctrl-C is answered after it")
+            self.console.print(_COMPILING)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -99,6 +99,7 @@ class ProgressBar:
         self.bar.console.print(text, soft_wrap=True)
 
 
+_COMPILING = "compiling the first step (Ctrl-C waits for it)"
 _SHOWN = (
     ("loss", "loss", ".3f"),
     ("accuracy", "accuracy", ".1%"),

@@ -154,9 +154,11 @@ def test_unofficial_files_are_refused(server):
     assert not list((cache_folder() / "mnist").iterdir())
 
 
-def test_no_server():
+def test_no_server(tmp_path):
     with pytest.raises(DataError, match="By hand"):
         load("cifar100", mirror="http://127.0.0.1:9/")
+    with pytest.raises(DataError, match=rf"place in the folder {tmp_path}/cifar100\."):
+        load("cifar100", mirror="http://127.0.0.1:9/", directory=tmp_path)
 
 
 def test_without_pooch(monkeypatch):

@@ -23,11 +23,12 @@ def download(
     mirror: str | None = None,
     by_hand: Path | None = None,
 ) -> None:
-    """Bring the files `split` needs into `folder`, or say to place them in `by_hand`, or there.
+    """Bring the files `split` needs into `folder`.
 
     Each is written under another name, and renamed once complete and right by its checksum: what a
     failure leaves behind is never taken for good later. `mirror` replaces the official address.
-    `DataError` says what to place where by hand; `ImportError` asks for pooch.
+    `DataError` says what to place by hand in `by_hand`, `folder` if `None`; `ImportError` asks for
+    pooch.
     """
     try:
         import pooch

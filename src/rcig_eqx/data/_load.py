@@ -104,7 +104,9 @@ def _load_named(
             f"{source.title} ({split}) is in none of {looked}: place "
             f"{' and '.join(source.downloads(split))} in one of them, or allow download=True."
         )
-    fetch(source, split, cache, mirror=mirror, by_hand=Path(directory) if directory else None)
+    fetch(
+        source, split, cache, mirror=mirror, by_hand=Path(directory) / name if directory else None
+    )
     dataset = _read_folder(name, source, split, cache)
     assert dataset is not None  # every file of the split was just put there
     return dataset

@@ -17,7 +17,7 @@ from ._dry import dry_run
 from ._plan import METHODS, SCALES, SETTINGS
 from ._report import Report, counted
 from ._rows import ROWS, Row
-from ._tables import networks_of
+from ._tables import Ways, networks_of
 from ._targets import TARGETS, Target, find_rows
 from ._workshop import Interrupted, Workshop
 
@@ -86,11 +86,12 @@ def reproduce(
     wanted = TARGETS[target]
     if wanted.method and method != "default":
         raise ValueError(f"{target} is of a method of its own: leave --method out.")
+    if wanted.steps and steps:
+        raise ValueError(f"{target} takes {wanted.steps} steps: leave --steps out.")
     shown = wanted.method or method
     chosen = find_rows(names or wanted.rows)
-    changed = {"seeds": seeds, "networks": networks, "width": width}
-    changed |= {"steps": wanted.steps or steps, "evaluation_steps": evaluation_steps}
-    changed |= {"batch_size": batch_size, "pool": pool}
+    changed = {"seeds": seeds, "networks": networks, "steps": steps, "width": width}
+    changed |= {"batch_size": batch_size, "pool": pool, "evaluation_steps": evaluation_steps}
     workshop = Workshop(
         out / "sets",
         SCALES[scale].changed(**changed),
@@ -103,15 +104,15 @@ def reproduce(
         progress=not quiet,
     )
     if dry:
-        echo("Compiling a step of each; a large one takes minutes.")
+        workshop.say("Compiling a step of each kind; a large one takes minutes.")
         for row in chosen:
             _echo_dry(row, workshop, wanted)
-        echo("Data sets are looked for when it is run.")
         return
     scaled = workshop.scale
     there = [file.exists() for row in chosen for file in wanted.files(row, workshop)]
     filed = f" ({sum(there)} filed already)" if any(there) else ""
-    each = f", {networks_of(workshop, chosen)} on each" if wanted.evaluated else ""
+    networks_each = networks_of(scaled, chosen, attacked=wanted.attacked)
+    each = f", {networks_each} an evaluation" if wanted.evaluated else ""
     workshop.say(
         f"{target}, {counted(len(chosen), 'row')} at scale {scaled.name}, method {shown}: "
         f"{counted(len(there), 'set')}{filed}{each}. --dry-run says what each takes; Ctrl-C stops, "
@@ -134,16 +135,23 @@ def reproduce(
 
 def run(target: Target, workshop: Workshop, rows: list[Row], folder: Path) -> Report:
     """The report of a table or figure; pictures are written into the folder."""
-    missing: dict[str, DataError] = {}  # told before hours of work
-    for row in rows:
-        for split in SPLITS[: 2 if target.evaluated else 1]:
-            try:
+    missing: dict[str, Exception] = {}  # told before hours of work
+    splits = SPLITS if target.evaluated else ("train",)
+    # ImageNet last: it is written to disk, for which there is no reason where others are missing.
+    each = {row.dataset: row for row in sorted(rows, key=lambda row: row.dataset == "imagenet64")}
+    for name, row in each.items():
+        if name == "imagenet64" and missing:
+            break
+        try:
+            for split in splits:
                 workshop.data(row, split)
-            except DataError as error:
-                missing.setdefault(row.dataset, error)
+        except (DataError, ImportError) as error:
+            missing[name] = error
     if missing:
-        told = " ".join(str(error) for error in missing.values())
-        raise DataError(f"{told} Or leave the rows of {', '.join(missing)} out, with --rows.")
+        told = " ".join(map(str, missing.values()))
+        raise DataError(
+            f"{told} Or leave the rows of {', '.join(missing)} out, with --rows."
+        ) from next(iter(missing.values()))
     folder.mkdir(parents=True, exist_ok=True)
     return target.make(workshop, rows, folder)
 
@@ -155,19 +163,22 @@ def _folder_of(rows: list[str]) -> str:
 
 
 def _echo_dry(row: Row, workshop: Workshop, target: Target) -> None:
-    """What each kind of the row's sets takes; a step of each is compiled once."""
-    scale, kinds = workshop.scale, {}
+    """What each kind of the row's sets takes; a step of each kind is compiled."""
+    workshop = dataclasses.replace(workshop, scale=target.scale(workshop.scale))
+    scale, attacked = workshop.scale, target.attacked
+    kinds: dict[tuple[str, str | None], Ways] = {}
     for way in target.ways(row, scale):
-        how = {k: v for k, v in way.items() if k != "variant"}
-        named = ", ".join(({"method": workshop.method} | how).values())
-        kinds.setdefault(named, (how, []))[1].append(way)
-    for named, (how, ways) in kinds.items():
-        echo(f"{row.name}, {named}, {scale.name}:")
+        method = scale.method(row, way.get("method", workshop.method))
+        kinds.setdefault((method, way.get("normalization")), []).append(way)
+    for (method, normalization), ways in kinds.items():
+        echo(f"{row.name}, {', '.join(filter(None, (method, normalization)))}, {scale.name}:")
         there = [file.exists() for file in target.files(row, workshop, ways)]
-        values = dry_run(row, workshop, **how) | {"sets": len(there), "filed already": sum(there)}
+        values = dry_run(row, workshop, method=method, normalization=normalization)
+        values |= {"sets": len(there), "filed already": sum(there)}
         if target.evaluated:
-            trained = f"for {scale.evaluation_steps_of(row):,} steps"
-            values["networks"] = f"{scale.networks_of(row)} on each, {trained}"
+            trained = f"for {scale.evaluation_steps_of(row, attacked=attacked):,} steps"
+            networks = scale.networks_of(row, attacked=attacked)
+            values["networks"] = f"{networks} an evaluation, {trained}"
         for name, value in values.items():
             number = isinstance(value, int) and not isinstance(value, bool)
             echo(f"  {name:<13} {f'{value:,}' if number else value}")

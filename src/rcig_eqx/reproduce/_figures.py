@@ -160,7 +160,7 @@ def figure5(workshop: Workshop, rows: Rows, folder: Path) -> Report:
 
 
 def _subsets(row: Row) -> list[int]:
-    return [max(1, round(part * row.images)) for part in SUBSETS]
+    return sorted({max(1, round(part * row.images)) for part in SUBSETS})
 
 
 def subset_ways(row: Row, scale: Scale) -> Ways:
@@ -204,7 +204,7 @@ def figure8(workshop: Workshop, rows: Rows, folder: Path) -> Report:
     title = "Figure 8: accuracy against wall-clock time, memory against width"
     more = [
         "One set; seconds are from the end of its first iteration, which compiles. "
-        f"{networks_of(workshop, rows)} a point, trained for "
+        f"{networks_of(workshop.scale, rows)} a point, trained for "
         f"{max(map(workshop.scale.evaluation_steps_of, rows)):,} steps at most."
     ]
     more.append(run_notes(workshop, rows))

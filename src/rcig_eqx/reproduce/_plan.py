@@ -85,14 +85,16 @@ class Scale:
         side = max(32, row.facts.shape[0])
         return self.width or (_at_most(row.width, self.breadth, side) if self.breadth else None)
 
-    def evaluation_steps_of(self, row: Row) -> int:
-        """Of an evaluation network."""
+    def evaluation_steps_of(self, row: Row, *, attacked: bool = False) -> int:
+        """Of an evaluation network, or of one under attack."""
+        if attacked:
+            return self.snapshots()[-1]
         return self.evaluation_steps or default_steps(row.images)
 
-    def networks_of(self, row: Row) -> int:
-        """Evaluated on each set."""
+    def networks_of(self, row: Row, *, attacked: bool = False) -> int:
+        """Evaluated on each set, or attacked."""
         batch = min(row.mirrored_images, 256)  # `evaluate`'s
-        images = self.evaluation_steps_of(row) * batch
+        images = self.evaluation_steps_of(row, attacked=attacked) * batch
         return self.networks or _at_most(3, self.evaluation_budget, images)
 
     def snapshots(self) -> tuple[int, ...]:

@@ -28,8 +28,13 @@ def attacked(workshop: Workshop, row: Row) -> PrivacyReport:
     """
     scale = workshop.scale
     whole = workshop.data(row, "train")
+    if not isinstance(whole, Dataset):
+        raise ValueError(
+            f"Membership is inferred from sets in memory, which {row.facts.title} is not: choose "
+            "other --rows."
+        )
     size = _members(row, scale, len(whole))
-    networks = scale.networks_of(row)
+    networks = scale.networks_of(row, attacked=True)
     reports = []
     for seed, chunk in enumerate(chunks(whole, size, scale.chunks, key=jr.key(0))):
         how: dict[str, Any] = {"variant": _of_chunk(size)}
@@ -94,7 +99,7 @@ def membership(name: str, workshop: Workshop, rows: Sequence[Row], folder: Path)
     scale = workshop.scale
     more = [
         f"{counted(scale.chunks, 'chunk')} of {MEMBERS_PER_IMAGE} real images for every distilled "
-        f"one, or as many as there are, {networks_of(workshop, rows)} a set, trained for "
+        f"one, or as many as there are, {networks_of(scale, rows, attacked=True)} a set, trained for "
         f"{scale.snapshots()[-1]:,} steps; area under the ROC curve (0.5 is guessing) ± half its "
         "95% interval. Bands in pictures are that interval and, of accuracy, a standard deviation. "
         "The paper's numbers, of mnist/50 and fashion_mnist/50, stand below those rows. Attacks: a "

@@ -8,7 +8,7 @@ from .._across import percent
 from .._distill import versions
 from .._pool import MakeModel
 from ..models import network_for
-from ._plan import model_of
+from ._plan import Scale, model_of
 from ._report import Report, counted, of_paper
 from ._rows import RANDOM, TABLE_1, TABLE_3, TABLE_3_FREPO, Row
 from ._workshop import Workshop
@@ -156,15 +156,15 @@ def notes(workshop: Workshop, rows: Rows, method: str | None = None) -> list[str
     spread = "; mean ± standard deviation" if several else ""
     trained = _of_each(rows, lambda row: f"{scale.evaluation_steps_of(row):,} steps")
     return [
-        f"{counted(scale.seeds, 'distilled set')} a row, {networks_of(workshop, rows)} on "
+        f"{counted(scale.seeds, 'distilled set')} a row, {networks_of(scale, rows)} on "
         f"each{spread}; all test images there are. Each network trained: {trained}.",
         run_notes(workshop, rows, method),
     ]
 
 
-def networks_of(workshop: Workshop, rows: Rows) -> str:
+def networks_of(scale: Scale, rows: Rows, *, attacked: bool = False) -> str:
     """How many are trained on each set."""
-    return _of_each(rows, lambda row: counted(workshop.scale.networks_of(row), "network"))
+    return _of_each(rows, lambda row: counted(scale.networks_of(row, attacked=attacked), "network"))
 
 
 def run_notes(workshop: Workshop, rows: Rows, method: str | None = None) -> str:

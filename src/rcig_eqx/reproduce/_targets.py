@@ -50,7 +50,7 @@ class Target:
     - `ways`: what each set of a row is filed under beside the workshop's own method.
     - `sets`: how many are distilled in each of these ways.
     - `steps`: outer iterations, where they are not the scale's.
-    - `evaluated`: whether networks are trained on the sets, and the test split is read.
+    - `evaluated`, `attacked`: whether networks are trained on the sets and tested, or attacked.
     """
 
     make: Callable[[Workshop, Rows, Path], Report]
@@ -60,12 +60,19 @@ class Target:
     sets: Callable[[Scale], int] = lambda scale: scale.seeds
     steps: int | None = None
     evaluated: bool = True
+    attacked: bool = False
+
+    def scale(self, scale: Scale) -> Scale:
+        """With the target's own steps, if it has some."""
+        return scale.changed(steps=self.steps)
 
     def files(self, row: Row, workshop: Workshop, ways: Ways | None = None) -> list[Path]:
         """Of the row's sets, there or not; of all ways if `None`."""
+        workshop = dataclasses.replace(workshop, scale=self.scale(workshop.scale))
         ways = self.ways(row, workshop.scale) if ways is None else ways
         seeds = range(self.sets(workshop.scale))
-        return [workshop.filed(row, seed, **way) for way in ways for seed in seeds]
+        each = [workshop.filed(row, seed, **way) for way in ways for seed in seeds]
+        return list(dict.fromkeys(each))  # two methods may come to one
 
 
 def _one(scale: Scale) -> int:
@@ -82,6 +89,7 @@ def _attacks(name: str, *rows: str) -> Target:
         rows,
         ways=chunk_ways,
         sets=lambda scale: scale.chunks,
+        attacked=True,
     )
 
 
