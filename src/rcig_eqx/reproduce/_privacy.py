@@ -99,9 +99,10 @@ def membership(name: str, workshop: Workshop, rows: Sequence[Row], folder: Path)
     scale = workshop.scale
     more = [
         f"{counted(scale.chunks, 'chunk')} of {MEMBERS_PER_IMAGE} real images for every distilled "
-        f"one, or as many as there are, {networks_of(scale, rows, attacked=True)} a set, trained for "
-        f"{scale.snapshots()[-1]:,} steps; area under the ROC curve (0.5 is guessing) ± half its "
-        "95% interval. Bands in pictures are that interval and, of accuracy, a standard deviation. "
+        f"one, or as many as there are, {networks_of(scale, rows, attacked=True)} a set, "
+        f"trained for {scale.snapshots()[-1]:,} steps; area under the ROC curve (0.5 is guessing) "
+        "± half its 95% interval. Bands in pictures are that interval and, of accuracy, a standard "
+        "deviation. "
         "The paper's numbers, of mnist/50 and fashion_mnist/50, stand below those rows. Attacks: a "
         "threshold on the loss, LR logistic regression, MLP a small network, RF a random forest, "
         "KNN the nearest neighbours.",
