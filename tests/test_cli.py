@@ -297,10 +297,15 @@ def test_tables_of_other_rows_stay(reproduced, tmp_path, capsys):
     assert there == {"table2.md", "mnist-1/table2.md", "mnist-1+cifar10-1/table2.md"}
     assert [len(rows) for _, _, rows, _ in reproduced] == [1, 2, len(TABLE_2)]
     shown = capsys.readouterr().out
-    assert "table2, 2 rows at scale small, method default: 2 sets, 3 networks on each" in shown
+    assert (
+        "table2, 2 rows at scale small, method default: 2 sets, 3 networks an evaluation" in shown
+    )
     assert "It diverged." in (tmp_path / "small-default/mnist-1/table2.txt").read_text()
     assert run("reproduce", "table1", "--scale", "small", "--out", tmp_path) == 0
     assert reproduced[-1][-1] == tmp_path / "small-each"
+    shorter = ("--evaluation-steps", "20", "--networks", "1")
+    assert run("reproduce", "table1", "--scale", "small", *shorter, "--out", tmp_path) == 0
+    assert reproduced[-1][-1] == tmp_path / "small-networks1-evaluation_steps20-each"
 
 
 def test_a_dry_run_is_of_all_that_a_table_distils(monkeypatch, tmp_path, capsys):
@@ -337,7 +342,7 @@ def test_a_set_that_is_nowhere_is_told_before_any_work(tmp_path, monkeypatch, ca
     rows = ("--rows", "mnist/1,cub200/1,imagewoof/1,cub200/10")
     assert run("reproduce", "table2", *rows, "--out", tmp_path / "out") == 2
     shown = capsys.readouterr().err
-    assert "cub200 is nowhere. imagewoof is nowhere. Or leave" in shown
+    assert "2 data sets cannot be had. (1) cub200 is nowhere. (2) imagewoof is nowhere. Or" in shown
     assert "the rows of cub200, imagewoof out, with --rows." in shown
     assert not (tmp_path / "out").exists()
 

@@ -17,9 +17,9 @@ def metrics(seconds: float) -> dict[str, float]:
     }
 
 
-def run(*, terminal: bool, enabled: bool = True, seconds: float = 4.0) -> str:
+def run(*, terminal: bool, enabled: bool = True, seconds: float = 4.0, width: int = 120) -> str:
     text = io.StringIO()
-    console = Console(file=text, force_terminal=terminal, width=120, quiet=not enabled)
+    console = Console(file=text, force_terminal=terminal, width=width, quiet=not enabled)
     with ProgressBar(enabled=enabled, console=console) as bar:
         for step in range(1, 11):
             bar.update(step, 10, metrics(30 + seconds * (step - 1)))
@@ -35,6 +35,14 @@ def test_plain_lines_where_there_is_no_terminal():
     assert "0.25 steps/s" in last  # the first step, which compiles, is not counted
     assert last.endswith("66 s, 0 s left")
     assert [line.split("/")[0] for line in lines[1:]] == ["1", "4", "7", "10"]  # every ten seconds
+
+
+def test_a_narrow_terminal_has_room_for_the_count_and_the_rate():
+    text = run(terminal=True, width=80)
+    assert "10/10" in text
+    assert "loss 1.250  accuracy 50.0%  0.25 steps/s" in text
+    assert "residual" not in text
+    assert "residual" in run(terminal=False, width=80)
 
 
 def test_a_step_without_a_solve_shows_none():

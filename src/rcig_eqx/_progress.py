@@ -50,9 +50,10 @@ class ProgressBar:
     def __init__(self, *, enabled: bool = True, console: Console | None = None):
         self.enabled = enabled
         self.console = console or Console(stderr=True, quiet=not enabled)
+        wide = self.console.width >= 120 or not self.console.is_terminal
+        self.shown = _SHOWN if wide else _SHOWN[:2]  # what a narrow terminal has room for
         self.bar = rich.progress.Progress(
-            TextColumn("distilling"),
-            BarColumn(bar_width=20),
+            *((TextColumn("distilling"), BarColumn(bar_width=20)) if wide else ()),
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
             TimeElapsedColumn(),
@@ -82,7 +83,7 @@ class ProgressBar:
         timed, elapsed = step - self.first[0], seconds - self.first[1]
         numbers = "  ".join(
             f"{name} {metrics[key]:{spec}}"
-            for key, name, spec in _SHOWN
+            for key, name, spec in self.shown
             if key in metrics and not (metrics[key] == 0 and key in _OF_A_SOLVE)
         )
         if elapsed > 0:

@@ -11,6 +11,7 @@ from typer import Argument, Exit, Option, echo
 
 from .._devices import first_devices
 from ..data import DataError
+from ..data._load import check_directory
 from ..data._sources import SPLITS
 from ..models._normalize import check_known
 from ._dry import dry_run
@@ -71,7 +72,7 @@ def reproduce(
     Every distilled set and accuracy is filed in the folder as soon as it is there: interrupted, the
     same command goes on, and with more seeds it adds what is missing.
     """
-    names = [name for given in rows or [] for name in given.split(",")]
+    names = list(dict.fromkeys(name for given in rows or [] for name in given.split(",")))
     if target == "rows":
         for row in find_rows(names or list(ROWS)):
             mean, spread = row.paper
@@ -90,6 +91,7 @@ def reproduce(
         raise ValueError(f"{target} takes {wanted.steps} steps: leave --steps out.")
     shown = wanted.method or method
     chosen = find_rows(names or wanted.rows)
+    check_directory(directory)
     changed = {"seeds": seeds, "networks": networks, "steps": steps, "width": width}
     changed |= {"batch_size": batch_size, "pool": pool, "evaluation_steps": evaluation_steps}
     workshop = Workshop(
@@ -105,7 +107,8 @@ def reproduce(
     )
     if dry:
         workshop.say("Compiling a step of each kind; a large one takes minutes.")
-        for row in chosen:
+        for number, row in enumerate(chosen, 1):
+            workshop.say(f"{row.name}, row {number} of {len(chosen)}")
             _echo_dry(row, workshop, wanted)
         return
     scaled = workshop.scale
@@ -118,7 +121,10 @@ def reproduce(
         f"{counted(len(there), 'set')}{filed}{each}. --dry-run says what each takes; Ctrl-C stops, "
         "and the same command goes on."
     )
-    folder = out / "-".join([scaled.name, shown, *[settings] * (settings != "library")])
+    # Sets are filed apart by what the scale's name says; their tables by what is asked of them too.
+    asked = {"seeds": seeds, "networks": networks, "evaluation_steps": evaluation_steps}
+    of = [f"{name}{number}" for name, number in asked.items() if number is not None]
+    folder = out / "-".join([scaled.name, *of, shown, *[settings] * (settings != "library")])
     if names:
         folder /= _folder_of(names)
     try:
@@ -148,9 +154,10 @@ def run(target: Target, workshop: Workshop, rows: list[Row], folder: Path) -> Re
         except (DataError, ImportError) as error:
             missing[name] = error
     if missing:
-        told = " ".join(map(str, missing.values()))
+        told = " ".join(f"({i}) {error}" for i, error in enumerate(missing.values(), 1))
         raise DataError(
-            f"{told} Or leave the rows of {', '.join(missing)} out, with --rows."
+            f"{counted(len(missing), 'data set')} cannot be had. {told} Or leave the rows of "
+            f"{', '.join(missing)} out, with --rows."
         ) from next(iter(missing.values()))
     folder.mkdir(parents=True, exist_ok=True)
     return target.make(workshop, rows, folder)

@@ -22,7 +22,7 @@ from ._dry import parts_of
 from ._plan import Scale, arguments, model_of
 from ._report import Report
 from ._rows import Row
-from ._tables import Rows, Ways, networks_of, normalized, notes, run_notes
+from ._tables import Rows, Ways, networks_of, normalized, notes, run_notes, title_of
 from ._workshop import Workshop
 
 SUBSETS = (0.04, 0.1, 0.2, 0.4, 1.0)  # of |S|: 200, 500, 1,000, 2,000 and 5,000 of 5,000
@@ -116,7 +116,7 @@ def _grid(
                 axis.plot(0, values[row.name][0][0], "o", color="red", markersize=9, zorder=0)
             if 20 in counts:  # what the paper takes everywhere
                 axis.plot(20, values[row.name][20][20], "*", color="green", markersize=14)
-            axis.set(title=_title(row), xlabel="inverse-Hessian steps", ylabel=label)
+            axis.set(title=title_of(row), xlabel="inverse-Hessian steps", ylabel=label)
         beside = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5)}
         axes[-1].legend(title="inner steps", fontsize=8, **beside)
     head = ["Row", "Inner steps", *(f"{j} inverse" for j in counts)]
@@ -147,7 +147,7 @@ def figure5(workshop: Workshop, rows: Rows, folder: Path) -> Report:
             ys = [[v["MB"] for v in mine], [v["seconds"] for v in mine], accuracies]
             labels = ("peak memory, MB", "seconds an iteration", "test accuracy, %")
             for axis, y, label in zip(axes, ys, labels, strict=True):
-                axis.plot(at, y, "o-", label=_title(row))
+                axis.plot(at, y, "o-", label=title_of(row))
                 axis.set(xlabel="images of the backward pass", ylabel=label)
         for axis in axes[:2]:
             axis.set_ylim(0, 1.1 * axis.dataLim.y1)
@@ -192,7 +192,7 @@ def figure8(workshop: Workshop, rows: Rows, folder: Path) -> Report:
             at = [p["seconds"] for p in series]
             means = [100 * p["accuracy"]["mean"] for p in series]
             for axis, first in zip(axes[:2], (0, 1), strict=True):  # 0 s has no logarithm
-                axis.plot(at[first:], means[first:], "o-", markersize=3, label=_title(row))
+                axis.plot(at[first:], means[first:], "o-", markersize=3, label=title_of(row))
                 axis.set(xlabel="seconds of distilling", ylabel="test accuracy, %")
             axes[2].plot(list(memory), list(memory.values()), "o-")
         axes[1].set_xscale("log")
@@ -242,7 +242,7 @@ def gallery(workshop: Workshop, rows: Rows, folder: Path) -> Report:
         result = workshop.distilled(row, **how)
         normalization = how.get("normalization")
         suffix = f"-{normalization}" if normalization else ""
-        title = _title(row) + (f", {normalization} normalisation" if normalization else "")
+        title = title_of(row) + (f", {normalization} normalisation" if normalization else "")
         stem = folder / f"gallery-{row.name.replace('/', '-')}{suffix}"
         for kind in (".png", ".pdf"):
             save_grid(result.coreset, result.class_names, stem.with_suffix(kind), title=title)
@@ -256,10 +256,6 @@ def gallery(workshop: Workshop, rows: Rows, folder: Path) -> Report:
 def gallery_ways(row: Row, scale: Scale) -> Ways:
     """The row's set, and that of Figure 15 with batch normalisation."""
     return [{}, *[normalized("batch")] * (row.name == "cifar10/10")]
-
-
-def _title(row: Row) -> str:
-    return f"{row.facts.title}, {row.images_per_class} a class"
 
 
 @contextlib.contextmanager

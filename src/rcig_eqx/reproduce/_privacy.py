@@ -12,7 +12,7 @@ from ..privacy import PrivacyReport, chunks, join, membership_inference, save_cu
 from ._plan import Scale
 from ._report import Report, counted
 from ._rows import PRIVACY_COLUMNS, TABLE_5, TABLE_6, Row
-from ._tables import Ways, networks_of, run_notes
+from ._tables import Ways, networks_of, run_notes, title_of
 from ._workshop import Workshop, filed
 
 MEMBERS_PER_IMAGE = 20
@@ -82,7 +82,7 @@ def membership(name: str, workshop: Workshop, rows: Sequence[Row], folder: Path)
         stem = f"{name}-{row.name.replace('/', '-')}"
         names.append(f"{stem}.png")
         for suffix in (".png", ".pdf"):
-            save_curves(found, folder / f"{stem}{suffix}", attack="MLP", title=row.facts.title)
+            save_curves(found, folder / f"{stem}{suffix}", attack="MLP", title=title_of(row))
         for which, curve in found.curves.items():
             last = 100 * curve.accuracy[:, -1]
             spread = f" ± {last.std(ddof=1):.1f}" if len(last) > 1 else ""
@@ -102,8 +102,7 @@ def membership(name: str, workshop: Workshop, rows: Sequence[Row], folder: Path)
         f"one, or as many as there are, {networks_of(scale, rows, attacked=True)} a set, "
         f"trained for {scale.snapshots()[-1]:,} steps; area under the ROC curve (0.5 is guessing) "
         "± half its 95% interval. Bands in pictures are that interval and, of accuracy, a standard "
-        "deviation. "
-        "The paper's numbers, of mnist/50 and fashion_mnist/50, stand below those rows. Attacks: a "
+        "deviation. Attacks: a "
         "threshold on the loss, LR logistic regression, MLP a small network, RF a random forest, "
         "KNN the nearest neighbours.",
         run_notes(workshop, rows),

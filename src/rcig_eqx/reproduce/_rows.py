@@ -202,7 +202,7 @@ TABLE_3_FREPO: dict[str, Number] = {  # distilled with batch normalisation
 }  # fmt: skip
 
 # Tables 5 and 6: test accuracy and attack AUC, of the paper's RCIG and FRePo 500 distilled images.
-PRIVACY_COLUMNS = ("test", "threshold", "lr", "mlp", "rf", "knn")
+PRIVACY_COLUMNS = ("Test, %", "Threshold", "LR", "MLP", "RF", "KNN")
 TABLE_5: dict[str, tuple[Number, ...]] = {
     "real": ((99.2, 0.1), (0.99, 0.01), (0.99, 0.00), (1.00, 0.00), (1.00, 0.00), (0.97, 0.00)),
     "subset": ((96.8, 0.2), (0.52, 0.00), (0.50, 0.01), (0.53, 0.01), (0.55, 0.00), (0.54, 0.00)),

@@ -6,6 +6,7 @@ from typing import Any
 
 from .._across import percent
 from .._distill import versions
+from .._evaluate import default_steps
 from .._pool import MakeModel
 from ..models import network_for
 from ._plan import Scale, model_of
@@ -145,6 +146,11 @@ def table8(workshop: Workshop, rows: Rows) -> Report:
     return Report("table8", title, head, lines, values, notes(workshop, rows))
 
 
+def title_of(row: Row) -> str:
+    """What stands above a picture of the row."""
+    return f"{row.facts.title}, {row.images_per_class} a class"
+
+
 def _where(row: Row) -> list[str]:
     return [row.facts.title, str(row.images_per_class)]
 
@@ -154,10 +160,15 @@ def notes(workshop: Workshop, rows: Rows, method: str | None = None) -> list[str
     scale = workshop.scale
     several = scale.seeds * max(map(scale.networks_of, rows)) > 1
     spread = "; mean ± standard deviation" if several else ""
-    trained = _of_each(rows, lambda row: f"{scale.evaluation_steps_of(row):,} steps")
+
+    def trained(row: Row) -> str:
+        steps, usual = scale.evaluation_steps_of(row), default_steps(row.images)
+        return f"{steps:,} steps" + f" of the paper's {usual:,}" * (steps != usual)
+
     return [
         f"{counted(scale.seeds, 'distilled set')} a row, {networks_of(scale, rows)} on "
-        f"each{spread}; all test images there are. Each network trained: {trained}.",
+        f"each{spread}; all test images there are. Each network trained: "
+        f"{_of_each(rows, trained)}.",
         run_notes(workshop, rows, method),
     ]
 
