@@ -213,3 +213,40 @@ def test_a_loss_in_double_precision(train, batch):
         _, metrics = take(state, batch)
     assert metrics["loss"].dtype == jnp.float64
     assert not metrics["rejected"]
+
+
+class failing(AbstractMethod):
+    """Fails on the device itself, where each step that it is told to is under way."""
+
+    at: int = eqx.field(static=True, default=0)
+    l2_rate: float = L2_RATE
+
+    def hypergradient(self, model, coreset, images, targets, *, key):
+        count = iter(range(1, 1000))
+
+        def on_host(value):
+            if next(count) == self.at:
+                raise ArithmeticError("a fault of the device")
+            return value
+
+        zero = jnp.zeros(())
+        value = jax.pure_callback(on_host, jax.ShapeDtypeStruct((), zero.dtype), zero)
+        return Hypergradient(value, jax.tree.map(jnp.zeros_like, coreset), {"loss_again": value})
+
+
+@pytest.mark.parametrize("at", [1, 3, 6])
+def test_a_step_that_fails_on_the_device_ends_the_run_with_its_error(at, train, tmp_path):
+    """At the first, in the middle, at the last, whose numbers are read once the loop is over."""
+    settings = {"images_per_class": 1, "model": make_model, "steps": 6, "batch_size": 20}
+    with pytest.raises(Exception, match="a fault of the device"):
+        distill(
+            train,
+            key=jr.key(0),
+            method=failing(at=at),
+            checkpoint_dir=tmp_path,
+            checkpoint_every=0.0,
+            **settings,  # pyright: ignore[reportArgumentType]
+        )
+    kept = sorted(file.name for file in tmp_path.glob("*.safetensors"))
+    assert all(int(name[5:13]) < at for name in kept)
+    assert bool(kept) == (at > 1)
