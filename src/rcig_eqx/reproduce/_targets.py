@@ -37,7 +37,13 @@ from ._workshop import Workshop
 
 
 def _its_own(row: Row, scale: Scale) -> Ways:
+    """One, by the workshop's method and with the row's network."""
     return [{}]
+
+
+def _of_each_seed(scale: Scale) -> int:
+    """As many as the scale has seeds."""
+    return scale.seeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Target:
     rows: Sequence[str]
     method: str | None = None
     ways: Callable[[Row, Scale], Ways] = _its_own
-    sets: Callable[[Scale], int] = lambda scale: scale.seeds
+    sets: Callable[[Scale], int] = _of_each_seed
     steps: int | None = None
     evaluated: bool = True
     attacked: bool = False
