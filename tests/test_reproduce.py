@@ -354,6 +354,12 @@ def test_tables_1_and_3_and_figure_5(workshop, tmp_path, said):
     assert (tmp_path / "figure5.png").stat().st_size > 10_000
 
 
+def test_membership_is_refused_where_images_are_not_in_memory(workshop, tmp_path):
+    on_disk = dataclasses.replace(workshop, _sets={("fashion_mnist", "train"): object()})
+    with pytest.raises(ValueError, match="sets in memory, which Fashion-MNIST is not"):
+        membership("table6", on_disk, [FASHION], tmp_path)
+
+
 @pytest.mark.slow
 def test_membership_and_a_run_along_time_with_their_pictures(workshop, tmp_path, said):
     few = dataclasses.replace(TINY, chunks=1, attacked_at=(1, 2))

@@ -88,7 +88,7 @@ class Loop:
         saved, agreed, step = first, Agreement(self.mesh), compiled_step()
         if first:
             self.bar.note(f"Going on from step {first:,} of {self.steps:,}.")
-        with interruptible(self.bar.enabled) as interrupted:
+        with interruptible(say=not self.bar.console.quiet) as interrupted:
             try:
                 for number in range(first + 1, self.steps + 1):
                     batch = self._next_batch(number)

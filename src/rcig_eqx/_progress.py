@@ -48,7 +48,6 @@ class ProgressBar:
     """
 
     def __init__(self, *, enabled: bool = True, console: Console | None = None):
-        self.enabled = enabled
         self.console = console or Console(stderr=True, quiet=not enabled)
         wide = self.console.width >= 120 or not self.console.is_terminal
         self.shown = _SHOWN if wide else _SHOWN[:2]  # what a narrow terminal has room for

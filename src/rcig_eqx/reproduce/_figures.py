@@ -127,9 +127,8 @@ def figure5(workshop: Workshop, rows: Rows, folder: Path) -> Report:
     """Memory, time and accuracy against the images of the backward pass."""
     lines, values = [], {}
     for row in rows:
-        for subset in _subsets(row):
+        for subset, how in _subsets(row).items():
             of_part = dataclasses.replace(row, subset=None if subset == row.images else subset)
-            how: Any = {"variant": f"-subset{subset}"}
             report = workshop.accuracy(of_part, augment=row.augment, **how)
             seconds = statistics.median(workshop.seconds(of_part, **how))
             recipe, coreset, batch = parts_of(of_part, workshop)
@@ -159,13 +158,15 @@ def figure5(workshop: Workshop, rows: Rows, folder: Path) -> Report:
     return Report("figure5", title, head, lines, values, more, ["figure5.png"])
 
 
-def _subsets(row: Row) -> list[int]:
-    return sorted({max(1, round(part * row.images)) for part in SUBSETS})
+def _subsets(row: Row) -> dict[int, dict[str, Any]]:
+    """Images of the backward pass, and what a set distilled so is filed under."""
+    sizes = sorted({max(1, round(part * row.images)) for part in SUBSETS})
+    return {size: {"variant": f"-subset{size}"} for size in sizes}
 
 
 def subset_ways(row: Row, scale: Scale) -> Ways:
     """What the sets of Figure 5 are filed under."""
-    return [{"variant": f"-subset{subset}"} for subset in _subsets(row)]
+    return list(_subsets(row).values())
 
 
 def figure8(workshop: Workshop, rows: Rows, folder: Path) -> Report:

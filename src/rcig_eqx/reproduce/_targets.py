@@ -77,7 +77,7 @@ class Target:
         workshop = dataclasses.replace(workshop, scale=self.scale(workshop.scale))
         ways = self.ways(row, workshop.scale) if ways is None else ways
         seeds = range(self.sets(workshop.scale))
-        each = [workshop.filed(row, seed, **way) for way in ways for seed in seeds]
+        each = [workshop.file_of(row, seed, **way) for way in ways for seed in seeds]
         return list(dict.fromkeys(each))  # two methods may come to one
 
 

@@ -128,7 +128,7 @@ class Workshop:
         name += f"-{method}{settings}{variant}{normalized}"
         return self.folder / name / self.scale.name / f"seed{seed}"
 
-    def filed(self, row: Row, seed: int = 0, **how: Any) -> Path:
+    def file_of(self, row: Row, seed: int = 0, **how: Any) -> Path:
         """The file of one distilled set, there or not."""
         return self.place(row, seed, **how) / "distilled.safetensors"
 
@@ -151,7 +151,7 @@ class Workshop:
         """
         method = method or self.method
         how = {"method": method, "normalization": normalization, "variant": variant}
-        folder, file = self.place(row, seed, **how), self.filed(row, seed, **how)
+        folder, file = self.place(row, seed, **how), self.file_of(row, seed, **how)
         settings = arguments(row, self.scale, method, self.settings, normalization) | dict(changed)
         preprocess = functools.partial(self._fitted, row)
         if train is None:
