@@ -23,6 +23,7 @@ from rcig_eqx import (
     coreset_optimizer,
     ema,
     evaluate,
+    falling_rate,
     fold_temperature,
     growing_average,
     head_hypergradient,
@@ -551,6 +552,30 @@ def test_averages_in_closed_form():
     weights = [math.comb(i + s - 1, s) / math.comb(n + s, s + 1) for i in range(1, n + 1)]
     assert average(growing_average(float(s)), xs) == pytest.approx(np.dot(weights, xs), rel=1e-4)
     assert average(growing_average(0.0), xs) == pytest.approx(np.mean(xs), rel=1e-4)
+
+
+def test_the_default_rate_is_held_and_then_falls():
+    rate = falling_rate(0.5, hold=4)
+    rates = [float(rate(jnp.asarray(step))) for step in range(16)]
+    assert rates == pytest.approx([0.5] * 4 + [0.5 * (4 / n) ** 0.5 for n in range(5, 17)])
+
+
+def test_the_default_optimiser_takes_it_for_images_and_labels(train):
+    """AdaBelief's update is linear in its rate: beside a constant one, step by step."""
+    psi = real_coreset(train, 1, standardize(train.images), key=jr.key(0))
+    psi = eqx.tree_at(lambda c: c.preprocess, psi, None)
+    optimizers = coreset_optimizer(), coreset_optimizer(0.03)
+    updates = [jax.jit(lambda state, o=o: o.update(psi, state, psi)) for o in optimizers]
+    states = [optimizer.init(psi) for optimizer in optimizers]
+    for count in range(601):
+        (falling, states[0]), (held, states[1]) = (
+            update(state) for update, state in zip(updates, states, strict=True)
+        )
+        if count in (0, 499, 500, 600):
+            ratio = min(1.0, (500 / (count + 1)) ** 0.5)
+            np.testing.assert_allclose(falling.images, ratio * held.images, rtol=1e-5)
+            np.testing.assert_allclose(falling.labels, ratio * held.labels, rtol=1e-5)
+            np.testing.assert_allclose(falling.log_temperature, held.log_temperature)
 
 
 # Evaluation

@@ -62,6 +62,7 @@ from ._step import (
     Recipe as Recipe,
     State as State,
     coreset_optimizer as coreset_optimizer,
+    falling_rate as falling_rate,
     init as init,
     step as step,
     tune as tune,

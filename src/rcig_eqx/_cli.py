@@ -42,9 +42,7 @@ from .reproduce._command import reproduce
 
 Images = Dataset | AbstractImages
 
-_DISTILL, _EVALUATE, _OPTIMIZER = (
-    inspect.signature(function).parameters for function in (distill, evaluate, coreset_optimizer)
-)
+_DISTILL, _EVALUATE = (inspect.signature(function).parameters for function in (distill, evaluate))
 
 
 def _show_version(wanted: bool) -> bool:
@@ -114,8 +112,12 @@ def _distill(
         ),
     ] = None,
     learning_rate: Annotated[
-        float, Option(help="Of the distilled images and labels.")
-    ] = _OPTIMIZER["learning_rate"].default,
+        float | None,
+        Option(
+            help="Of the distilled images and labels.",
+            show_default="0.03 for 500 steps, then falling",
+        ),
+    ] = None,
     initialization: Annotated[Initialization, Option(help="What to start from.")] = _DISTILL[
         "initialization"
     ].default,

@@ -33,17 +33,33 @@ from .methods import AbstractAdaptiveMethod, AbstractMethod
 from .models import AbstractNetwork, with_statistics
 
 
+@functools.cache
+def falling_rate(peak: float = 0.03, hold: int = 500) -> optax.Schedule:
+    """A learning rate that falls with the square root of the steps, after `hold` steps at `peak`.
+
+    peak · √(hold / step): it needs no length of the run, as
+    [`growing_average`][rcig_eqx.growing_average] needs none. Large at first, where it is the step
+    size that limits a distilled set, and small later, where it is the gradient's noise.
+    """
+    if peak <= 0 or hold < 1:
+        raise ValueError(f"peak is {peak}, hold {hold}: choose a positive rate and a step or more.")
+    return lambda step: peak * jnp.sqrt(hold / jnp.maximum(step + 1, hold))
+
+
 @functools.cache  # the same strategy object twice is compiled once
 def coreset_optimizer(
-    learning_rate: optax.ScalarOrSchedule = 0.03,
+    learning_rate: optax.ScalarOrSchedule | None = None,
     temperature_learning_rate: optax.ScalarOrSchedule = 0.03,
 ) -> optax.GradientTransformation:
     """AdaBelief, with one rate for images and labels and one for log τ (paper, appendix C).
 
-    The paper's rates are 0.003 and 0.03; the default's tenfold larger first one goes further in
-    short runs. Either may be an optax schedule. A parameterisation's ψ that is no `Coreset` takes
-    the first throughout.
+    The paper's rates are 0.003 and 0.03. If `None`, the first one is
+    [`falling_rate()`][rcig_eqx.falling_rate]: it starts tenfold, which goes further in short runs.
+    Either may be an optax schedule. A parameterisation's ψ that is no `Coreset` takes the first
+    throughout.
     """
+    if learning_rate is None:
+        learning_rate = falling_rate()
     for rate in (learning_rate, temperature_learning_rate):
         if isinstance(rate, int | float) and rate <= 0:
             raise ValueError(f"A learning rate of {rate} learns nothing: make it positive.")
