@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 from _problem import CLASSES, random_problem
 from rcig_eqx import (
     Coreset,
+    SquaredError,
     exact_hypergradient,
     head_hypergradient,
     partition,
@@ -264,6 +265,23 @@ def test_converged_is_exact(setting, reparameterized, name):
     assert float(got.value) == pytest.approx(float(exact.value), rel=1e-10)
     assert float(got.stats["inner_residual"]) < 1e-10
     assert got.stats["converged"]
+
+
+@pytest.mark.parametrize("reparameterized", [True, False], ids=["rcig", "cig"])
+@pytest.mark.parametrize("solver", [DualCholesky(), DualCG(1e-13, 500)], ids=["cholesky", "cg"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_damping_in_the_dual(setting, reparameterized, solver, weighted):
+    """As conjugate gradients on the damped Hessian, of the body alone where the head is solved."""
+    weights = jnp.linspace(0.5, 2.0, N * CLASSES).reshape(N, CLASSES)
+    given = {"l2_rate": L2_RATE, "reparameterized": reparameterized, "inner": DualCholesky()}
+    given |= {"inner_loss": SquaredError(weights if weighted else None)}
+    damped, primal, undamped = (
+        run(implicit_hypergradient, setting, solver=s, damping=d, **given)
+        for s, d in ((solver, 0.7), (CG, 0.7), (solver, 0.0))
+    )
+    assert relative(damped.gradient, primal.gradient) < 1e-9
+    assert relative(undamped.gradient, primal.gradient) > 1e-2
+    assert damped.stats["converged"]
 
 
 def test_truncated_adam_nears_the_exact_one(setting, exact):

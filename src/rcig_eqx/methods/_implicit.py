@@ -153,7 +153,8 @@ class InnerSolution:
     - `stats`: how the search went.
     - `converged`: whether the solver did what was asked of it.
     - `hessian`: the undamped Hessian or Gauss–Newton operator.
-    - `dual`: a function from a dual solver to the linearisation and its system, made once each.
+    - `dual`: a function from a dual solver and a damping to the linearisation and the system, made
+      once each.
     """
 
     problem: InnerProblem
@@ -163,7 +164,7 @@ class InnerSolution:
     stats: dict[str, Array]
     converged: Bool[Array, ""]
     hessian: lx.AbstractLinearOperator
-    dual: Callable[[AbstractDualSolver], tuple[Linearization, DualSystem]]
+    dual: Callable[[AbstractDualSolver, float], tuple[Linearization, DualSystem]]
 
     @classmethod
     def of(
@@ -179,10 +180,15 @@ class InnerSolution:
         at_S, start = problem.expand(X_S), problem.start()
         loss = lambda theta: problem.loss(theta, at_S(theta[0]), y_S)  # noqa: E731
 
+        linearized = functools.cache(lambda: linearize(problem.model, X_S))
+
         @functools.cache
-        def dual(solver: AbstractDualSolver) -> tuple[Linearization, DualSystem]:
-            at = linearize(problem.model, X_S)
-            return at, solver.prepare(problem.model, X_S, at, l2, problem.weights)
+        def dual(solver: AbstractDualSolver, damping: float) -> tuple[Linearization, DualSystem]:
+            ridge, body_weight = l2 + damping, None
+            if problem.reparameterized and damping:  # of the body's parameters alone
+                ridge, body_weight = l2, l2 / (l2 + damping)
+            given = (linearized(), ridge, problem.weights, body_weight)
+            return linearized(), solver.prepare(problem.model, X_S, *given)
 
         def curvature(theta: PyTree) -> lx.AbstractLinearOperator:
             if not gauss_newton:
@@ -197,7 +203,7 @@ class InnerSolution:
             return cls(problem, l2, at_S, theta, stats, converged, curvature(theta), dual)
         hessian = curvature(start)  # of a quadratic, the same everywhere
         if isinstance(inner, AbstractDualSolver):
-            at, system = dual(inner)
+            at, system = dual(inner, 0.0)
             alpha = system.solve(y_S, labels=True)
             theta = problem.restrict(at.vjp(alpha.value))
             stats, converged = {"inner_residual": alpha.residual}, alpha.converged
@@ -213,17 +219,19 @@ class InnerSolution:
         """v = (H + damping)⁻¹ g.
 
         In the dual v = (g − Jᵀβ)/λ with (J Jᵀ + λI) β = J g, by the Woodbury identity; weights
-        take the place of I as in `DualSystem`. The reparameterised problem's Hessian is the Schur
-        complement of the head's block, and its v the body's part of that for a g with nothing in
-        the head.
+        take the place of I as in `DualSystem`, and λ + damping that of λ. The reparameterised
+        problem's Hessian is the Schur complement of the head's block, and its v the body's part of
+        that for a g with nothing in the head; it is the body alone that is damped there: with
+        c = λ/(λ + damping), v = (g − Jᵀβ)/(λ + damping) with (c J_B J_Bᵀ + h hᵀ + λI) β = c J g.
         """
         if not isinstance(solver, AbstractDualSolver):
             return _solve(damped(self.hessian.mv, self.theta, damping), g, solver)
-        at, system = self.dual(solver)
-        padded = self.problem.pad(g)
-        beta = system.solve(at.jvp(padded))
+        at, system = self.dual(solver, damping)
+        padded, ridge = self.problem.pad(g), self.l2 + damping
+        share = self.l2 / ridge if self.problem.reparameterized else 1.0
+        beta = system.solve(share * at.jvp(padded))
         rest = jax.tree.map(jnp.subtract, padded, at.vjp(beta.value))
-        v = jax.tree.map(lambda x: x / self.l2, rest)
+        v = jax.tree.map(lambda x: x / ridge, rest)
         stats = {"num_steps": beta.num_steps, "residual": beta.residual}
         return lx.Solution(self.problem.restrict(v), beta.result, stats, None)
 
@@ -280,8 +288,8 @@ def check_solvers(inner: Solver, solver: Solver, *, quadratic: bool, damping: fl
         )
     if not damping >= 0:
         raise ValueError(f"damping is {damping}: it must not be negative.")
-    if isinstance(solver, AbstractDualSolver) and (damping or not quadratic):
+    if isinstance(solver, AbstractDualSolver) and not quadratic:
         raise ValueError(
-            f"solver is {type(solver).__name__}, which solves the linearised problem without "
-            "damping alone, and of a SquaredError: pass another, such as ConjugateGradient()."
+            f"solver is {type(solver).__name__}, which solves the linearised problem of a "
+            "SquaredError alone: pass another, such as ConjugateGradient()."
         )

@@ -102,16 +102,24 @@ def dual_operator(
     linearization: Linearization,
     l2: float | Scalar,
     scale: Float[Array, "n classes"] | None = None,
+    body_weight: float | Scalar | None = None,
 ) -> lx.FunctionLinearOperator:
     """J Jᵀ + λI on arrays `[n classes]`: one transpose and one tangent pass a product.
 
-    With `scale` s, s J Jᵀ s + λI.
+    With `scale` s, s J Jᵀ s + λI; with `body_weight` c, c J_B J_Bᵀ + h hᵀ in the place of J Jᵀ.
     """
+    h = linearization.features
+
+    def kernel(u: Array) -> Array:
+        whole = linearization.jvp(linearization.vjp(u))
+        if body_weight is None:
+            return whole
+        return body_weight * whole + (1 - body_weight) * (h @ (h.T @ u))
 
     def product(u: Array) -> Array:
         if scale is None:
-            return linearization.jvp(linearization.vjp(u)) + l2 * u
-        return scale * linearization.jvp(linearization.vjp(scale * u)) + l2 * u
+            return kernel(u) + l2 * u
+        return scale * kernel(scale * u) + l2 * u
 
     return lx.FunctionLinearOperator(
         product, linearization.out_structure, lx.positive_semidefinite_tag
@@ -248,10 +256,13 @@ class AbstractDualSolver(eqx.Module):
         linearization: Linearization,
         l2: float | Scalar,
         weights: Float[Array, "n classes"] | None = None,
+        body_weight: float | Scalar | None = None,
     ) -> DualSystem:
         """Whatever both right-hand sides share: a factorisation, a preconditioner.
 
-        `weights` are those of a weighted inner loss, all 1 if `None`.
+        `weights` are those of a weighted inner loss, all 1 if `None`. `body_weight` is what the
+        body's part of J Jᵀ is multiplied by, 1 if `None`: λ/λ_B where its parameters have another
+        L2 weight λ_B than the head's.
         """
 
 
@@ -273,8 +284,12 @@ class DualCholesky(AbstractDualSolver):
         linearization: Linearization,
         l2: float | Scalar,
         weights: Float[Array, "n classes"] | None = None,
+        body_weight: float | Scalar | None = None,
     ) -> DualSystem:
-        K = dual_gram(model, images)
+        K, h = dual_gram(model, images), linearization.features
+        if body_weight is not None:
+            head = jnp.kron(h @ h.T, jnp.eye(len(K) // len(h), dtype=K.dtype))
+            K = body_weight * K + (1 - body_weight) * head
         scale = None if weights is None else jnp.sqrt(weights)
         if scale is not None:
             K = scale.reshape(-1, 1) * K * scale.reshape(1, -1)
@@ -314,10 +329,11 @@ class DualCG(AbstractDualSolver):
         linearization: Linearization,
         l2: float | Scalar,
         weights: Float[Array, "n classes"] | None = None,
+        body_weight: float | Scalar | None = None,
     ) -> DualSystem:
         del model, images
         scale = None if weights is None else jnp.sqrt(weights)
-        operator = dual_operator(linearization, l2, scale)
+        operator = dual_operator(linearization, l2, scale, body_weight)
         solver = ConjugateGradient(self.rtol, self.max_steps)
         classes = operator.in_structure().shape[-1]
         preconditioner = head_preconditioner(linearization.features, l2, classes, scale)
