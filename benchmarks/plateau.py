@@ -1,6 +1,7 @@
 """What keeps a distilled set where it is: its hypergradient's noise, and what networks make of it.
 
-    rcig-eqx distill fashion_mnist --width 32 --steps 2100 --out runs/plateau
+    rcig-eqx distill fashion_mnist --width 32 --steps 2100 --learning-rate 0.03 \
+        --out runs/plateau
     python benchmarks/plateau.py runs/plateau/distilled.safetensors
 
 First the exact hypergradient of `--draws` networks on as many outer batches each, for networks so
