@@ -82,7 +82,7 @@ CASES: dict[str, tuple[str, str]] = {
     "nystrom_rank": ("ValueError", "rank is 0: it must be at least 1"),
     "nystrom_regularization": ("ValueError", "regularization is 0.0: it must be positive"),
     "rig_inner_cg": ("ValueError", r"not quadratic: pass Adam\(\)"),
-    "vig_dual": ("ValueError", "solves the linearised problem of a SquaredError alone"),
+    "vig_dual": ("ValueError", "solves only the linearised problem of a SquaredError"),
     "cig_clip": ("ValueError", r"zero where the head is trained .*leave clip out"),
     "paper_damping": ("ValueError", "damping is -1.0: it must not be negative"),
     "paper_one_step": ("ValueError", "one step shows no trend"),

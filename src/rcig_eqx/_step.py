@@ -39,7 +39,8 @@ def falling_rate(peak: float = 0.03, hold: int = 500) -> optax.Schedule:
 
     peak · √(hold / step): it needs no length of the run, as
     [`growing_average`][rcig_eqx.growing_average] needs none. Large at first, where it is the step
-    size that limits a distilled set, and small later, where it is the gradient's noise.
+    size that limits a distilled set, and small later, where it is the gradient's noise. The paper's
+    rate does not change during a run.
     """
     if peak <= 0 or hold < 1:
         raise ValueError(f"peak is {peak}, hold {hold}: choose a positive rate and a step or more.")

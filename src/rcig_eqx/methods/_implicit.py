@@ -179,7 +179,6 @@ class InnerSolution:
         l2 = problem.l2_rate * len(y_S)
         at_S, start = problem.expand(X_S), problem.start()
         loss = lambda theta: problem.loss(theta, at_S(theta[0]), y_S)  # noqa: E731
-
         linearized = functools.cache(lambda: linearize(problem.model, X_S))
 
         @functools.cache
@@ -290,6 +289,6 @@ def check_solvers(inner: Solver, solver: Solver, *, quadratic: bool, damping: fl
         raise ValueError(f"damping is {damping}: it must not be negative.")
     if isinstance(solver, AbstractDualSolver) and not quadratic:
         raise ValueError(
-            f"solver is {type(solver).__name__}, which solves the linearised problem of a "
-            "SquaredError alone: pass another, such as ConjugateGradient()."
+            f"solver is {type(solver).__name__}, which solves only the linearised problem "
+            "of a SquaredError: pass another, such as ConjugateGradient()."
         )
