@@ -183,11 +183,11 @@ class InnerSolution:
 
         @functools.cache
         def dual(solver: AbstractDualSolver, damping: float) -> tuple[Linearization, DualSystem]:
-            ridge, body_weight = l2 + damping, None
-            if problem.reparameterized and damping:  # of the body's parameters alone
-                ridge, body_weight = l2, l2 / (l2 + damping)
-            given = (linearized(), ridge, problem.weights, body_weight)
-            return linearized(), solver.prepare(problem.model, X_S, *given)
+            at, ridge = linearized(), l2 + damping
+            # Where the head is solved for, it is not damped.
+            head_weight = ridge / l2 if problem.reparameterized and damping else None
+            given = (problem.model, X_S, at, ridge, problem.weights, head_weight)
+            return at, solver.prepare(*given)
 
         def curvature(theta: PyTree) -> lx.AbstractLinearOperator:
             if not gauss_newton:
@@ -220,15 +220,14 @@ class InnerSolution:
         In the dual v = (g − Jᵀβ)/λ with (J Jᵀ + λI) β = J g, by the Woodbury identity; weights
         take the place of I as in `DualSystem`, and λ + damping that of λ. The reparameterised
         problem's Hessian is the Schur complement of the head's block, and its v the body's part of
-        that for a g with nothing in the head; it is the body alone that is damped there: with
-        c = λ/(λ + damping), v = (g − Jᵀβ)/(λ + damping) with (c J_B J_Bᵀ + h hᵀ + λI) β = c J g.
+        that for a g with nothing in the head; the body alone is damped there, so that the head's
+        part of J Jᵀ counts (λ + damping)/λ times.
         """
         if not isinstance(solver, AbstractDualSolver):
             return _solve(damped(self.hessian.mv, self.theta, damping), g, solver)
         at, system = self.dual(solver, damping)
         padded, ridge = self.problem.pad(g), self.l2 + damping
-        share = self.l2 / ridge if self.problem.reparameterized else 1.0
-        beta = system.solve(share * at.jvp(padded))
+        beta = system.solve(at.jvp(padded))
         rest = jax.tree.map(jnp.subtract, padded, at.vjp(beta.value))
         v = jax.tree.map(lambda x: x / ridge, rest)
         stats = {"num_steps": beta.num_steps, "residual": beta.residual}

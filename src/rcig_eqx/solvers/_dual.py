@@ -102,19 +102,17 @@ def dual_operator(
     linearization: Linearization,
     l2: float | Scalar,
     scale: Float[Array, "n classes"] | None = None,
-    body_weight: float | Scalar | None = None,
+    head_weight: float | Scalar | None = None,
 ) -> lx.FunctionLinearOperator:
     """J Jᵀ + λI on arrays `[n classes]`: one transpose and one tangent pass a product.
 
-    With `scale` s, s J Jᵀ s + λI; with `body_weight` c, c J_B J_Bᵀ + h hᵀ in the place of J Jᵀ.
+    With `scale` s, s J Jᵀ s + λI; with `head_weight` c, J_B J_Bᵀ + c h hᵀ in the place of J Jᵀ.
     """
     h = linearization.features
 
     def kernel(u: Array) -> Array:
         whole = linearization.jvp(linearization.vjp(u))
-        if body_weight is None:
-            return whole
-        return body_weight * whole + (1 - body_weight) * (h @ (h.T @ u))
+        return whole if head_weight is None else whole + (head_weight - 1) * (h @ (h.T @ u))
 
     def product(u: Array) -> Array:
         if scale is None:
@@ -126,13 +124,18 @@ def dual_operator(
     )
 
 
-def dual_gram(model: AbstractNetwork, images: Float[Array, "n h w c"]) -> Float[Array, "m m"]:
+def dual_gram(
+    model: AbstractNetwork,
+    images: Float[Array, "n h w c"],
+    head_weight: float | Scalar | None = None,
+) -> Float[Array, "m m"]:
     """J Jᵀ as a matrix `[n·classes, n·classes]`, image after image and class after class within.
 
     The body's part is formed from its explicit Jacobian, a group of parameters at a time so that
     no more than about 60 million numbers of it are held, and in blocks of rows so that only one
-    triangle is computed; the head's part is h hᵀ ⊗ I_C. Costs `classes` transpose passes over the
-    images (more where a large layer is split) and ½ (nC)² P multiply-adds for P body parameters.
+    triangle is computed; the head's part is h hᵀ ⊗ I_C, times `head_weight` if given. Costs
+    `classes` transpose passes over the images (more where a large layer is split) and ½ (nC)² P
+    multiply-adds for P body parameters.
     """
     body, head = partition(model)
     parameters, static = split_parameters(body)
@@ -153,6 +156,7 @@ def dual_gram(model: AbstractNetwork, images: Float[Array, "n h w c"]) -> Float[
 
     h = model.features(images)
     K = jnp.kron(h @ h.T, jnp.eye(classes, dtype=h.dtype))
+    K = K if head_weight is None else head_weight * K
     for group, put in _parameter_groups(leaves, len(images) * classes):
         # A data dependence, so that no two groups' rows are held at once: XLA's CPU pipeline
         # drops an optimization_barrier before it schedules.
@@ -256,13 +260,13 @@ class AbstractDualSolver(eqx.Module):
         linearization: Linearization,
         l2: float | Scalar,
         weights: Float[Array, "n classes"] | None = None,
-        body_weight: float | Scalar | None = None,
+        head_weight: float | Scalar | None = None,
     ) -> DualSystem:
         """Whatever both right-hand sides share: a factorisation, a preconditioner.
 
-        `weights` are those of a weighted inner loss, all 1 if `None`. `body_weight` is what the
-        body's part of J Jᵀ is multiplied by, 1 if `None`: λ/λ_B where its parameters have another
-        L2 weight λ_B than the head's.
+        `weights` are those of a weighted inner loss, all 1 if `None`. `head_weight` is what the
+        head's part of J Jᵀ is multiplied by, 1 if `None`: λ/λ_F where its parameters have another
+        L2 weight λ_F than the body's, λ.
         """
 
 
@@ -284,12 +288,9 @@ class DualCholesky(AbstractDualSolver):
         linearization: Linearization,
         l2: float | Scalar,
         weights: Float[Array, "n classes"] | None = None,
-        body_weight: float | Scalar | None = None,
+        head_weight: float | Scalar | None = None,
     ) -> DualSystem:
-        K, h = dual_gram(model, images), linearization.features
-        if body_weight is not None:
-            head = jnp.kron(h @ h.T, jnp.eye(len(K) // len(h), dtype=K.dtype))
-            K = body_weight * K + (1 - body_weight) * head
+        K = dual_gram(model, images, head_weight)
         scale = None if weights is None else jnp.sqrt(weights)
         if scale is not None:
             K = scale.reshape(-1, 1) * K * scale.reshape(1, -1)
@@ -329,14 +330,16 @@ class DualCG(AbstractDualSolver):
         linearization: Linearization,
         l2: float | Scalar,
         weights: Float[Array, "n classes"] | None = None,
-        body_weight: float | Scalar | None = None,
+        head_weight: float | Scalar | None = None,
     ) -> DualSystem:
         del model, images
         scale = None if weights is None else jnp.sqrt(weights)
-        operator = dual_operator(linearization, l2, scale, body_weight)
+        operator = dual_operator(linearization, l2, scale, head_weight)
         solver = ConjugateGradient(self.rtol, self.max_steps)
         classes = operator.in_structure().shape[-1]
-        preconditioner = head_preconditioner(linearization.features, l2, classes, scale)
+        h = linearization.features
+        h = h if head_weight is None else jnp.sqrt(head_weight) * h
+        preconditioner = head_preconditioner(h, l2, classes, scale)
         options = {"preconditioner": preconditioner}
         state = solver.init(operator, options)
         rough = (
