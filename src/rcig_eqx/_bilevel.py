@@ -261,9 +261,7 @@ def _stats(
         products = products + 1
     truncated = (result == lx.RESULTS.successful) | (result == lx.RESULTS.max_steps_reached)
     gone = ~truncated | ~jnp.isfinite(norm(v)) | given.get("diverged", False)
-    if isinstance(
-        solver, Nystrom | AbstractDualSolver
-    ):  # their own account may be of something else
+    if isinstance(solver, AbstractDualSolver):  # its own account is of another system
         gone = gone | (stats["residual"] > 1)  # v = 0 has 1
     return stats | {
         "iterations": jnp.asarray(steps, jnp.int32),

@@ -46,7 +46,9 @@ class Nystrom(AbstractDefiniteSolver):
 
     Direct: `rank` products for the approximation, one more for the residual, none for further
     right-hand sides (Hataya and Yamada, 2023, on hypergradients). Exact where A has rank at most
-    `rank`, as the linearised inner problem's JᵀJ has with n·C.
+    `rank`, as the linearised inner problem's JᵀJ has with n·C, but for the rounding of A, which is
+    divided by λ: in float32 that can be all of it. A solution that leaves more than v = 0 would, a
+    residual above 1, is reported as `RESULTS.breakdown`.
 
     **Arguments:**
 
@@ -90,9 +92,7 @@ class Nystrom(AbstractDefiniteSolver):
         scale = 1 / (eigenvalues + regularization) - 1 / regularization
         v = unravel(g / regularization + U @ (scale * inside))
         residual = relative(jax.tree.map(jnp.subtract, vector, operator.mv(v)), vector)
-        result = lx.RESULTS.where(
-            jnp.isfinite(residual), lx.RESULTS.successful, lx.RESULTS.breakdown
-        )
+        result = lx.RESULTS.where(residual <= 1, lx.RESULTS.successful, lx.RESULTS.breakdown)
         steps = jnp.asarray(self.rank + 1, jnp.int32)
         stats = {"num_steps": steps, "max_steps": self.rank + 1, "residual": residual}
         return v, result, stats
