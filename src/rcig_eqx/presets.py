@@ -35,16 +35,16 @@ def paper(method: Callable[..., implicit] = rcig_paper, **changed: Any) -> dict[
 def authors_code(method: Callable[..., implicit] = rcig_paper, **changed: Any) -> dict[str, Any]:
     """What the authors' released code does beyond, or unlike, the paper.
 
-    The implicit gradient clipped leaf by leaf (where the head is solved for; a trained head leaves
-    no direct gradient to clip to), the label margin, 1 to 15 pool steps a visit, an average with
-    decay 0.99, and its own rule for the inner learning rate. Of its habits these are left out: the
-    inner Adam's bias correction counts the pool network's steps, the head's kernel stays in
-    ∂L_o/∂θ and v, mirrored images are not counted in λ, and RIG has the form that
-    [`rig`][rcig_eqx.methods.rig] names.
+    Where the head is solved for, the implicit gradient clipped leaf by leaf and the label margin;
+    1 to 15 pool steps a visit, an average with decay 0.99, and its own rule for the inner learning
+    rate. Of its habits these are left out: the inner Adam's bias correction counts the pool
+    network's steps, the head's kernel stays in ∂L_o/∂θ and v, mirrored images are not counted in λ,
+    learning rates are searched for otherwise ([`implicit`][rcig_eqx.methods.implicit] says how),
+    and RIG has the form that [`rig`][rcig_eqx.methods.rig] names.
     """
     rule = RateRule(window=50, shrink_at=0.29, grow=1.05, grow_at=0.7, solver=False)
-    clip = method().reparameterized
-    return paper(method, **({"clip": clip, "margin": True, "rule": rule} | changed)) | {
+    solved = method().reparameterized
+    return paper(method, **({"clip": solved, "margin": solved, "rule": rule} | changed)) | {
         "pool": PoolSchedule(min_visit=1, max_visit=15, learning_rate=5e-5),
         "average": ema(0.99),
     }
