@@ -181,13 +181,18 @@ class InnerSolution:
         loss = lambda theta: problem.loss(theta, at_S(theta[0]), y_S)  # noqa: E731
         linearized = functools.cache(lambda: linearize(problem.model, X_S))
 
-        @functools.cache
+        systems: dict[Any, DualSystem] = {}
+
         def dual(solver: AbstractDualSolver, damping: float) -> tuple[Linearization, DualSystem]:
             at, ridge = linearized(), l2 + damping
-            # Where the head is solved for, it is not damped.
-            head_weight = ridge / l2 if problem.reparameterized and damping else None
-            given = (problem.model, X_S, at, ridge, problem.weights, head_weight)
-            return at, solver.prepare(*given)
+            leaves, structure = jax.tree.flatten(solver)  # arrays have no hash
+            wanted = (structure, *map(id, leaves), damping)
+            if wanted not in systems:
+                # Where the head is solved for, it is not damped.
+                head_weight = ridge / l2 if problem.reparameterized and damping else None
+                given = (problem.model, X_S, at, ridge, problem.weights, head_weight)
+                systems[wanted] = solver.prepare(*given)
+            return at, systems[wanted]
 
         def curvature(theta: PyTree) -> lx.AbstractLinearOperator:
             if not gauss_newton:

@@ -74,6 +74,7 @@ def exact_hypergradient(
     Matrix products run in full float32 on every backend: a residual says nothing about an
     operator that was rounded itself.
     """
+    check_dual(solver)
     loss_S = check_quadratic(inner_loss, "exact_hypergradient solves the inner problem")
     weights = over_support(loss_S, coreset).weights
     (X_S, y_S), mirror_transpose = jax.vjp(lambda c: c.support(), coreset)
@@ -128,6 +129,16 @@ def choose_dual_solver(unknowns: int, parameters: int) -> AbstractDualSolver:
     return DualCG(rtol=1e-3, max_steps=200, label_rtol=3e-2)
 
 
+def check_dual(solver: AbstractDualSolver | None) -> None:
+    """Raise `ValueError` for a solver of another system than the dual one."""
+    if not isinstance(solver, AbstractDualSolver | None):
+        raise ValueError(
+            f"solver is {solver!r}, but the exact method solves in the dual: pass DualCG() or "
+            "DualCholesky(), or take methods.rcig_paper(inner=..., solver=...), whose solvers "
+            "may be any."
+        )
+
+
 class rcig(AbstractMethod):
     """Reparameterised convexified implicit gradients, solved exactly.
 
@@ -155,6 +166,7 @@ class rcig(AbstractMethod):
     def __check_init__(self):
         check_l2_rate(self.l2_rate)
         check_subset(self.subset)
+        check_dual(self.solver)
         check_quadratic(self.inner_loss, "rcig solves the inner problem")
 
     def hypergradient(self, model, coreset, images, targets, *, key):
