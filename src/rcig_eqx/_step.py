@@ -47,7 +47,6 @@ def falling_rate(peak: float = 0.03, hold: int = 500) -> optax.Schedule:
     return lambda step: peak * jnp.sqrt(hold / jnp.maximum(step + 1, hold))
 
 
-@functools.cache  # the same strategy object twice is compiled once
 def coreset_optimizer(
     learning_rate: optax.ScalarOrSchedule | None = None,
     temperature_learning_rate: optax.ScalarOrSchedule = 0.03,
@@ -59,17 +58,21 @@ def coreset_optimizer(
     Either may be an optax schedule. A parameterisation's ψ that is no `Coreset` takes the first
     throughout.
     """
-    if learning_rate is None:
-        learning_rate = falling_rate()
-    for rate in (learning_rate, temperature_learning_rate):
-        if isinstance(rate, int | float) and rate <= 0:
+    data = falling_rate() if learning_rate is None else learning_rate
+    rates = [r if callable(r) else float(r) for r in (data, temperature_learning_rate)]
+    for rate in rates:
+        if not callable(rate) and not rate > 0:
             raise ValueError(f"A learning rate of {rate} learns nothing: make it positive.")
+    return _coreset_optimizer(*rates)
+
+
+@functools.cache  # the same strategy object twice is compiled once
+def _coreset_optimizer(
+    data: float | optax.Schedule, temperature: float | optax.Schedule
+) -> optax.GradientTransformation:
     where = lambda c: (c.images, c.labels, c.log_temperature)  # noqa: E731
     return optax.partition(
-        {
-            "data": optax.adabelief(learning_rate),
-            "temperature": optax.adabelief(temperature_learning_rate),
-        },
+        {"data": optax.adabelief(data), "temperature": optax.adabelief(temperature)},
         lambda psi: (
             eqx.tree_at(where, psi, ("data", "data", "temperature"))
             if isinstance(psi, Coreset)
