@@ -93,7 +93,7 @@ def fold_temperature(coreset: Coreset) -> Coreset:
 def centred_labels(
     labels: Integer[Array | np.ndarray, " n"], num_classes: int
 ) -> Float[Array, "n classes"]:
-    """one-hot − 1/C (paper, section 4)."""
+    """one-hot − 1/C, as in the authors' code; the paper does not say."""
     return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32) - 1 / num_classes
 
 

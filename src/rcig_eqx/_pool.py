@@ -126,9 +126,10 @@ def each_network(
 def average_networks(each: Hypergradient, sound: Bool[Array, " networks"]) -> Hypergradient:
     """The mean of several networks' hypergradients, without those that are not sound.
 
-    Not a number if none is. Of the statistics, a fraction is averaged likewise; counts and
-    residuals are the largest, as networks side by side wait for the slowest; something holds, as
-    `converged` does, if it holds of all networks, and one that diverged is enough.
+    Not a number if none is. Of the statistics, a fraction is averaged likewise; counts, residuals
+    and `step_times_curvature` are the largest, as networks side by side wait for the slowest and
+    one that breaks a condition breaks it; something holds, as `converged` does, if it holds of all
+    networks, and one that diverged is enough.
     """
 
     def mean(x: Float[Array, "networks ..."]) -> Array:
@@ -139,8 +140,9 @@ def average_networks(each: Hypergradient, sound: Bool[Array, " networks"]) -> Hy
     def statistic(name: str, x: Array) -> Array:
         if x.dtype == jnp.bool_:
             return jnp.any(x, axis=0) if "diverged" in name else jnp.all(x, axis=0)
-        counted = jnp.issubdtype(x.dtype, jnp.integer) or "residual" in name
-        return jnp.max(x, axis=0) if counted else mean(x)
+        largest = "residual" in name or name == "step_times_curvature"
+        largest = largest or jnp.issubdtype(x.dtype, jnp.integer)
+        return jnp.max(x, axis=0) if largest else mean(x)
 
     return Hypergradient(
         mean(each.value),

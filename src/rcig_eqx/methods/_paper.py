@@ -66,7 +66,8 @@ class implicit(AbstractAdaptiveMethod):
     `rule`: how learning rates change during a run. Rates that are `None` are searched for before
     it (appendix C): the largest at which the losses fall at every step, by doubling and backing
     off by a sixth at a time, then × 0.7. The paper has no such factor; the authors' code, which
-    steps up by a fifth and takes 0.84 of the first rate that fails, ends up to a half higher.
+    steps up by a fifth and takes 0.84 of the first rate that fails, ends a fifth to three quarters
+    higher.
     """
 
     linearized: bool = eqx.field(static=True)
