@@ -55,6 +55,7 @@ CASES: dict[str, tuple[str, str]] = {
     "model_too_deep": ("ValueError", "too small for depth=9.*smaller depth"),
     "solve_float64_without_x64": ("ValueError", "jax_enable_x64"),
     "learning_rate_negative": ("ValueError", "make it positive"),
+    "learning_rate_negative_array": ("ValueError", "make it positive"),
     "normalization_unknown": ("ValueError", "normalization='bacth'.*did you mean 'batch'"),
     "softplus_negative": ("ValueError", "softplus must be positive, or None"),
     "pool_min_above_max": ("ValueError", "min_visit <= max_visit must hold"),
@@ -96,6 +97,7 @@ CASES: dict[str, tuple[str, str]] = {
     "dual_cg_rtol": ("ValueError", "rtol must lie between 0 and 1"),
     "dual_cg_label_rtol": ("ValueError", r"label_rtol must lie between"),
     "rcig_l2_rate": ("ValueError", "l2_rate is 0.0: it must be positive"),
+    "rcig_solver": ("ValueError", r"solver is ConjugateGradient\(.* pass DualCG\(\) or"),
     "frepo_l2_rate": ("ValueError", "l2_rate is -1.0: it must be positive"),
     "pool_learning_rate": ("ValueError", "learning_rate is 0.0: it must be positive"),
     "cg_max_steps": ("ValueError", "max_steps must be at least 1"),
@@ -218,6 +220,7 @@ def collect() -> dict[str, list[str]]:
         "model_too_deep": lambda: distill(model=r.convnet_for((8, 8, 1), 2, 2, 9)),
         "solve_float64_without_x64": lambda: r.solvers.DualCholesky("float64"),
         "learning_rate_negative": lambda: r.coreset_optimizer(-0.1),
+        "learning_rate_negative_array": lambda: r.coreset_optimizer(np.float32(-0.1)),
         "normalization_unknown": lambda: net(normalization="bacth"),
         "softplus_negative": lambda: net(softplus=-1.0),
         "pool_min_above_max": lambda: r.PoolSchedule(min_visit=3, max_visit=2),
@@ -273,6 +276,9 @@ def collect() -> dict[str, list[str]]:
         "dual_cg_rtol": lambda: r.solvers.DualCG(rtol=2.0),
         "dual_cg_label_rtol": lambda: r.solvers.DualCG(label_rtol=0.0),
         "rcig_l2_rate": lambda: r.methods.rcig(l2_rate=0.0),
+        "rcig_solver": lambda: r.methods.rcig(
+            solver=r.solvers.ConjugateGradient()  # pyright: ignore[reportArgumentType]
+        ),
         "frepo_l2_rate": lambda: r.methods.frepo(l2_rate=-1.0),
         "pool_learning_rate": lambda: r.PoolSchedule(learning_rate=0.0),
         "cg_max_steps": lambda: r.solvers.ConjugateGradient(max_steps=0),

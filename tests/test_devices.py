@@ -254,6 +254,7 @@ def test_statistics_of_several_networks():
         "accuracy": jnp.array([0.5, 0.1, 0.7]),
         "iterations": jnp.array([3, 9, 4]),
         "residual": jnp.array([0.1, 0.5, 0.2]),
+        "step_times_curvature": jnp.array([1.0, 2.5, 0.9]),
         "converged": jnp.array([True, False, True]),
         "inner_diverged": jnp.array([False, True, False]),
     }
@@ -263,7 +264,7 @@ def test_statistics_of_several_networks():
     mean = average_networks(each, jnp.array([True, False, True]))
     assert float(mean.value) == 1.5
     np.testing.assert_allclose(mean.gradient["x"], [2.0, 3.0])
-    expected = {"accuracy": 0.6, "iterations": 9, "residual": 0.5}
+    expected = {"accuracy": 0.6, "iterations": 9, "residual": 0.5, "step_times_curvature": 2.5}
     assert {k: float(mean.stats[k]) for k in expected} == pytest.approx(expected)
     assert not mean.stats["converged"]
     assert mean.stats["inner_diverged"]
