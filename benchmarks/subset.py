@@ -4,8 +4,10 @@
     python benchmarks/subset.py --images-per-class 100 --accuracy-steps 100
 
 One hypergradient of each method at 1,000 distilled Fashion-MNIST images, its last backward pass
-through n_subset of them. `held` is the library without chunks: every activation kept. With
-`--accuracy-steps`, the accuracy after so many head-only steps with each n_subset.
+through n_subset of them, in chunks of `--chunk`. `held` is the library as it is at so many images:
+forward passes and products keep their activations, and only the last backward pass of the exact and
+the paper's method takes 16 images at a time. With `--accuracy-steps`, the accuracy after so many
+head-only steps with each n_subset.
 """
 
 import argparse

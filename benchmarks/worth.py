@@ -5,13 +5,16 @@
     python benchmarks/worth.py draw worth.jsonl --figure worth.png
 
 A run distils until the last of `--seconds` has passed, all else being the library's defaults, and
-keeps what it has at each of them. Seconds are those of the whole `distill` call: preprocessing,
-compilation and the search for learning rates included. Then, off the clock, fresh networks are
-trained on each by the paper's protocol and tested on the whole test set. Every line appended to
-`--out` is one distilled set's accuracies, the average's and the last iterate's.
+keeps what it has at each of them. `default` is the method of a long run, 1,000 head-only steps
+first: one that `distill` is asked to end earlier than after 2,000 turns exact halfway. Seconds are
+those of the whole `distill` call: preprocessing, compilation and the search for learning rates
+included. Then, off the clock, fresh networks are trained on each by the paper's protocol and tested
+on the whole test set. Every line appended to `--out` is one distilled set's accuracies, the
+average's and the last iterate's.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import time
@@ -26,12 +29,11 @@ from rcig_eqx import (
     coreset_optimizer,
     data,
     distill,
-    growing_average,
     methods,
     platt_loss,
 )
-from rcig_eqx.solvers import DualCG
 
+LONG = 10**7  # steps: more than any budget has time for
 METHODS = {
     "rcig": methods.rcig,
     "rcig_paper": methods.rcig_paper,
@@ -41,7 +43,7 @@ METHODS = {
     "frepo": methods.frepo,
     "frepo_platt": lambda **options: methods.frepo(outer_loss=platt_loss, **options),
     "random": methods.random_subset,
-    "default": lambda: None,
+    "default": functools.partial(methods.default_method, LONG),
 }
 
 
@@ -50,11 +52,8 @@ def run(args):
     load = {"directory": args.directory}
     train = data.load(args.dataset, "train", **load)
     test = data.load(args.dataset, "test", **load)
-    options = {} if args.rtol is None else {"solver": DualCG(rtol=args.rtol)}
-    if args.l2_rate is not None:
-        options["l2_rate"] = args.l2_rate
     pool = {name: getattr(args, name) for name in POOL if getattr(args, name) is not None}
-    method = METHODS[args.method](**options)
+    method = METHODS[args.method]()
     if args.head_first:
         method = methods.staged(METHODS["frepo_platt"](), method, args.head_first)
     settings = {
@@ -64,8 +63,6 @@ def run(args):
     }
     if args.rate is not None:
         settings["optimizer"] = coreset_optimizer(args.rate)
-    if args.sharpness is not None:
-        settings["average"] = growing_average(args.sharpness)
     print_header(f"{args}")
     began = time.perf_counter()
     budgets, kept = iter([*sorted(args.seconds), None]), []
@@ -84,9 +81,9 @@ def run(args):
         train,
         images_per_class=args.images_per_class,
         key=jr.key(args.seed),
-        steps=1 if args.method == "random" else 10**7,
+        steps=1 if args.method == "random" else LONG,
         batch_size=args.batch_size,
-        fold=not args.no_fold,
+        fold=False if args.no_fold else None,
         callbacks=[keep],
         progress=False,
         **settings,
@@ -111,9 +108,9 @@ def run(args):
 
 
 def draw(args):
-    """Mean accuracy against budget: a panel a data set and size, a line a method.
+    """Mean accuracy against budget: a panel a data set and size, a line a method and rate.
 
-    Bands are the standard error over seeds and networks.
+    Bands are the standard error of the mean: over seeds, or over the networks of a single one.
     """
     import matplotlib
 
@@ -125,15 +122,17 @@ def draw(args):
     for path in args.lines:
         for line in map(json.loads, pathlib.Path(path).read_text().splitlines()):
             panel = f"{line['dataset']}, {line['images_per_class']} a class, width {line['width']}"
-            label = line["label"] or line["method"]
+            label = line["method"] + (f", rate {line['rate']} held" if line["rate"] else "")
             budgets = found.setdefault(panel, {}).setdefault(label, {})
-            budgets.setdefault(line["budget"], []).extend(line.get(args.which, []))
+            if args.which in line:
+                budgets.setdefault(line["budget"], []).append(line[args.which])
     figure, axes = plt.subplots(1, len(found), figsize=(5.5 * len(found), 4), squeeze=False)
     for axis, (panel, labels) in zip(axes[0], sorted(found.items()), strict=True):
         for label, budgets in sorted(labels.items()):
-            at = sorted(budget for budget, values in budgets.items() if values)
-            mean = np.array([np.mean(budgets[b]) for b in at]) * 100
-            error = np.array([np.std(budgets[b]) / len(budgets[b]) ** 0.5 for b in at]) * 100
+            at = sorted(budgets)
+            seeds = [np.mean(budgets[b], 1) if len(budgets[b]) > 1 else budgets[b][0] for b in at]
+            mean = np.array([np.mean(s) for s in seeds]) * 100
+            error = np.array([np.std(s, ddof=1) / len(s) ** 0.5 for s in seeds]) * 100
             axis.plot(at, mean, "o-", markersize=3, label=label)
             axis.fill_between(at, mean - error, mean + error, alpha=0.2)
         axis.set(xscale="log", xlabel="seconds of distilling", ylabel="test accuracy, %")
@@ -147,7 +146,7 @@ def draw(args):
     figure.savefig(args.figure, dpi=120)
 
 
-POOL = {"size": int, "max_steps": int, "min_visit": int, "max_visit": int, "learning_rate": float}
+POOL = ("max_steps", "max_visit")
 
 
 def main():
@@ -164,16 +163,12 @@ def main():
     one.add_argument("--networks", type=int, default=5)
     one.add_argument("--no-fold", action="store_true", help="leave the temperature out of labels")
     one.add_argument("--skip-last", action="store_true")
-    one.add_argument("--label", help="what to call it in the figure, if not by its method")
     one.add_argument("--out", default="worth.jsonl")
     one.add_argument("--head-first", type=int, help="steps by the head-only gradient")
     one.add_argument("--batch-size", type=int)
-    one.add_argument("--rate", type=float, help="of images and labels")
-    one.add_argument("--sharpness", type=float, help="of the average")
-    one.add_argument("--rtol", type=float, help="conjugate gradients to this residual")
-    one.add_argument("--l2-rate", type=float)
-    for name, kind in POOL.items():
-        one.add_argument(f"--{name.replace('_', '-')}", type=kind, help="of the pool")
+    one.add_argument("--rate", type=float, help="of images and labels, held")
+    for name in POOL:
+        one.add_argument(f"--{name.replace('_', '-')}", type=int, help="of the pool")
     many = commands.add_parser("draw")
     many.add_argument("lines", nargs="+")
     many.add_argument("--figure", required=True)

@@ -220,7 +220,7 @@ def collect() -> dict[str, list[str]]:
         "model_too_deep": lambda: distill(model=r.convnet_for((8, 8, 1), 2, 2, 9)),
         "solve_float64_without_x64": lambda: r.solvers.DualCholesky("float64"),
         "learning_rate_negative": lambda: r.coreset_optimizer(-0.1),
-        "learning_rate_negative_array": lambda: r.coreset_optimizer(np.float32(-0.1)),
+        "learning_rate_negative_array": lambda: r.coreset_optimizer(jnp.asarray(-0.1)),
         "normalization_unknown": lambda: net(normalization="bacth"),
         "softplus_negative": lambda: net(softplus=-1.0),
         "pool_min_above_max": lambda: r.PoolSchedule(min_visit=3, max_visit=2),
