@@ -28,7 +28,15 @@ from rcig_eqx import (
 )
 from rcig_eqx._export import ARRAYS, CARD, count_bytes
 from rcig_eqx._files import checksum, file_checksum
-from rcig_eqx.data import DataError, Identity, Standardize, standardize, zca
+from rcig_eqx.data import (
+    DataError,
+    Identity,
+    Records,
+    Standardize,
+    standardize,
+    write_records,
+    zca,
+)
 from rcig_eqx.models import AbstractNetwork, Head, convnet_for
 
 pytest.importorskip("matplotlib")
@@ -203,6 +211,16 @@ def test_nothing_is_replaced_unasked(folder, tmp_path):
     with pytest.raises(FileExistsError, match="no export"):
         export(make(), other / "thesis.txt", overwrite=True)
     assert (other / "thesis.txt").exists()
+    images, labels = np.zeros((3, 4, 6, 3), np.uint8), np.arange(3)
+    records = write_records((images, labels), tmp_path / "records", progress=False)
+    with pytest.raises(FileExistsError, match="no export"):  # though it has a card.json as well
+        export(make(), records.folder, overwrite=True)
+    assert len(Records(records.folder)) == 3
+    shutil.rmtree(records.folder)
+    (folder / "notes.txt").touch()
+    with pytest.raises(FileExistsError, match=r"notes\.txt, which is no part of an export"):
+        export(make(), folder, overwrite=True)
+    (folder / "notes.txt").unlink()
     export(make("identity"), folder, overwrite=True)
     assert same(load_export(folder), make("identity"))
     assert os.listdir(tmp_path) == ["e", "precious"] or os.listdir(tmp_path) == ["precious", "e"]

@@ -114,10 +114,27 @@ def check_place(folder: Path, overwrite: bool) -> None:
     """Raise `FileExistsError` unless an export may be written there."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    if not (folder / CARD).is_file():
+    card = _card_of(folder)
+    if card is None:
         raise FileExistsError(f"{folder} is there and no export: choose another place.")
+    others = sorted({path.name for path in folder.iterdir()} - {CARD, *card.get("files", ())})
+    if others:
+        raise FileExistsError(
+            f"{folder} holds {others[0]}, which is no part of an export: move it or choose another "
+            "place."
+        )
     if not overwrite:
         raise FileExistsError(f"{folder} is there already: pass overwrite=True to replace it.")
+
+
+def _card_of(folder: Path) -> dict[str, Any] | None:
+    """The card of an export, `None` if there is none in the folder."""
+    try:
+        card = json.loads((folder / CARD).read_bytes())
+    except (OSError, ValueError):
+        return None
+    ours = isinstance(card, dict) and str(card.get("schema")).startswith("rcig_eqx.export/")
+    return card if ours else None
 
 
 def check_described(result: DistillResult) -> None:
