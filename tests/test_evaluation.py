@@ -23,8 +23,10 @@ from rcig_eqx import (
     export,
     hard_labels,
     load_result,
+    privacy,
     train_network,
 )
+from rcig_eqx._evaluate import correct
 from rcig_eqx.data import Dataset, hold_out
 from rcig_eqx.methods import frepo
 
@@ -160,9 +162,26 @@ def test_across_networks_every_cell_is_evaluate_alone(result):
 
 
 def test_classes_in_another_order_are_refused(result):
+    first, _, last = TEST.class_names
     other = Dataset(TEST.images, TEST.labels, TEST.class_names[::-1])
-    with pytest.raises(ValueError, match="same classes in another order"):
-        evaluate(result, other, key=jr.key(0), **BRIEF)
+    two = Dataset(TEST.images, TEST.labels % 2, (first, last))  # as a folder without the second
+    for test in (other, two):
+        with pytest.raises(ValueError, match=r"is number \d of custom and number 2 of the set"):
+            evaluate(result, test, key=jr.key(0), **BRIEF)
+        with pytest.raises(ValueError, match="renumber the labels"):
+            privacy.membership_inference(result, TRAIN, test, key=jr.key(0), at=(1,))
+    fewer = Dataset(TEST.images, TEST.labels % 2, TEST.class_names[:2])
+    assert evaluate(result, fewer, key=jr.key(0), **BRIEF).accuracies.shape == (2,)
+
+
+def test_an_output_that_is_not_finite_is_no_choice():
+    model = NETWORK(jr.key(0))
+    broken = eqx.tree_at(
+        lambda m: m.head.kernel, model, replace_fn=lambda k: k.at[0, 0].set(jnp.nan)
+    )
+    images, labels = jnp.ones((3, 14, 14, 1)), jnp.arange(3)
+    assert int(correct(model, images, labels).sum()) == 1
+    assert int(correct(broken, images, labels).sum()) == 0
 
 
 def test_held_out_images_are_the_rest_of_each_class():
@@ -198,3 +217,10 @@ def test_the_best_is_kept_and_patience_ends_the_run(tmp_path):
     since = len(means) - 1 - int(np.argmax(means))
     assert since == 2 or run.recipe["steps_done"] == 40
     assert steps == tuple(range(2, steps[-1] + 1, 2))
+
+    resumed = KeepBest(held, every=1, path=file, key=jr.key(3), **BRIEF)
+    distilled(train, 1, [resumed])
+    assert [step for step, _ in resumed.history] == [chosen, 1]
+    assert resumed.history[0][1].mean == max(means)
+    kept = load_result(file).recipe["steps_done"]
+    assert kept == (1 if resumed.history[1][1].mean > max(means) else chosen)

@@ -10,7 +10,7 @@ from ._distill import check_counts, check_key
 from ._evaluate import evaluate, fresh_network
 from ._evaluation import Evaluation
 from ._progress import Progress
-from ._result import DistillResult
+from ._result import DistillResult, load_result
 from .data import Dataset
 
 
@@ -30,8 +30,8 @@ class KeepBest:
     - `patience`: the run ends after so many tests in a row without a better one; `None` for never.
     - `num_networks`, and further `options` of [`evaluate`][rcig_eqx.evaluate]: of a test.
     - `key`: the fresh networks' seeds, the same at every test, so that sets are compared by them.
-    - `path`: a file that the best so far is saved in, to outlive the process. A run that is resumed
-      starts comparing anew.
+    - `path`: a file that the best so far is saved in, to outlive the process. One that is there
+      already, as of a run that is resumed, is tested first and stays if nothing is better.
 
     `result` is the best so far as a `DistillResult`, `None` before the first test; `history` has
     `(step, Evaluation)` of every test.
@@ -66,14 +66,22 @@ class KeepBest:
         """Test, where one is due; `True` once patience is at its end."""
         if progress.step % self._every and progress.step < progress.steps:
             return False
+        if not self.history and self._path is not None and os.path.exists(self._path):
+            earlier = load_result(self._path)
+            self._test(earlier.recipe["steps_done"], earlier)
         result = progress.result()
+        if self._test(progress.step, result) and self._path is not None:
+            result.save(self._path)
+        best = int(np.argmax([report.mean for _, report in self.history]))
+        since = len(self.history) - 1 - best
+        return self._patience is not None and since >= self._patience
+
+    def _test(self, step: int, result: DistillResult) -> bool:
+        """Whether a result is better than all before; the first one is."""
         options: Any = {"model": fresh_network(result)} | self._options
         report = evaluate(result.coreset, self._validation, key=self._key, **options)
-        self.history.append((progress.step, report))
-        means = [report.mean for _, report in self.history]
-        best = int(np.argmax(means))
-        if best == len(means) - 1:
+        better = all(report.mean > earlier.mean for _, earlier in self.history)
+        self.history.append((step, report))
+        if better:
             self.result = result
-            if self._path is not None:
-                result.save(self._path)
-        return self._patience is not None and len(means) - 1 - best >= self._patience
+        return better

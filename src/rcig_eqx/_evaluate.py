@@ -216,15 +216,23 @@ def _check_fit(coreset: Any, test: Dataset, names: tuple[str, ...]) -> None:
             f"The distilled images are {coreset.images.shape[1:]} and the test images "
             f"{test.image_shape}: evaluate on the data set that was distilled."
         )
-    if names != test.class_names and sorted(names) == sorted(test.class_names):
-        raise ValueError(
-            "The test set numbers the same classes in another order than the set that was "
-            "distilled: take both splits from the same files."
-        )
+    check_same_numbers(names, test)
     if test.num_classes > coreset.num_classes:
         raise ValueError(
             f"The distilled set has {coreset.num_classes} classes and the test set "
             f"{test.num_classes}: evaluate on the data set that was distilled."
+        )
+
+
+def check_same_numbers(names: tuple[str, ...], data: Dataset) -> None:
+    """Raise `ValueError` if the classes that `data` names have other numbers among `names`."""
+    there = data.class_names
+    if set(there) <= set(names) and there != names[: len(there)]:
+        name = next(c for i, c in enumerate(there) if names[i] != c)
+        raise ValueError(
+            f"Class {name!r} is number {there.index(name)} of {data.name} and number "
+            f"{names.index(name)} of the set that was distilled: renumber the labels, and pass "
+            "data.Dataset.from_arrays(images, labels, result.class_names)."
         )
 
 
@@ -407,9 +415,13 @@ def correct(
     images: Float[Array, "n h w c"],
     labels: Int[Array, " n"],
 ) -> Bool[Array, " n"]:
-    """Whether the network's largest output is the label, image by image. Jittable."""
+    """Whether the network's largest output is the label, image by image. Jittable.
+
+    An image with an output that is not finite is not right, whatever its label.
+    """
 
     def one(image: Array) -> Array:
-        return jnp.argmax(model(image[None])[0])
+        outputs = model(image[None])[0]
+        return jnp.where(jnp.isfinite(outputs).all(), jnp.argmax(outputs), -1)
 
     return jax.lax.map(one, images, batch_size=_TEST_BATCH) == labels

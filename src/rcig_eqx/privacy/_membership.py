@@ -14,7 +14,7 @@ from rich.progress import track
 from .._backend import networks_at_once
 from .._coreset import Coreset, centred_labels
 from .._distill import check_counts, check_key, check_model, describe_model
-from .._evaluate import each_row, fresh_network, mean_squared
+from .._evaluate import check_same_numbers, each_row, fresh_network, mean_squared
 from .._losses import InnerLoss
 from .._pool import MakeModel
 from .._result import DistillResult
@@ -218,6 +218,9 @@ def _training_sets(sets: Any, train: Any, test: Any) -> dict[str, Coreset]:
             raise ValueError(
                 f"{name} is a {type(value).__name__}: pass a Dataset or (images, labels)."
             )
+    names = sets.class_names if isinstance(sets, DistillResult) else train.class_names
+    for data in (train, test):
+        check_same_numbers(names, data)
     if isinstance(sets, DistillResult):
         sets = {"real": train, "subset": sets.baseline, "distilled": sets.coreset}
     if not isinstance(sets, Mapping) or not sets:
