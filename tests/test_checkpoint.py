@@ -153,6 +153,19 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(how, train, whole, tmp_pa
         assert same_run(distill(train, checkpoint_dir=tmp_path, resume=True), whole)
 
 
+def test_a_damaged_checkpoint_takes_no_good_ones_place(train, tmp_path):
+    distill(train, checkpoint_dir=tmp_path, callbacks=[until(5)])
+    third, fourth, fifth = sorted(tmp_path.iterdir())
+    damage(fourth, "truncated")
+    damage(fifth, "truncated")
+    again: Any = {"checkpoint_dir": tmp_path, "resume": True, "keep_checkpoints": 1}
+    with pytest.warns(RuntimeWarning, match="Passed over"):
+        distill(train, callbacks=[until(4)], **again)
+    assert not third.exists()
+    with pytest.warns(RuntimeWarning, match="Passed over"):
+        assert distill(train, callbacks=[until(5)], **again).recipe["steps_done"] == 5
+
+
 def test_nothing_is_started_anew_where_all_are_damaged(train, tmp_path):
     distill(train, checkpoint_dir=tmp_path, callbacks=[until(2)])
     for path in tmp_path.iterdir():

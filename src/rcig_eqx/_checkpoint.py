@@ -173,6 +173,8 @@ class CheckpointFolder:
     ) -> Path | None:
         """Write a checkpoint, then remove the oldest beyond `keep`.
 
+        One of a later step is none of these: it was damaged and passed over.
+
         A disk that is full is no reason to lose the run: it is said in a warning, the checkpoints
         before stay, and the next interval tries again.
         """
@@ -182,7 +184,7 @@ class CheckpointFolder:
         path = self.folder / f"step-{int(state.step):08d}.safetensors"
         try:
             save_state(path, state, card=card, arrays=arrays)
-            for old in self.files()[self.keep :]:
+            for old in [file for file in self.files() if file <= path][self.keep :]:
                 old.unlink(missing_ok=True)
         except OSError as error:
             warnings.warn(f"No checkpoint: {error}.", RuntimeWarning, stacklevel=2)
