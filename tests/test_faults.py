@@ -1,6 +1,7 @@
 """Steps that go wrong: rejected, explained, and gone on from."""
 
 import dataclasses
+import signal
 
 import equinox as eqx
 import jax
@@ -24,6 +25,7 @@ from rcig_eqx import (
     step,
 )
 from rcig_eqx._faults import CAUSES, L2_FACTOR, MAX_RAISES
+from rcig_eqx._loop import gave_up, interruptible, say_what_fell_short
 from rcig_eqx.data import Dataset, load, standardize
 from rcig_eqx.methods import AbstractMethod, frepo
 
@@ -179,6 +181,27 @@ def test_a_run_says_what_it_rejected_and_goes_on(train):
     assert not result.interrupted
     assert 0 < result.history["rejected"].sum() < 12
     assert np.isfinite(result.coreset.images).all()
+
+
+def test_a_run_gives_up_by_the_steps_since_it_was_resumed_and_says_so():
+    bad = [1.0] * 10
+    assert gave_up({"rejected": bad})
+    assert gave_up({"rejected": [0.0, *bad, 0.0]})  # metrics are read a step late
+    assert not gave_up({"rejected": [*bad, 0.0, 0.0]})
+    assert not gave_up({"rejected": [*bad, 1.0]}, 10)
+    others = dict.fromkeys(("loss", "cause", "network", "condition"), [0.0] * 11)
+    with pytest.warns(RuntimeWarning, match="Stopped: 10 steps in a row"):
+        say_what_fell_short({"rejected": [*bad, 0.0]} | others)
+
+
+def test_a_signal_of_a_host_program_is_left_alone(monkeypatch):
+    """Python knows no handler that it did not install, and could not put it back."""
+    usual = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    with interruptible() as interrupted:
+        assert not interrupted()
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGTERM) is usual
 
 
 def test_an_optimiser_that_overflows_is_rejected(train, batch):

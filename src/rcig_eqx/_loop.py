@@ -99,7 +99,7 @@ class Loop:
                     flush((number, metrics))
                     report = Progress(number, self.steps, metrics, state, so_far)
                     stop = [callback(report) for callback in self.callbacks]
-                    if agreed(any(stop) or interrupted()) or gave_up(history):
+                    if agreed(any(stop) or interrupted()) or gave_up(history, first):
                         break
                     if self.checkpoints and self.checkpoints.due:
                         flush()
@@ -116,7 +116,7 @@ class Loop:
             if interrupted() and number < self.steps:
                 self.bar.note(f"Stopped by a signal after step {number:,} of {self.steps:,}.")
         if leads(self.mesh):
-            say_what_fell_short(history)
+            say_what_fell_short(history, first)
         return state, history
 
     def _next_batch(self, number: int) -> tuple[Array, ...]:
@@ -154,10 +154,14 @@ def _last(history: History) -> dict[str, float]:
     return {name: values[-1] for name, values in history.items()}
 
 
-def gave_up(history: Mapping[str, Any]) -> bool:
-    """Whether so many steps in a row were rejected that a run ends."""
-    lately = history.get("rejected", [])[-_GIVE_UP_AFTER:]
-    return len(lately) == _GIVE_UP_AFTER and all(lately)
+def gave_up(history: Mapping[str, Any], first: int = 0) -> bool:
+    """Whether so many steps in a row were rejected that a run ends, of those after `first`.
+
+    One more step may have followed them: metrics are read late.
+    """
+    rejected = list(history.get("rejected", []))[first:]
+    windows = rejected[-_GIVE_UP_AFTER:], rejected[-_GIVE_UP_AFTER - 1 : -1]
+    return any(len(window) == _GIVE_UP_AFTER and all(window) for window in windows)
 
 
 def lost(state: State) -> bool:
@@ -169,15 +173,18 @@ def lost(state: State) -> bool:
     return False
 
 
-def say_what_fell_short(history: History) -> None:
-    """Warn of rejected steps, of a run given up, and of solves that missed their tolerance."""
+def say_what_fell_short(history: History, first: int = 0) -> None:
+    """Warn of rejected steps, of a run given up, and of solves that missed their tolerance.
+
+    `first` is the step that the run went on from.
+    """
     rejected = np.flatnonzero(history.get("rejected", [])).tolist()
     if len(rejected):
         shown = [explain(i + 1, {k: v[i] for k, v in history.items()}) for i in rejected[:3]]
         more = f"; and {len(rejected) - 3} more" if len(rejected) > 3 else ""
         what = "1 step was" if len(rejected) == 1 else f"{len(rejected)} steps were"
         text = f"{what} rejected: {'; '.join(shown)}{more}."
-        if gave_up(history):
+        if gave_up(history, first):
             text = (
                 f"Stopped: {_GIVE_UP_AFTER} steps in a row had no finite hypergradient. What had "
                 "been distilled before is returned. Lower the optimiser's learning rate or raise "
@@ -214,7 +221,8 @@ def interruptible(say: bool = False) -> Iterator[Callable[[], bool]]:
         yield pressed.is_set  # signals belong to the main thread
         return
     always = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    before = {number: signal.getsignal(number) for number in always}
+    handlers = {number: signal.getsignal(number) for number in always}
+    before = {n: usual for n, usual in handlers.items() if usual is not None}  # else not Python's
 
     def handler(number: int, _: object) -> None:
         pressed.set()
@@ -225,7 +233,7 @@ def interruptible(say: bool = False) -> Iterator[Callable[[], bool]]:
             with contextlib.suppress(OSError):
                 os.write(2, b"\nStopping after this step; once more stops at once.\n")
 
-    for number in always:
+    for number in before:
         signal.signal(number, handler)
     try:
         yield pressed.is_set

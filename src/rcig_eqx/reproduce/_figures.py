@@ -223,11 +223,15 @@ def _along(workshop: Workshop, row: Row) -> Iterator[tuple[int, float, Evaluatio
             folder.mkdir(parents=True, exist_ok=True)
             progress.result().save(folder / f"after-{progress.step}.safetensors")
 
-    run = workshop.distilled(row, variant=ALONG, changed={"callbacks": (keep,)})
+    def distilled() -> Any:
+        run = workshop.distilled(row, variant=ALONG, changed={"callbacks": (keep,)})
+        return run.history["seconds"]
+
+    clock = distilled()
+    marks = [mark for mark in marks if mark <= len(clock)]  # a run that gave up has fewer
     if not all((folder / f"after-{mark}.safetensors").exists() for mark in marks):
         shutil.rmtree(folder)  # killed between a checkpoint and a file: once more, from the start
-        run = workshop.distilled(row, variant=ALONG, changed={"callbacks": (keep,)})
-    clock = run.history["seconds"]
+        clock = distilled()
     model = model_of(row, workshop.scale, softplus=None)
     for mark in marks:
         result = load_result(folder / f"after-{mark}.safetensors")
