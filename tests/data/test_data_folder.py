@@ -41,6 +41,14 @@ def test_lossless_formats(tmp_path, suffix, mode):
     np.testing.assert_array_equal(images.reshape(arrays["a"].shape), arrays["a"])
 
 
+def test_pixels_of_more_than_8_bits_are_not_clipped(tmp_path):
+    (tmp_path / "a").mkdir()
+    file = tmp_path / "a" / "x.png"
+    Image.fromarray(np.arange(30, dtype=np.uint16).reshape(6, 5) * 2000).save(file)
+    with pytest.raises(DataError, match=r"x\.png has pixels of more than 8 bits \(mode I;16\)"):
+        ImageFolder(tmp_path)
+
+
 def test_jpeg_is_close(tmp_path):
     smooth = np.linspace(0, 255, 256).astype(np.uint8).reshape(16, 16)
     (tmp_path / "a").mkdir()

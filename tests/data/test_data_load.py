@@ -236,6 +236,7 @@ def test_folder_of_images_by_split(tmp_path):
 
 def test_folder_of_images_of_one_split(tmp_path):
     write_images(tmp_path, {"cat": 3, "train": 2}, mode="L")  # a class may be called "train"
+    (tmp_path / "cat" / ".ipynb_checkpoints").mkdir()
     data = load(os.fspath(tmp_path))
     assert data.images.shape == (5, 6, 5, 1)
     assert data.class_names == ("cat", "train")

@@ -327,3 +327,11 @@ def test_resume_knows_the_set(records, tmp_path):
     other = write_records(in_memory().subset(range(N - 1, -1, -1)), tmp_path / "y", progress=False)
     same = write_records(in_memory(), tmp_path / "z", progress=False)
     assert list(records.marks) == list(same.marks) != list(other.marks)
+
+
+def test_labels_beyond_the_class_names_are_refused_before_anything_is_read():
+    class Unlabelled(Failing):
+        labels = np.array([0, 0, -1], np.int32)
+
+    with pytest.raises(DataError, match=r"failing has labels from -1 to 0 and 1 class names"):
+        sample(Unlabelled(AssertionError()), 3, at_least=1, seed=0)

@@ -10,7 +10,7 @@ from jaxtyping import Int32, UInt8
 
 from ._dataset import DataError, Dataset
 from ._images import AbstractImages
-from ._resize import check_size, decode, resize
+from ._resize import check_size, decode, grey_or_rgb, resize
 
 _IMAGES, _LABELS = ("image", "img", "images"), ("label", "labels", "fine_label")
 
@@ -156,8 +156,7 @@ class _Adapted(AbstractImages):
         if isinstance(value, bytes):
             return decode(value, where, channels=self._channels, size=self._size)
         if hasattr(value, "convert"):  # a pillow image
-            grey = value.mode in ("1", "L", "LA") if self._channels is None else self._channels == 1
-            value = value.convert("L" if grey else "RGB")
+            value = grey_or_rgb(value, where, self._channels)
         pixels = np.asarray(value)
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels
         if pixels.dtype != np.uint8 or pixels.ndim != 3:

@@ -149,6 +149,13 @@ def _validate_arrays(images: Any, labels: Any) -> None:
             f"images have shape {images.shape}, not [n h w c]: "
             f"pass {fix.get(images.ndim, 'one [h w c] array an image')}."
         )
+    if images.shape[1] in (1, 3) and min(images.shape[2:]) > 4:
+        raise ValueError(
+            f"images have shape {images.shape}, which looks like [n c h w]: pass "
+            "np.moveaxis(images, 1, -1)."
+        )
+    if labels.shape == (len(images), 1):
+        raise ValueError(f"labels have shape {labels.shape}: pass labels.ravel().")
     if labels.ndim == 2:
         raise ValueError(
             f"labels have shape {labels.shape} and look one-hot: pass labels.argmax(axis=1)."

@@ -169,8 +169,7 @@ def _read_folder(name: str, source: Source, split: str, folder: Path) -> Dataset
 def _load_folder(path: Path, split: str) -> Dataset:
     if (path / f"{split}.npz").is_file():
         return _read_npz(path / f"{split}.npz")
-    inside = sorted(d for d in path.iterdir() if d.is_dir() and not d.name.startswith("."))
-    splits = [d.name for d in inside if any(e.is_dir() for e in d.iterdir())]
+    splits = [d.name for d in _folders(path) if _folders(d)]
     if split in splits:
         return ImageFolder(path / split).read()
     if splits or split != "train":
@@ -180,6 +179,11 @@ def _load_folder(path: Path, split: str) -> Dataset:
             "folder itself."
         )
     return ImageFolder(path).read()
+
+
+def _folders(path: Path) -> list[Path]:
+    """The folders in a folder by name, without hidden ones."""
+    return sorted(d for d in path.iterdir() if d.is_dir() and not d.name.startswith("."))
 
 
 def _load_embedded(split: str) -> Dataset:

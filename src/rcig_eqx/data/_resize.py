@@ -37,13 +37,27 @@ def decode(
     pillow = _pillow()
     try:
         with pillow.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
-            grey = channels == 1 or (channels is None and image.mode in _GREY_MODES)
-            picture = image.convert("L" if grey else "RGB")
+            picture = grey_or_rgb(image, where, channels)
+    except DataError:
+        raise
     except Exception as error:  # pillow's decoders raise many kinds for a damaged file
         raise DataError(
             f"{where} cannot be read as an image ({error}): mend or remove it."
         ) from error
     return _pixels(picture if size is None else _square(picture, size))
+
+
+def grey_or_rgb(picture: Any, where: Any, channels: int | None) -> Any:
+    """A pillow image in grey or RGB: with so many channels, or with as many as it has.
+
+    `DataError` for one of more than 8 bits, which pillow would clip.
+    """
+    if picture.mode.startswith(("I", "F")):
+        raise DataError(
+            f"{where} has pixels of more than 8 bits (mode {picture.mode}): scale it to 8 first."
+        )
+    grey = channels == 1 or (channels is None and picture.mode in _GREY_MODES)
+    return picture.convert("L" if grey else "RGB")
 
 
 def check_size(size: Any) -> None:

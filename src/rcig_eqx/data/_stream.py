@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Shaped
 
 from ._adapt import Examples, adapted
-from ._dataset import Dataset
+from ._dataset import DataError, Dataset
 from ._images import AbstractImages
 
 # Whole batches are read ahead, so few are enough to hide the decoding.
@@ -118,6 +118,12 @@ def sample(
     """
     known: Any = adapted(train)
     if isinstance(known, AbstractImages):
+        low, high = known.labels.min(), known.labels.max()
+        if low < 0 or high >= known.num_classes:
+            raise DataError(
+                f"{known.name} has labels from {low} to {high} and {known.num_classes} class "
+                f"names: they must lie in 0..{known.num_classes - 1}."
+            )
         rng = np.random.default_rng(seed)
         each = max(at_least, count // known.num_classes)
         members = [np.flatnonzero(known.labels == c) for c in range(known.num_classes)]
