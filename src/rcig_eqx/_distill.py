@@ -124,7 +124,7 @@ def distill(
     - `preprocess`: an `AbstractPreprocess`, such as `data.standardize(images)` or your own; fitted
       on the training images if `None`: standardised if grey, whitened if RGB.
     - `flip`: whether the set also stands for its mirror images; if `None`, for RGB sets of up to
-      1,000 images (paper, appendix C).
+      1,000 images (paper, appendix C), or as the `flip` of a `Coreset` to start from says.
     - `pool`: how the pool's networks are trained and replaced.
     - `average`: weights of the averaged ψ; `growing_average()` if `None`.
     - `fold`: whether the labels returned are multiplied by the learned temperature, as
@@ -132,8 +132,8 @@ def distill(
       If `None`, where predictions are linear in the labels: the inner loss is a `SquaredError`, and
       the network linearised or its body frozen.
     - `checkpoint_dir`: a folder for checkpoints of the whole state; none are kept if `None`.
-    - `checkpoint_every`: seconds between two; one more is written when the run ends, however it
-      ends short of being killed. 0 is after every step.
+    - `checkpoint_every`: seconds between two; one more is written when the run ends, unless it is
+      killed or abandoned. 0 is after every step.
     - `keep_checkpoints`: how many of the newest stay in the folder.
     - `resume`: go on from the newest valid checkpoint there, or start if there is none. The run
       ends in the same bytes as one that was never interrupted. More `steps` may be asked for; a
@@ -150,7 +150,7 @@ def distill(
 
     **Returns:** a `DistillResult`. Ctrl-C or SIGTERM ends the run after the present step and
     returns what there is, which `result.interrupted` tells; the program goes on from there. Twice
-    abandons it.
+    abandons it, without a further checkpoint.
 
     **Several processes** each make this call, with the same arguments and `devices=jax.devices()`.
     Each reads its own rows of every batch, and all return the same result; process 0 alone shows
@@ -173,6 +173,7 @@ def distill(
     _check_arguments(
         train, method, optimizer, parameterization, preprocess, pool, average, callbacks
     )
+    flip, fold = _yes_or_no("flip", flip), _yes_or_no("fold", fold)
     coreset_key, noise_key, init_key, stream_key = jr.split(key, 4)
     seed = int(jr.bits(stream_key, dtype=jnp.uint32))
     train = Dataset.from_arrays(*train) if isinstance(train, tuple) else adapted(train)
@@ -321,6 +322,8 @@ def _preprocessed(
                 f"A label is {labels.max()}, but the images looked at before the run had "
                 f"{num_classes} classes: pass a Dataset or a set on disk that names them all."
             )
+        if labels.min() < 0:
+            raise DataError(f"A label is {labels.min()}: leave out images without a class first.")
         yield transform(images), labels
 
 
@@ -329,6 +332,13 @@ def check_counts(**counts: Any) -> None:
     for name, value in counts.items():
         if not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"{name} is {value!r}: it must be a whole number of at least 1.")
+
+
+def _yes_or_no(name: str, value: Any) -> bool | None:
+    """A Python bool or `None`; `ValueError` for anything else."""
+    if value is not None and not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} is {value!r}: pass True, False or None.")
+    return None if value is None else bool(value)
 
 
 def check_key(key: Any) -> None:
