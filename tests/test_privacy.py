@@ -228,6 +228,13 @@ def test_networks_that_memorise_are_caught_and_those_that_do_not_are_not():
     assert low < 0.5 < high
 
 
+def test_preprocessing_is_no_constant_of_the_program():
+    images, labels = noise()
+    train = privacy.train_on(TINY, data.zca(images), steps=2)
+    traced = eqx.filter_make_jaxpr(lambda train, x, y: train(x, y, KEY)(x))(train, images, labels)
+    assert max(np.size(c) for c in traced[0].consts) < 64 * 64 / 2
+
+
 def test_shadows_together_one_by_one_and_outside_jit_are_the_same():
     images, labels = noise()
     train = privacy.train_on(TINY, data.standardize(images), steps=5, learning_rate=1e-2)

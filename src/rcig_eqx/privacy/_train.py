@@ -96,15 +96,7 @@ class Preprocessed(eqx.Module):
         return self.network(self.preprocess(images))
 
 
-def train_on(
-    model: MakeModel,
-    preprocess: AbstractPreprocess,
-    *,
-    steps: int,
-    learning_rate: float = 1e-4,
-    batch_size: int = 256,
-    loss: InnerLoss = mean_squared,
-) -> Train:
+class train_on(eqx.Module):
     """A training procedure for [`train_shadows`][rcig_eqx.privacy.train_shadows]: on real images.
 
     **Arguments:**
@@ -114,27 +106,33 @@ def train_on(
     - `steps`, `learning_rate`, `batch_size`, `loss`: as in
       [`train_network`][rcig_eqx.train_network], with labels one-hot − 1/C.
 
-    **Returns:** a function `(images [n h w c], labels [n], key)` to a
+    It maps `(images [n h w c], labels [n], key)` to a
     [`Preprocessed`][rcig_eqx.privacy.Preprocessed] network. Jittable.
     """
 
-    def train(images: Any, labels: Any, key: PRNGKeyArray) -> Preprocessed:
+    model: MakeModel
+    preprocess: AbstractPreprocess
+    steps: int = eqx.field(kw_only=True)
+    learning_rate: float = eqx.field(default=1e-4, kw_only=True)
+    batch_size: int = eqx.field(default=256, kw_only=True)
+    loss: InnerLoss = eqx.field(default=mean_squared, kw_only=True)
+
+    def __call__(self, images: Any, labels: Any, key: PRNGKeyArray) -> Preprocessed:
+        """A network trained on these images."""
         model_key, train_key = jr.split(key)
-        network, x = model(model_key), preprocess(images)
+        network, x = self.model(model_key), self.preprocess(images)
         classes = eqx.filter_eval_shape(network, x[:1]).shape[-1]
         network = train_network(
             network,
             x,
             centred_labels(labels, classes),
-            steps=steps,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            loss=loss,
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            loss=self.loss,
             key=train_key,
         )
-        return Preprocessed(network, preprocess)
-
-    return train
+        return Preprocessed(network, self.preprocess)
 
 
 def distil_then_train(
