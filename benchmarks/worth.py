@@ -126,8 +126,13 @@ def draw(args):
             budgets = found.setdefault(panel, {}).setdefault(label, {})
             if args.which in line:
                 budgets.setdefault(line["budget"], []).append(line[args.which])
-    figure, axes = plt.subplots(1, len(found), figsize=(5.5 * len(found), 4), squeeze=False)
-    for axis, (panel, labels) in zip(axes[0], sorted(found.items()), strict=True):
+    columns = min(3, len(found))
+    rows = -(-len(found) // columns)
+    size = (5.5 * columns, 4 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    for axis in axes.flat[len(found) :]:
+        axis.axis("off")
+    for axis, (panel, labels) in zip(axes.flat, sorted(found.items()), strict=False):
         for label, budgets in sorted(labels.items()):
             at = sorted(budgets)
             seeds = [np.mean(budgets[b], 1) if len(budgets[b]) > 1 else budgets[b][0] for b in at]
