@@ -48,8 +48,8 @@ def falling_rate(peak: float = 0.03, hold: int = 500) -> optax.Schedule:
 
 
 def coreset_optimizer(
-    learning_rate: optax.ScalarOrSchedule | None = None,
-    temperature_learning_rate: optax.ScalarOrSchedule = 0.03,
+    learning_rate: float | Scalar | optax.Schedule | None = None,
+    temperature_learning_rate: float | Scalar | optax.Schedule = 0.03,
 ) -> optax.GradientTransformation:
     """AdaBelief, with one rate for images and labels and one for log τ (paper, appendix C).
 
