@@ -125,7 +125,7 @@ def test_every_method_takes_the_rows_values(method, settings):
             assert (part.l2_rate, part.subset) == (5e-3, 500)
     if settings == "authors_code" and isinstance(used, implicit):
         assert used.clip == (method in ("rcig_paper", "rig"))
-        assert used.margin
+        assert used.margin == used.reparameterized
     if settings == "paper":
         assert given["batch_size"] == 1024
         assert isinstance(used, implicit) == (method in ("rcig_paper", "rig", "cig", "vig"))
