@@ -123,6 +123,7 @@ def draw(args):
         for line in map(json.loads, pathlib.Path(path).read_text().splitlines()):
             panel = f"{line['dataset']}, {line['images_per_class']} a class, width {line['width']}"
             label = line["method"] + (f", rate {line['rate']} held" if line["rate"] else "")
+            label += f" after {line['head_first']:,} head-only" if line["head_first"] else ""
             budgets = found.setdefault(panel, {}).setdefault(label, {})
             if args.which in line:
                 budgets.setdefault(line["budget"], []).append(line[args.which])
