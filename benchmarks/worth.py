@@ -41,7 +41,7 @@ METHODS = {
     "cig": methods.cig,
     "vig": methods.vig,
     "frepo": methods.frepo,
-    "frepo_platt": lambda **options: methods.frepo(outer_loss=platt_loss, **options),
+    "frepo_platt": functools.partial(methods.frepo, outer_loss=platt_loss),
     "random": methods.random_subset,
     "default": functools.partial(methods.default_method, LONG),
 }
