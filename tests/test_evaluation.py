@@ -184,6 +184,12 @@ def test_an_output_that_is_not_finite_is_no_choice():
     assert int(correct(broken, images, labels).sum()) == 0
 
 
+def test_networks_that_diverge_are_counted(result):
+    with pytest.warns(RuntimeWarning, match=r"4 of 4 networks diverged.*learning_rate=1e\+30"):
+        report = evaluate(result, TEST, key=jr.key(0), **(BRIEF | {"learning_rate": 1e30}))
+    assert report.accuracies.tolist() == [0, 0]
+
+
 def test_held_out_images_are_the_rest_of_each_class():
     train, held = hold_out(TRAIN, 0.25, seed=0)
     assert [(train.labels == c).sum() for c in range(3)] == [15] * 3

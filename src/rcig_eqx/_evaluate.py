@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +20,7 @@ from ._backend import networks_at_once
 from ._coreset import Coreset, hard_labels
 from ._distill import check_counts, check_key, check_model
 from ._evaluation import Evaluation
+from ._faults import all_finite
 from ._losses import InnerLoss
 from ._pool import MakeModel
 from ._result import DistillResult
@@ -110,7 +112,8 @@ def evaluate(
     - `at_once`: networks trained together by `vmap`; chosen by the backend if `None`.
     - `progress`: whether to show a progress bar.
 
-    **Returns:** an `Evaluation`. Raises `ValueError` for test images that do not fit the set.
+    **Returns:** an `Evaluation`. Raises `ValueError` for test images that do not fit the set, and
+    warns of networks that diverged, whose accuracy is 0.
     """
     counts = {"steps": steps, "at_once": at_once}
     check_counts(
@@ -142,9 +145,19 @@ def evaluate(
     keys = [jr.split(key, num_networks)[i : i + at_once] for i in range(0, num_networks, at_once)]
     jobs = [(s, k) for s in range(len(sets)) for k in keys]
     hits: list[list[np.ndarray]] = [[] for _ in sets]
+    diverged = 0
     for s, k in track(jobs, "evaluating", disable=not progress):
         X, y = sets[s].support()
-        hits[s].append(np.asarray(_train_and_test(model, X, y, images, truth, k, training)))
+        right, sound = _train_and_test(model, X, y, images, truth, k, training)
+        hits[s].append(np.asarray(right))
+        diverged += len(k) - int(sound.sum())
+    if diverged:
+        warnings.warn(
+            f"{diverged} of {len(sets) * num_networks} networks diverged in training: none of "
+            f"their answers counts as right. Lower learning_rate={learning_rate}.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     reports = [_report(np.concatenate(h), test.labels, names, steps) for h in hits]
     return dataclasses.replace(
         reports[0],
@@ -245,13 +258,14 @@ def _train_and_test(
     labels: Int[Array, " t"],
     keys: Shaped[Array, "networks ..."],
     training: Training,
-) -> Bool[Array, "networks t"]:
-    """Whether each of `len(keys)` networks trained on (X, y) gets each test image right."""
+) -> tuple[Bool[Array, "networks t"], Bool[Array, " networks"]]:
+    """Whether each of `len(keys)` networks trained on (X, y) gets each test image right, and
+    whether its weights are finite."""
 
-    def one(key: PRNGKeyArray) -> Array:
+    def one(key: PRNGKeyArray) -> tuple[Array, Array]:
         model_key, train_key = jr.split(key)
         model = train_network(make_model(model_key), X, y, **training._asdict(), key=train_key)
-        return correct(model, images, labels)
+        return correct(model, images, labels), all_finite(eqx.filter(model, eqx.is_inexact_array))
 
     return each_row(one, keys)
 
