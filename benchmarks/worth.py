@@ -2,6 +2,7 @@
 
     python benchmarks/worth.py run --method rcig --images-per-class 1 --out worth.jsonl
     python benchmarks/worth.py run --method frepo --images-per-class 1 --out worth.jsonl
+    python benchmarks/worth.py table worth.jsonl
     python benchmarks/worth.py draw worth.jsonl --figure worth.png
 
 A run distils until the last of `--seconds` has passed, all else being the library's defaults, and
@@ -21,6 +22,7 @@ import time
 
 import jax
 import jax.random as jr
+import numpy as np
 
 from _common import fresh_accuracies, print_header
 from rcig_eqx import (
@@ -107,26 +109,57 @@ def run(args):
         print(f"{budget:>7} s {step:>7} steps  {shown}", flush=True)
 
 
-def draw(args):
-    """Mean accuracy against budget: a panel a data set and size, a line a method and rate.
-
-    Bands are the standard error of the mean: over seeds, or over the networks of a single one.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    import numpy as np
-
+def curves(paths, which):
+    """Accuracies by panel (a data set and size), by method and rate, and by budget; one a seed."""
     found = {}
-    for path in args.lines:
+    for path in paths:
         for line in map(json.loads, pathlib.Path(path).read_text().splitlines()):
             panel = f"{line['dataset']}, {line['images_per_class']} a class, width {line['width']}"
             label = line["method"] + (f", rate {line['rate']} held" if line["rate"] else "")
             label += f" after {line['head_first']:,} head-only" if line["head_first"] else ""
             budgets = found.setdefault(panel, {}).setdefault(label, {})
-            if args.which in line:
-                budgets.setdefault(line["budget"], []).append(line[args.which])
+            if which in line:
+                budgets.setdefault(line["budget"], []).append(line[which])
+    return found
+
+
+def of_networks(accuracies):
+    """Mean in per cent and its standard error: over seeds, or the networks of a single one."""
+    each = [np.mean(a) for a in accuracies] if len(accuracies) > 1 else accuracies[0]
+    return 100 * np.mean(each), 100 * np.std(each, ddof=1) / len(each) ** 0.5
+
+
+def table(args):
+    """The same in Markdown: a row a method, the average's and the last iterate's."""
+
+    def text(accuracies):
+        mean, error = of_networks(accuracies)
+        return f"{mean:.1f} ± {error:.1f}"
+
+    both = {which: curves(args.lines, which) for which in ("average", "last")}
+    for panel, labels in both["average"].items():
+        at = sorted({budget for budgets in labels.values() for budget in budgets})
+        print(f"{panel}\n\n| seconds | | {' | '.join(f'{b:,}' for b in at)} |")
+        print("|---" * (len(at) + 2) + "|")
+        for label in labels:
+            for which, found in both.items():
+                cells = found[panel][label]
+                shown = [text(cells[b]) if b in cells else "" for b in at]
+                if cells:
+                    print(f"| {label} | {which} | {' | '.join(shown)} |")
+
+
+def draw(args):
+    """Mean accuracy against budget: a panel a data set and size, a line a method and rate.
+
+    Bands are standard errors of the mean.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found = curves(args.lines, args.which)
     columns = min(3, len(found))
     rows = -(-len(found) // columns)
     size = (5.5 * columns, 4 * rows)
@@ -136,9 +169,7 @@ def draw(args):
     for axis, (panel, labels) in zip(axes.flat, sorted(found.items()), strict=False):
         for label, budgets in sorted(labels.items()):
             at = sorted(budgets)
-            seeds = [np.mean(budgets[b], 1) if len(budgets[b]) > 1 else budgets[b][0] for b in at]
-            mean = np.array([np.mean(s) for s in seeds]) * 100
-            error = np.array([np.std(s, ddof=1) / len(s) ** 0.5 for s in seeds]) * 100
+            mean, error = np.array([of_networks(budgets[b]) for b in at]).T
             axis.plot(at, mean, "o-", markersize=3, label=label)
             axis.fill_between(at, mean - error, mean + error, alpha=0.2)
         axis.set(xscale="log", xlabel="seconds of distilling", ylabel="test accuracy, %")
@@ -175,12 +206,13 @@ def main():
     one.add_argument("--rate", type=float, help="of images and labels, held")
     for name in POOL:
         one.add_argument(f"--{name.replace('_', '-')}", type=int, help="of the pool")
-    many = commands.add_parser("draw")
-    many.add_argument("lines", nargs="+")
+    rows, many = commands.add_parser("table"), commands.add_parser("draw")
+    for command in (rows, many):
+        command.add_argument("lines", nargs="+")
     many.add_argument("--figure", required=True)
     many.add_argument("--which", choices=("average", "last"), default="average")
     args = parser.parse_args()
-    run(args) if args.command == "run" else draw(args)
+    {"run": run, "table": table, "draw": draw}[args.command](args)
 
 
 if __name__ == "__main__":
