@@ -167,7 +167,7 @@ def draw(args):
     for axis in axes.flat[len(found) :]:
         axis.axis("off")
     for axis, (panel, labels) in zip(axes.flat, sorted(found.items()), strict=False):
-        for label, budgets in sorted(labels.items()):
+        for label, budgets in labels.items():
             at = sorted(budgets)
             mean, error = np.array([of_networks(budgets[b]) for b in at]).T
             axis.plot(at, mean, "o-", markersize=3, label=label)
@@ -178,7 +178,7 @@ def draw(args):
         axis.set_xticks([], minor=True)
         axis.set_title(panel)
         axis.grid(alpha=0.3)
-        axis.legend()
+        axis.legend(fontsize="small")
     figure.tight_layout()
     figure.savefig(args.figure, dpi=120)
 
