@@ -123,7 +123,7 @@ def curves(paths, which):
     return found
 
 
-def of_networks(accuracies):
+def mean_and_error(accuracies):
     """Mean in per cent and its standard error: over seeds, or the networks of a single one."""
     each = [np.mean(a) for a in accuracies] if len(accuracies) > 1 else accuracies[0]
     return 100 * np.mean(each), 100 * np.std(each, ddof=1) / len(each) ** 0.5
@@ -133,7 +133,7 @@ def table(args):
     """The same in Markdown: a row a method, the average's and the last iterate's."""
 
     def text(accuracies):
-        mean, error = of_networks(accuracies)
+        mean, error = mean_and_error(accuracies)
         return f"{mean:.1f} ± {error:.1f}"
 
     both = {which: curves(args.lines, which) for which in ("average", "last")}
@@ -147,6 +147,7 @@ def table(args):
                 shown = [text(cells[b]) if b in cells else "" for b in at]
                 if cells:
                     print(f"| {label} | {which} | {' | '.join(shown)} |")
+        print()
 
 
 def draw(args):
@@ -169,7 +170,7 @@ def draw(args):
     for axis, (panel, labels) in zip(axes.flat, sorted(found.items()), strict=False):
         for label, budgets in labels.items():
             at = sorted(budgets)
-            mean, error = np.array([of_networks(budgets[b]) for b in at]).T
+            mean, error = np.array([mean_and_error(budgets[b]) for b in at]).T
             axis.plot(at, mean, "o-", markersize=3, label=label)
             axis.fill_between(at, mean - error, mean + error, alpha=0.2)
         axis.set(xscale="log", xlabel="seconds of distilling", ylabel="test accuracy, %")

@@ -160,7 +160,7 @@ def gave_up(history: Mapping[str, Any], first: int = 0) -> bool:
     One more step may have followed them: metrics are read late.
     """
     rejected = history.get("rejected", [])
-    lately = list(rejected[max(first, len(rejected) - _GIVE_UP_AFTER - 1) :])
+    lately = rejected[max(first, len(rejected) - _GIVE_UP_AFTER - 1) :]
     windows = lately[-_GIVE_UP_AFTER:], lately[:_GIVE_UP_AFTER]
     return any(len(window) == _GIVE_UP_AFTER and all(window) for window in windows)
 
