@@ -1,7 +1,7 @@
 """Memory, time and accuracy against the size of the backward pass (the paper's Figure 5).
 
     python benchmarks/subset.py --images-per-class 100
-    python benchmarks/subset.py --images-per-class 100 --accuracy-steps 100
+    python benchmarks/subset.py --images-per-class 100 --accuracy-steps 100 --skip-cost
 
 One hypergradient of each method at 1,000 distilled Fashion-MNIST images, its last backward pass
 through n_subset of them, in chunks of `--chunk`. `held` is the library as it is at so many images:
@@ -41,11 +41,20 @@ def main():
     parser.add_argument("--chunk", type=int, default=250, help="images of a chunk")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--accuracy-steps", type=int, default=0)
+    parser.add_argument("--skip-cost", action="store_true", help="accuracies alone")
     parser.add_argument("--networks", type=int, default=2)
     args = parser.parse_args()
+    print_header(f"{args}")
+    if not args.skip_cost:
+        costs(args)
+    if args.accuracy_steps:
+        accuracies(args)
+
+
+def costs(args):
+    """Seconds and temporaries of one hypergradient, by method and n_subset."""
     problem = setting(args.images_per_class, args.batch_size, width=args.width)
     n = len(problem[1].labels)
-    print_header(f"Backward passes through part of {n} distilled images, width {args.width}")
     print(f"{'method':<28}{'n_subset':>9}{'seconds':>9}{'quartiles':>16}{'temp MB':>9}")
 
     def row(name, subset, method, note=""):
@@ -61,8 +70,6 @@ def main():
     with mock.patch("rcig_eqx._subsample.IMAGES_HELD", n):
         for name, method in methods_of(None, args.steps[-1]).items():
             row(name, n, method, "  held")
-    if args.accuracy_steps:
-        accuracies(args)
 
 
 def accuracies(args):

@@ -120,6 +120,11 @@ def curves(paths, which):
             budgets = found.setdefault(panel, {}).setdefault(label, {})
             if which in line:
                 budgets.setdefault(line["budget"], []).append(line[which])
+    for labels in found.values():
+        at = {budget for budgets in labels.values() for budget in budgets if budget}
+        for label, budgets in labels.items():
+            if 0 in budgets:  # real images take no time: as good at every budget
+                labels[label] = dict.fromkeys(at or {0}, budgets[0])
     return found
 
 
