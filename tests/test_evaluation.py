@@ -184,10 +184,11 @@ def test_an_output_that_is_not_finite_is_no_choice():
     assert int(correct(broken, images, labels).sum()) == 0
 
 
-def test_networks_that_diverge_are_counted(result):
+@pytest.mark.parametrize("steps", [2, 20])  # weights that overflow only in the outputs; NaN ones
+def test_networks_that_diverge_are_counted(result, steps):
     with pytest.warns(RuntimeWarning, match=r"4 of 4 networks diverged.*learning_rate=1e\+30"):
         report = evaluate(
-            result, TEST, key=jr.key(0), model=NETWORK, num_networks=2, steps=20,
+            result, TEST, key=jr.key(0), model=NETWORK, num_networks=2, steps=steps,
             learning_rate=1e30, progress=False,
         )  # fmt: skip
     assert report.accuracies.tolist() == [0, 0]
