@@ -18,8 +18,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
-# How much of the distilled set's Jacobian is worked on together. Larger is no faster on CPU
-# (`benchmarks/step.py`) and takes more memory; a GPU with memory to spare may prefer larger.
+# How much of the distilled set's Jacobian is worked on together. Larger takes more memory; a GPU
+# with some to spare may prefer larger.
 JACOBIAN_NUMBERS = 60_000_000  # numbers of it held at once
 JACOBIAN_ROWS = 100  # rows of it multiplied together
 IMAGES_AT_ONCE = 16  # distilled images differentiated together

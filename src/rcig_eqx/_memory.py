@@ -88,8 +88,7 @@ def check_memory(estimate: MemoryEstimate, batch_size: int) -> None:
     advice = (
         "a smaller pool, as pool=PoolSchedule(size=10)"
         if estimate.state > estimate.temporaries
-        else f"a backward pass through fewer images, as method=methods.rcig(subset=100), a "
-        f"batch_size below {batch_size}, fewer images_per_class or a narrower network"
+        else f"a batch_size below {batch_size}, fewer images_per_class or a narrower network"
     )
     warnings.warn(
         f"A step is estimated to take {estimate}, and {available / 1e6:,.0f} MB are free: it may "

@@ -271,7 +271,7 @@ class AbstractDualSolver(eqx.Module):
 
 
 class DualCholesky(AbstractDualSolver):
-    """Form J Jᵀ + λI and factor it: exact, and the fastest where nC is small.
+    """Form J Jᵀ + λI and factor it: exact, and the fastest where nC is in the hundreds.
 
     `dtype` is the precision of the factorisation; `None` is the network's own.
     """
