@@ -140,18 +140,18 @@ def chunks(devices: int) -> dict:
     """A sum over a batch in chunks, and its gradient: on one device and on several."""
     _subsample.IMAGES_HELD = 16
     mesh = make_mesh(jax.devices()[:devices])
-    images = np.random.default_rng(0).normal(size=(48, SIZE, SIZE, 1))
+    images = np.random.default_rng(0).normal(size=(56, SIZE, SIZE, 1))
     kernel = jnp.linspace(-1.0, 1.0, SIZE * SIZE).reshape(SIZE, SIZE, 1)
 
     def loss(kernel, images):
         rows = _subsample.in_chunks(
             lambda x: jnp.sum(jnp.tanh(kernel[None] * x), (1, 2, 3)), images
         )
-        return jnp.sum(rows**2 * jnp.arange(48.0))
+        return jnp.sum(rows**2 * jnp.arange(56.0))
 
     one = jax.jit(jax.grad(loss))(kernel, jnp.asarray(images))
     with on_mesh(mesh):
-        args = place(kernel, mesh), shard_rows(images, mesh, 48)
+        args = place(kernel, mesh), shard_rows(images, mesh, 56)
         run = jax.jit(jax.grad(loss)).lower(*args).compile()
         many = run(*args)
     difference = float(np.abs(np.asarray(one) - np.asarray(many)).max())

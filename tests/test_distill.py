@@ -651,6 +651,18 @@ def test_staged_takes_the_second_method_after_so_many_steps(train):
     assert np.isfinite(only.history["loss"]).all()
 
 
+@pytest.mark.parametrize("sign", [1, -1], ids=["times", "divided"])
+def test_labels_take_the_temperature_of_a_loss_that_multiplies(train, sign):
+    """Of the paper's own form, which divides, they would be off by τ²."""
+
+    def loss(predictions, targets, log_temperature):
+        return platt_loss(predictions, targets, sign * log_temperature)
+
+    run = distill(train, method=frepo(outer_loss=loss), steps=2)
+    assert run.recipe["fold"] == (sign == 1)
+    assert (float(run.coreset.log_temperature) == 0) == (sign == 1)
+
+
 def test_folding_the_temperature_leaves_the_predictions_and_scales_the_labels(train, result):
     """To the ridge head, labels times τ are predictions times τ; what is returned is folded."""
     plain = distill(train, fold=False)

@@ -19,11 +19,12 @@ from rcig_eqx import (
     platt_loss,
     ridge_head,
 )
-from rcig_eqx.methods import exact_hypergradient, frepo, head_hypergradient, rcig
-from rcig_eqx.solvers import DualCG, DualCholesky
+from rcig_eqx.methods import exact_hypergradient, frepo, head_hypergradient, rcig, rcig_paper
+from rcig_eqx.solvers import ConjugateGradient, DualCG, DualCholesky
 
 N, BATCH, SIZE = 4, 5, 8
 L2_RATE = 5e-3
+PAPER = functools.partial(rcig_paper, inner=ConjugateGradient(), solver=ConjugateGradient())
 
 
 @pytest.fixture(autouse=True)
@@ -205,7 +206,7 @@ def test_head_only_equals_autodiff_through_primal_ridge(problem, outer_loss):
     assert relative_error(result.gradient.labels, gradient.labels) < 1e-8
 
 
-@pytest.mark.parametrize("method", [rcig, frepo])
+@pytest.mark.parametrize("method", [rcig, frepo, PAPER])
 def test_margin_is_subtracted_from_the_outer_loss(problem, method):
     model, coreset, images, targets = problem
     plain, less = (

@@ -147,7 +147,7 @@ def test_l2_is_raised_after_a_rejected_step_and_comes_back(train, batch):
 
 
 def test_l2_as_it_is_where_nothing_was_rejected(train, batch):
-    """Not a bit of a hypergradient changes for the rule."""
+    """The loss is that of the method alone."""
     state = start(train, frepo())
     model = jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, state.pool.model)
     targets = jax.nn.one_hot(batch[1], 3)

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from ._distill import check_counts, check_key
+from ._checks import check_counts
+from ._distill import check_key
 from ._evaluate import evaluate, fresh_network
 from ._evaluation import Evaluation
 from ._progress import Progress

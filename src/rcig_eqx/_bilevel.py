@@ -17,6 +17,7 @@ from .solvers import (
     Adam,
     ConjugateGradient,
     DualCG,
+    DualCholesky,
     Neumann,
     Nystrom,
     gauss_newton_operator,
@@ -35,6 +36,7 @@ _WARM = (
     "linear: leave warm_start out where you differentiate it."
 )
 _DENSE = (lx.AutoLinearSolver, lx.Cholesky, lx.LU, lx.QR, lx.SVD, lx.Diagonal)
+_DIRECT = (*_DENSE, DualCholesky, Nystrom)
 _UNPRECONDITIONED = (*_DENSE, Adam, Neumann, Nystrom, AbstractDualSolver)
 
 
@@ -202,7 +204,7 @@ def solve_adjoint(
     With a start `y0` there are no derivatives: a truncated solve that starts elsewhere than at zero
     is not linear in its right-hand side, and they would be wrong without a word.
     """
-    warm = "y0" in options
+    warm = "y0" in options and not isinstance(solver, _DIRECT)
 
     def solve(product: Callable[[PyTree], PyTree], b: PyTree) -> tuple[PyTree, dict[str, Array]]:
         structure = jax.eval_shape(lambda: b)
@@ -342,6 +344,7 @@ def check_solver(
     inner_loss: Loss,
     damping: float | Scalar,
     preconditioner: Preconditioner | None,
+    warm_start: PyTree,
 ) -> None:
     """Raise `ValueError` for a solver that does not fit the problem."""
     if not isinstance(solver, lx.AbstractLinearSolver | AbstractDualSolver):
@@ -363,6 +366,11 @@ def check_solver(
         raise ValueError(
             f"solver is {type(solver).__name__}, which takes no preconditioner: leave it out, or "
             "pass ConjugateGradient()."
+        )
+    if warm_start is not None and isinstance(solver, DualCG):
+        raise ValueError(
+            "solver is DualCG, whose unknowns are the residuals': it has no use for a warm_start "
+            "of θ's. Leave it out, or pass ConjugateGradient()."
         )
 
 

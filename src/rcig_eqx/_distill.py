@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray
 
 from ._checkpoint import CheckpointFolder
+from ._checks import check_counts
 from ._coreset import (
     AbstractParameterization,
     Coreset,
@@ -60,7 +61,7 @@ from .data import (
 )
 from .data._adapt import Examples, adapted, is_foreign
 from .methods import AbstractMethod, default_method
-from .methods._method import is_linear_in_labels
+from .methods._method import is_linear_in_labels, scales_predictions
 from .models import AbstractNetwork, Network, convnet_for, describe_network
 from .models._architectures import is_ready
 from .models._network import check_independent
@@ -129,8 +130,9 @@ def distill(
     - `average`: weights of the averaged ψ; `growing_average()` if `None`.
     - `fold`: whether the labels returned are multiplied by the learned temperature, as
       [`fold_temperature`][rcig_eqx.fold_temperature]: networks train to a higher accuracy on them.
-      If `None`, where predictions are linear in the labels: the inner loss is a `SquaredError`, and
-      the network linearised or its body frozen.
+      If `None`, where it changes no prediction: the outer loss multiplies predictions by τ, as
+      `platt_loss` does, the inner loss is a `SquaredError`, and the network is linearised or its
+      body frozen.
     - `checkpoint_dir`: a folder for checkpoints of the whole state; none are kept if `None`.
     - `checkpoint_every`: seconds between two; one more is written when the run ends, unless it is
       killed or abandoned. 0 is after every step.
@@ -187,6 +189,8 @@ def distill(
         seen = train
     else:
         seen = sample(train, 10_000, at_least=images_per_class, seed=seed)
+    if seen.num_classes < 2:
+        raise ValueError("train has one class: pass images of two or more, to tell apart.")
     if batch_size is None:
         default = min(default_batch_size(images_per_class * seen.num_classes), len(train))
         batch_size = _check_batch_size(shared_batch(mesh, default), len(train), mesh)
@@ -230,7 +234,10 @@ def distill(
         average or growing_average(),
         parameterization,
     )
-    fold = is_linear_in_labels(recipe.method) if fold is None else fold
+    if fold is None:
+        fold = is_linear_in_labels(recipe.method) and scales_predictions(
+            recipe.method, decoded, batch_size
+        )
     settings = {
         "dataset": seen.name,
         "images_per_class": images_per_class,
@@ -325,13 +332,6 @@ def _preprocessed(
         if labels.min() < 0:
             raise DataError(f"A label is {labels.min()}: leave out images without a class first.")
         yield transform(images), labels
-
-
-def check_counts(**counts: Any) -> None:
-    """Raise `ValueError` for a number that is not a whole one of at least 1."""
-    for name, value in counts.items():
-        if not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name} is {value!r}: it must be a whole number of at least 1.")
 
 
 def _yes_or_no(name: str, value: Any) -> bool | None:

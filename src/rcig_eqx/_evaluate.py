@@ -17,8 +17,9 @@ from rich.progress import track
 
 from ._augment import Augmentation, as_augmentation, describe_augmentation
 from ._backend import networks_at_once
+from ._checks import check_counts
 from ._coreset import Coreset, hard_labels
-from ._distill import check_counts, check_key, check_model
+from ._distill import check_key, check_model
 from ._evaluation import Evaluation
 from ._losses import InnerLoss
 from ._pool import MakeModel

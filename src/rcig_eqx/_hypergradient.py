@@ -124,8 +124,8 @@ def hypergradient(
       semidefinite, which is true at a minimum. `DualCholesky` and `DualCG` for a `LeastSquares`.
     - `damping`: added to the Hessian's diagonal.
     - `has_aux`: whether the outer loss returns `(loss, aux)`.
-    - `warm_start`: a v to start from, the `adjoint` of an earlier call. Direct solvers ignore it,
-      and a hypergradient with one has no derivatives: a truncated solve from it is not linear.
+    - `warm_start`: a v to start from, the `adjoint` of an earlier call. Direct solvers ignore it.
+      With any other the hypergradient has no derivatives: a truncated solve from it is not linear.
     - `preconditioner`: for conjugate gradients, a positive definite operator or a function of a
       pytree shaped like θ, close to the inverse Hessian.
     - `filter_spec`, `inner_filter_spec`: what of ψ is differentiated and what of θ was minimised
@@ -140,7 +140,7 @@ def hypergradient(
     floating-point array or with an integer or complex one to differentiate, a `warm_start` of
     another structure, and a solver that does not fit.
     """
-    check_solver(solver, inner_loss, damping, preconditioner)
+    check_solver(solver, inner_loss, damping, preconditioner, warm_start)
     theta, frozen = split("inner_params", inner_params, inner_filter_spec)
     psi, fixed = split("outer_params", outer_params, filter_spec)
     options = solver_options(preconditioner, warm_start, theta)

@@ -197,8 +197,10 @@ def say_what_fell_short(history: History, first: int = 0) -> None:
         residuals = [r for r in history.get("residual", []) if np.isfinite(r)]
         worst = f", the worst relative residual {max(residuals):.1e}" if residuals else ""
         remedy = (
-            "Raise the solver's max_steps, as in "
-            "method=methods.rcig(solver=DualCG(max_steps=500)), or choose another solver."
+            "Where it stopped at its cap, raise the solver's max_steps, as in "
+            "method=methods.rcig(solver=DualCG(max_steps=500)); where it broke down before, as on "
+            "the indefinite Hessian of a network that is not linearised, pass the method "
+            "gauss_newton=True or damping; or choose another solver."
         )
         if "step_times_curvature" in history:
             remedy = (
@@ -212,6 +214,17 @@ def say_what_fell_short(history: History, first: int = 0) -> None:
             RuntimeWarning,
             stacklevel=4,
         )
+
+    for name, words in (("inner", "inner"), ("solver", "inverse-Hessian")):
+        diverged = history.get(f"{name}_diverged", [])
+        if sum(diverged) > len(diverged) / 3:
+            warnings.warn(
+                f"The {words} descent ended above its start in {sum(diverged):.0f} of "
+                f"{len(diverged)} steps: its hypergradients are of little worth. Give the method a "
+                f"lower rate, as in {name}=Adam(1e-4).",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
 
 @contextlib.contextmanager

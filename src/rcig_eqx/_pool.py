@@ -10,6 +10,7 @@ import jax.random as jr
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Scalar
 
+from ._checks import check_counts
 from ._devices import NETWORK, split
 from ._hypergradient import Hypergradient
 from ._subsample import in_chunks
@@ -45,8 +46,7 @@ class PoolSchedule(eqx.Module):
     networks_per_step: int = 1
 
     def __check_init__(self) -> None:
-        if self.size < 1 or self.max_steps < 1:
-            raise ValueError("A pool needs size and max_steps of at least 1.")
+        check_counts(size=self.size, max_steps=self.max_steps)
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}: it must be positive.")
         if not 0 <= self.min_visit <= self.max_visit:

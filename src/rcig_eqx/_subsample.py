@@ -14,6 +14,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ._backend import IMAGES_AT_ONCE, IMAGES_HELD
+from ._checks import check_counts
 from ._devices import batch_parts
 from ._types import PyTree
 
@@ -28,34 +29,29 @@ def in_chunks(
     Up to `IMAGES_HELD` images it is called as it is. Beyond, chunk by chunk, and its derivatives
     repeat each chunk's forward pass instead of keeping its activations.
     """
-    n, size = len(images), IMAGES_HELD
-    if n <= size:
+    n, parts = len(images), batch_parts()
+    if n <= IMAGES_HELD:
         return function(images)
     repeated = jax.checkpoint(lambda chunk: function(chunk))  # a bound method has no hash
-    parts = batch_parts()
-    if parts > 1 and n % parts == 0:
-        return _interleaved(repeated, images, parts)
-    whole = n - n % size
-    chunks = images[:whole].reshape(-1, size, *images.shape[1:])
-    done = jax.lax.map(repeated, chunks)
-    done = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), done)
-    if whole == n:
-        return done
-    rest = repeated(images[whole:])
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), done, rest)
+    # A chunk has as many images from each part of a batch: these are on different devices, and so
+    # no image moves.
+    parts = parts if n % parts == 0 else 1
+    rows, size = n // parts, max(1, IMAGES_HELD // parts)
+    whole, row = rows - rows % size, images.shape[1:]
+    apart = images.reshape(parts, rows, *row)
+    chunks = apart[:, :whole].reshape(parts, -1, size, *row).swapaxes(0, 1)
+    done = jax.lax.map(repeated, chunks.reshape(-1, parts * size, *row))
 
+    def by_part(x: Array) -> Array:
+        x = x.reshape(-1, parts, size, *x.shape[2:]).swapaxes(0, 1)
+        return x.reshape(parts, whole, *x.shape[3:])
 
-def _interleaved(function: Callable, images: Float[Array, "n h w c"], parts: int) -> PyTree:
-    """`function` in equal chunks that take as many images from each of `parts` of a batch.
-
-    The parts are on different devices, and so no image moves.
-    """
-    n = len(images)
-    count = -(-n // IMAGES_HELD)  # of chunks, at least
-    count = next(c for c in range(count, n + 1) if n % c == 0 and n // c % parts == 0)
-    chunks = jnp.moveaxis(images.reshape(-1, count, *images.shape[1:]), 1, 0)
-    done = jax.lax.map(function, chunks)
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0).reshape(n, *x.shape[2:]), done)
+    done = jax.tree.map(by_part, done)
+    if whole < rows:
+        rest = repeated(apart[:, whole:].reshape(-1, *row))
+        add = lambda a, b: jnp.concatenate([a, b.reshape(parts, -1, *b.shape[1:])], 1)  # noqa: E731
+        done = jax.tree.map(add, done, rest)
+    return jax.tree.map(lambda x: x.reshape(n, *x.shape[2:]), done)
 
 
 def partial_vjp(
@@ -109,5 +105,5 @@ def choose(n: int, subset: int | None, key: PRNGKeyArray) -> Int[Array, " m"] | 
 
 def check_subset(subset: int | None) -> None:
     """Raise `ValueError` for a size that is none."""
-    if subset is not None and subset < 1:
-        raise ValueError(f"subset is {subset}: a backward pass needs at least one image, or None.")
+    if subset is not None:
+        check_counts(subset=subset)

@@ -2,13 +2,14 @@
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Scalar
 
 from .._coreset import Coreset
 from .._hypergradient import Hypergradient
 from .._losses import SQUARED_ERROR, InnerLoss, mse_loss, platt_loss
-from .._ridge import ridge_head
+from .._ridge import ridge_head, solve_dtype
 from .._subsample import check_subset, choose, in_chunks, partial_vjp
 from ..models import AbstractNetwork
 from ._method import (
@@ -38,7 +39,8 @@ def head_hypergradient(
 
     One forward pass over the outer batch, and a forward and a transpose pass over the distilled
     set. With `mse_loss` this is FRePo (Zhou et al., 2022). `dtype` is the precision of the ridge
-    solve; the rest as in [`exact_hypergradient`][rcig_eqx.exact_hypergradient].
+    solve, in full precision on any device; the features are in the device's own, on a GPU TF32 that
+    is. The rest as in [`exact_hypergradient`][rcig_eqx.exact_hypergradient].
     """
     loss_S = check_quadratic(inner_loss, "head_hypergradient solves for the head")
     weights = over_support(loss_S, coreset).weights
@@ -77,6 +79,7 @@ class frepo(AbstractMethod):
         check_l2_rate(self.l2_rate)
         check_subset(self.subset)
         check_quadratic(self.inner_loss, "frepo solves for the head")
+        solve_dtype(self.dtype, jnp.zeros(()))
 
     def hypergradient(self, model, coreset, images, targets, *, key):
         result = head_hypergradient(

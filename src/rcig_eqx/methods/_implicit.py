@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from .._backend import IMAGES_AT_ONCE, full_precision, zeros
-from .._bilevel import solve_stats
+from .._bilevel import Solver, solve_stats
 from .._coreset import Coreset
 from .._hypergradient import Hypergradient
 from .._linearize import Linearization, linearize
@@ -24,6 +24,7 @@ from ..solvers import (
     AbstractDualSolver,
     Adam,
     DualSystem,
+    Nystrom,
     adam_descent,
     damped,
     gauss_newton_operator,
@@ -32,8 +33,6 @@ from ..solvers import (
 from ..solvers._definite import relative
 from ._inner import Expansion, InnerProblem, Nodes
 from ._method import OuterLoss, accuracy, clip_implicit, is_quadratic, over_support
-
-Solver = lx.AbstractLinearSolver[Any] | AbstractDualSolver
 
 
 @full_precision
@@ -213,7 +212,7 @@ class InnerSolution:
             stats, converged = {"inner_residual": alpha.residual}, alpha.converged
         else:
             downhill = jax.tree.map(jnp.negative, jax.grad(loss)(start))
-            solution = _solve(hessian, downhill, inner)
+            solution = _solve(hessian, downhill, inner, l2)
             theta, found = solution.value, solve_stats(solution)
             stats = _descent_stats("inner", solution) | {"inner_residual": found["residual"]}
             converged = found["converged"]
@@ -229,7 +228,8 @@ class InnerSolution:
         part of J Jᵀ counts (λ + damping)/λ times.
         """
         if not isinstance(solver, AbstractDualSolver):
-            return _solve(damped(self.hessian.mv, self.theta, damping), g, solver)
+            operator = damped(self.hessian.mv, self.theta, damping)
+            return _solve(operator, g, solver, self.l2 + damping)
         at, system = self.dual(solver, damping)
         padded, ridge = self.problem.pad(g), self.l2 + damping
         beta = system.solve(at.jvp(padded))
@@ -254,8 +254,15 @@ def _descend(
     return descent.value, stats, jnp.isfinite(descent.residual)
 
 
-def _solve(operator: lx.AbstractLinearOperator, g: PyTree, solver: Any) -> lx.Solution:
-    """lineax's solution, its residual taken by one more product where the solver tells none."""
+def _solve(
+    operator: lx.AbstractLinearOperator, g: PyTree, solver: Any, ridge: float | Scalar
+) -> lx.Solution:
+    """lineax's solution, its residual taken by one more product where the solver tells none.
+
+    `ridge` is the L2 term and the damping in the operator.
+    """
+    if isinstance(solver, Nystrom) and solver.regularization is None:
+        solver = dataclasses.replace(solver, regularization=ridge)
     solution = lx.linear_solve(operator, g, solver, throw=False)
     if "residual" in solution.stats:
         return solution

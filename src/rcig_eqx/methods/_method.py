@@ -1,6 +1,7 @@
 """What a method is: a rule for the hypergradient of a distilled set at one network."""
 
 import abc
+import math
 from typing import TypeGuard
 
 import equinox as eqx
@@ -11,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, Scalar
 
 from .._coreset import Coreset
 from .._hypergradient import Hypergradient
-from .._losses import InnerLoss, OuterLoss as OuterLoss, SquaredError, label_margin
+from .._losses import InnerLoss, OuterLoss as OuterLoss, SquaredError, label_margin, platt_loss
 from .._types import PyTree
 from ..models import AbstractNetwork
 
@@ -109,6 +110,24 @@ def is_linear_in_labels(method: AbstractMethod) -> bool:
     linear = (own is None or is_quadratic(own)) and getattr(method, "linearized", True)
     parts = [part for part in vars(method).values() if isinstance(part, AbstractMethod)]
     return linear and all(map(is_linear_in_labels, parts))
+
+
+def scales_predictions(method: AbstractMethod, coreset: Coreset, batch_size: int) -> bool:
+    """Whether the outer losses of a method, and of its parts, multiply predictions by exp(log τ).
+
+    Labels can take the temperature of such a loss alone. It is tried out on one batch of numbers.
+    """
+    loss = getattr(method, "outer_loss", platt_loss)
+    parts = [part for part in vars(method).values() if isinstance(part, AbstractMethod)]
+    if loss is not platt_loss:
+        shape, dtype = (batch_size, coreset.num_classes), coreset.labels.dtype
+        f = jnp.sin(jnp.arange(math.prod(shape), dtype=dtype)).reshape(shape)
+        t = jax.nn.one_hot(jnp.arange(batch_size) % shape[1], shape[1], dtype=dtype)
+        s = jnp.asarray(0.5, coreset.log_temperature.dtype)
+        same = jnp.allclose(loss(f, t, s), loss(f * jnp.exp(s), t, 0 * s), rtol=1e-4)
+        if not same:
+            return False
+    return all(scales_predictions(part, coreset, batch_size) for part in parts)
 
 
 def over_support(inner_loss: SquaredError, coreset: Coreset) -> SquaredError:

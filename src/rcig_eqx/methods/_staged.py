@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int
 
+from .._checks import check_counts
 from .._hypergradient import Hypergradient
 from .._losses import SQUARED_ERROR, InnerLoss, OuterLoss, platt_loss
 from ..solvers import Adam, ConjugateGradient
@@ -37,8 +38,7 @@ class staged(AbstractAdaptiveMethod):
     done: Int[Array, ""]
 
     def __init__(self, first: AbstractMethod, then: AbstractMethod, steps: int):
-        if steps < 1:
-            raise ValueError(f"steps is {steps}: the first method needs at least one.")
+        check_counts(steps=steps)
         self.first, self.then = first, then
         self.steps, self.done = jnp.asarray(steps, jnp.int32), jnp.zeros((), jnp.int32)
 
@@ -99,11 +99,11 @@ def default_method(
     steps, and conjugate gradients with the Hessian where they end.
 
     `l2_rate` and `subset` are those of either method, `dtype` the precision of the ridge head's
-    system where there is one.
+    system, where there is one.
     """
     shared: dict[str, Any] = {"l2_rate": l2_rate, "subset": subset}
     shared |= {"inner_loss": inner_loss, "outer_loss": outer_loss}
     if not is_quadratic(inner_loss):
         solver = ConjugateGradient(rtol=1e-2, max_steps=200)
-        return cig(**shared, dtype=dtype, inner=Adam(steps=100), solver=solver)
+        return cig(**shared, inner=Adam(steps=100), solver=solver)
     return staged(frepo(**shared, dtype=dtype), rcig(**shared), min(1000, max(1, steps // 2)))

@@ -12,8 +12,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 from rich.progress import track
 
 from .._backend import networks_at_once
+from .._checks import check_counts
 from .._coreset import Coreset, centred_labels
-from .._distill import check_counts, check_key, check_model, describe_model
+from .._distill import check_key, check_model, describe_model
 from .._evaluate import check_same_numbers, each_row, fresh_network, mean_squared
 from .._losses import InnerLoss
 from .._pool import MakeModel

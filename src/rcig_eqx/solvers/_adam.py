@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Scalar
 
 from .._backend import zeros
+from .._checks import check_counts
 from .._types import PyTree
 from ._definite import AbstractDefiniteSolver, check_definite, dot, norm
 
@@ -19,16 +20,25 @@ class Descent(eqx.Module):
     """Where a descent of a fixed number of steps ended, and how it went.
 
     - `value`: the last iterate.
-    - `residual`: the norm of the last gradient taken, at the iterate before `value`, relative to
-      the first.
-    - `diverged`: whether the last loss taken is above the first, or not a number.
+    - `first`, `last`: the first and the last loss and norm of its gradient taken, the last ones at
+      the iterate before `value`.
     - `monotone`: whether no loss was above the one before.
     """
 
     value: PyTree
-    residual: Scalar
-    diverged: Bool[Array, ""]
+    first: tuple[Scalar, Scalar]
+    last: tuple[Scalar, Scalar]
     monotone: Bool[Array, ""]
+
+    @property
+    def residual(self) -> Scalar:
+        """The norm of the last gradient relative to that of the first."""
+        return self.last[1] / jnp.where(self.first[1] > 0, self.first[1], 1)
+
+    @property
+    def diverged(self) -> Bool[Array, ""]:
+        """Whether the last loss is above the first, or not a number."""
+        return ~(self.last[0] <= self.first[0])
 
 
 def adam_descent(
@@ -56,8 +66,7 @@ def adam_descent(
 
     begin = start, optimizer.init(start), (zero, zero), (zero, zero), jnp.asarray(True)
     x, _, first, last, monotone = jax.lax.fori_loop(0, steps, step, begin)
-    residual = last[1] / jnp.where(first[1] > 0, first[1], 1)
-    return Descent(x, residual, ~(last[0] <= first[0]), monotone)
+    return Descent(x, first, last, monotone)
 
 
 class Adam(AbstractDefiniteSolver):
@@ -66,8 +75,9 @@ class Adam(AbstractDefiniteSolver):
     It needs no bound on the curvature, but a learning rate that suits the problem: `None` leaves
     it to [`tune`][rcig_eqx.tune] before a distillation.
 
-    The statistics are `num_steps`, `max_steps`, `residual` (of the last gradient taken, one step
-    before the end), `diverged` and `monotone`. Only a residual that is not finite is reported as
+    The statistics are `num_steps`, `max_steps`, `residual` (‖g − Hv‖/‖g‖ at the last gradient
+    taken, one step before the end), `diverged`, whether the quadratic was above its value at v = 0
+    there, and `monotone`. Only a residual that is not finite is reported as
     `RESULTS.breakdown`: the descent is truncated on purpose, and `diverged` is for whoever sets
     the learning rate.
     """
@@ -76,8 +86,8 @@ class Adam(AbstractDefiniteSolver):
     steps: int = eqx.field(static=True, default=20)
 
     def __check_init__(self) -> None:
-        if self.steps < 0:
-            raise ValueError(f"steps is {self.steps}: it must not be negative.")
+        if self.steps != 0:
+            check_counts(steps=self.steps)
         if isinstance(self.learning_rate, float | int) and not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}: it must be positive.")
 
@@ -100,25 +110,29 @@ class Adam(AbstractDefiniteSolver):
         self, state: lx.AbstractLinearOperator, vector: PyTree, options: dict[str, Any]
     ) -> tuple[PyTree, lx.RESULTS, dict[str, Any]]:
         start = options.get("y0")
-        start = zeros(vector) if start is None else start
         if self.steps == 0:
-            nothing = jnp.zeros((), jnp.int32)
-            stats = {"num_steps": nothing, "max_steps": 0, "residual": jnp.ones_like(norm(vector))}
+            stats = {"num_steps": jnp.zeros((), jnp.int32), "max_steps": 0}
+            if start is None:
+                start, stats["residual"] = zeros(vector), jnp.ones_like(norm(vector))
             return start, lx.RESULTS.successful, stats
+        start = zeros(vector) if start is None else start
 
         def value_and_gradient(v: PyTree) -> tuple[Scalar, PyTree]:
             gradient = jax.tree.map(jnp.subtract, state.mv(v), vector)
             return 0.5 * (dot(v, gradient) - dot(v, vector)), gradient
 
         descent = adam_descent(value_and_gradient, start, self.steps, self.rate())
+        loss, length = descent.last
+        size = norm(vector)
+        residual = length / jnp.where(size > 0, size, 1)
         result = lx.RESULTS.where(
-            jnp.isfinite(descent.residual), lx.RESULTS.successful, lx.RESULTS.breakdown
+            jnp.isfinite(residual), lx.RESULTS.successful, lx.RESULTS.breakdown
         )
         stats = {
             "num_steps": jnp.asarray(self.steps, jnp.int32),
             "max_steps": self.steps,
-            "residual": descent.residual,
-            "diverged": descent.diverged,
+            "residual": residual,
+            "diverged": ~(loss <= 0),
             "monotone": descent.monotone,
         }
         return descent.value, result, stats

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 
+from .._checks import check_counts
 from .._types import PyTree
 from ._definite import AbstractDefiniteSolver, axpy, check_definite, dot
 
@@ -35,8 +36,7 @@ class ConjugateGradient(AbstractDefiniteSolver):
     def __check_init__(self) -> None:
         if not 0 < self.rtol < 1:
             raise ValueError(f"rtol must lie between 0 and 1; got {self.rtol}.")
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1; got {self.max_steps}.")
+        check_counts(max_steps=self.max_steps)
 
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]

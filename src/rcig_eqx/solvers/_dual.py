@@ -64,26 +64,20 @@ class DualSystem(eqx.Module):
     def solve(
         self,
         b: Float[Array, "n classes"],
-        y0: Float[Array, "n classes"] | None = None,
         *,
         labels: bool = False,
     ) -> DualSolution:
-        """Solve for one right-hand side; an iterative solver starts from `y0`.
+        """Solve for one right-hand side.
 
         With `labels` that is y_S, and the solution α, which need not be as close.
         """
         shape = self.operator.in_structure().shape  # a dense matrix acts on flat vectors
-        options = dict(self.options)
-        if self.scale is not None:
-            b = self.scale * b
-            y0 = None if y0 is None else y0 / self.scale
-        if y0 is not None:
-            options["y0"] = jax.lax.stop_gradient(y0).reshape(shape)
+        b = b if self.scale is None else self.scale * b
         solution = lx.linear_solve(
             self.operator,
             b.reshape(shape).astype(self.operator.in_structure().dtype),
             self.rough if labels and self.rough is not None else self.solver,
-            options=options,
+            options=self.options,
             state=self.state,
             throw=False,
         )

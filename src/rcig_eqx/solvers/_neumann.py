@@ -9,6 +9,7 @@ import jax.random as jr
 import lineax as lx
 from jaxtyping import Scalar
 
+from .._checks import check_counts
 from .._types import PyTree
 from ._definite import AbstractDefiniteSolver, axpy, check_definite, norm, relative
 
@@ -39,8 +40,7 @@ class Neumann(AbstractDefiniteSolver):
     power_steps: int = eqx.field(static=True, default=10)
 
     def __check_init__(self) -> None:
-        if self.max_steps < 1 or self.power_steps < 1:
-            raise ValueError("max_steps and power_steps must be at least 1.")
+        check_counts(max_steps=self.max_steps, power_steps=self.power_steps)
         if not 0 <= self.rtol < 1:
             raise ValueError(f"rtol must lie between 0 and 1; got {self.rtol}.")
         if isinstance(self.step_size, float | int) and self.step_size <= 0:

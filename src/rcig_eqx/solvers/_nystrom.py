@@ -11,6 +11,7 @@ import lineax as lx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar
 
+from .._checks import check_counts
 from .._types import PyTree
 from ._definite import AbstractDefiniteSolver, check_definite, relative
 
@@ -53,25 +54,29 @@ class Nystrom(AbstractDefiniteSolver):
     **Arguments:**
 
     - `rank`: products spent, and vectors of the parameters' size kept.
-    - `regularization`: λ, at most the smallest eigenvalue of H. For a method's inner problem
-      `l2_rate` times the distilled points, mirrored copies counted, plus any damping.
+    - `regularization`: λ, at most the smallest eigenvalue of H. `None` leaves it to a method, which
+      knows that of its inner problem, also where it has raised it after a rejected step.
     - `seed`: of the random test vectors.
 
     The statistics are `num_steps`, `max_steps` and `residual`, ‖g − Hv‖/‖g‖.
     """
 
     rank: int = eqx.field(static=True)
-    regularization: float | Scalar
+    regularization: float | Scalar | None = None
     seed: int = eqx.field(static=True, default=0)
 
     def __check_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank is {self.rank}: it must be at least 1.")
+        check_counts(rank=self.rank)
         if isinstance(self.regularization, float | int) and not self.regularization > 0:
             raise ValueError(f"regularization is {self.regularization}: it must be positive.")
 
     def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> PyTree:
         del options
+        if self.regularization is None:
+            raise ValueError(
+                "Nystrom has no regularization: give it λ, as in Nystrom(20, 0.1); the methods of "
+                "distill know theirs."
+            )
         size = operator.in_size()
         if self.rank > size:
             raise ValueError(f"rank is {self.rank}, but the operator has only {size} rows.")
