@@ -169,23 +169,25 @@ def draw(args):
     columns = min(3, len(found))
     rows = -(-len(found) // columns)
     size = (5.5 * columns, 4 * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat[len(found) :]:
         axis.axis("off")
+    known = {}  # lines are of the same colour in all panels
     for axis, (panel, labels) in zip(axes.flat, sorted(found.items()), strict=False):
         for label, budgets in labels.items():
             at = sorted(budgets)
             mean, error = np.array([mean_and_error(budgets[b]) for b in at]).T
-            axis.plot(at, mean, "o-", markersize=3, label=label)
-            axis.fill_between(at, mean - error, mean + error, alpha=0.2)
+            number = list(known).index(label) if label in known else len(known)
+            colour, dashes = f"C{number % 10}", "o-" if number < 10 else "o--"
+            (known[label],) = axis.plot(at, mean, dashes, markersize=3, color=colour)
+            axis.fill_between(at, mean - error, mean + error, alpha=0.2, color=colour, linewidth=0)
         axis.set(xscale="log", xlabel="seconds of distilling", ylabel="test accuracy, %")
         ticks = sorted({budget for budgets in labels.values() for budget in budgets})
         axis.set_xticks(ticks, [f"{seconds:,}" for seconds in ticks])
         axis.set_xticks([], minor=True)
         axis.set_title(panel)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
-    figure.tight_layout()
+    figure.legend(known.values(), known, loc="outside lower center", ncols=5)
     figure.savefig(args.figure, dpi=120)
 
 
