@@ -62,7 +62,7 @@ CASES: dict[str, tuple[str, str]] = {
     "pool_min_above_max": ("ValueError", "min_visit <= max_visit must hold"),
     "pool_networks_0": ("ValueError", r"networks_per_step is 0: choose it in 1\.\.30"),
     "pool_networks_many": ("ValueError", r"choose it in 1\.\.3, the size of the pool"),
-    "pool_empty": ("ValueError", "size and max_steps of at least 1"),
+    "pool_empty": ("ValueError", "size is 0: it must be a whole number of at least 1"),
     "images_to_255": ("ValueError", r"floats from 0 to 200, .*divide by 255"),
     "images_standardized": ("ValueError", "leave standardising to preprocess="),
     "outer_loss_arguments": ("ValueError", "outer_loss cannot be called .*log_temperature"),

@@ -107,8 +107,9 @@ def test_the_exact_step_sums_one_gradient_of_the_network_alone():
 def test_a_batch_in_chunks_stays_where_it_is():
     found = compared(2, 64, *DEFAULT)["chunks"]
     assert found["difference"] < 1e-10
-    once, each_pass = found["crossing"]
-    assert 0 < once + each_pass <= 8 * SIZE * SIZE
+    once, each_pass = found["crossing"]  # the gradient: of the last, shorter chunk, and of the rest
+    assert once + each_pass > 0
+    assert max(once, each_pass) <= 8 * SIZE * SIZE
 
 
 ALL = ("frepo/1", "rcig/1", "rcig/2", "rcig/4", "cholesky/1", "cholesky/2", "paper/2", "staged/2")

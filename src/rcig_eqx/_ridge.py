@@ -78,12 +78,17 @@ def ridge_head(
 
 def solve_dtype(dtype: DTypeLike | None, like: Array) -> jnp.dtype:
     """The dtype of a solve: the array's own, or the one asked for, if JAX can represent it."""
+    check_dtype(dtype)
+    return like.dtype if dtype is None else jnp.dtype(dtype)
+
+
+def check_dtype(dtype: DTypeLike | None) -> None:
+    """Raise `ValueError` for one that JAX cannot represent as it is set up."""
     if dtype is None:
-        return like.dtype
+        return
     dtype = jnp.dtype(dtype)
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(
             f"A solve in {dtype.name} needs 64-bit numbers in JAX. Switch them on first with "
             "jax.config.update('jax_enable_x64', True); parameters and images stay as they are."
         )
-    return dtype

@@ -2,14 +2,13 @@
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Scalar
 
 from .._coreset import Coreset
 from .._hypergradient import Hypergradient
 from .._losses import SQUARED_ERROR, InnerLoss, mse_loss, platt_loss
-from .._ridge import ridge_head, solve_dtype
+from .._ridge import check_dtype, ridge_head
 from .._subsample import check_subset, choose, in_chunks, partial_vjp
 from ..models import AbstractNetwork
 from ._method import (
@@ -79,7 +78,7 @@ class frepo(AbstractMethod):
         check_l2_rate(self.l2_rate)
         check_subset(self.subset)
         check_quadratic(self.inner_loss, "frepo solves for the head")
-        solve_dtype(self.dtype, jnp.zeros(()))
+        check_dtype(self.dtype)
 
     def hypergradient(self, model, coreset, images, targets, *, key):
         result = head_hypergradient(

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 from .._backend import full_precision
 from .._bilevel import Solver
 from .._losses import SQUARED_ERROR, InnerLoss, mse_loss, platt_loss
-from .._ridge import solve_dtype
+from .._ridge import check_dtype
 from .._subsample import check_subset, choose
 from ..solvers import Adam
 from ._implicit import InnerSolution, check_clip, check_solvers, implicit_hypergradient
@@ -96,7 +96,7 @@ class implicit(AbstractAdaptiveMethod):
         quadratic = self.linearized and is_quadratic(self.inner_loss)
         check_solvers(self.inner, self.solver, quadratic=quadratic, damping=self.damping)
         check_clip(self.clip, self.reparameterized)
-        solve_dtype(self.dtype, jnp.zeros(()))
+        check_dtype(self.dtype)
         if self.dtype is not None and not self.reparameterized:
             raise ValueError(
                 f"dtype={self.dtype} is the precision of the head's solution, and a trained head "

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Scalar
 
 from .._backend import JACOBIAN_NUMBERS, JACOBIAN_ROWS
 from .._linearize import Linearization
-from .._ridge import solve_dtype
+from .._ridge import check_dtype, solve_dtype
 from .._types import PyTree
 from ..models import AbstractNetwork, partition, split_parameters
 from ._cg import ConjugateGradient
@@ -273,7 +273,7 @@ class DualCholesky(AbstractDualSolver):
     dtype: DTypeLike | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
-        solve_dtype(self.dtype, jnp.zeros(()))
+        check_dtype(self.dtype)
 
     def prepare(
         self,
