@@ -378,8 +378,14 @@ def _check_arguments(
     ):
         if value is not None and not isinstance(value, right):
             raise ValueError(f"{name} is {value!r}: pass a value such as {such_as}.")
-    if average is not None and not callable(average):
-        raise ValueError(f"average is {average!r}: pass a function such as ema(0.99).")
+    if average is not None:
+        try:
+            jax.eval_shape(average, jax.ShapeDtypeStruct((), jnp.int32))
+        except TypeError as error:
+            raise ValueError(
+                f"average is {average!r}: pass a function from the iterates so far to the weight "
+                "of the next, such as ema(0.99)."
+            ) from error
     if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
         raise ValueError(f"callbacks is {callbacks!r}: pass a sequence of functions.")
 
