@@ -383,8 +383,8 @@ def _check_arguments(
             jax.eval_shape(average, jax.ShapeDtypeStruct((), jnp.int32))
         except TypeError as error:
             raise ValueError(
-                f"average is {getattr(average, '__name__', average)}: pass a function from the iterates so far to the weight "
-                "of the next, such as ema(0.99)."
+                f"average is {getattr(average, '__name__', average)}: pass a function from the "
+                "iterates so far to the weight of the next, such as ema(0.99)."
             ) from error
     if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
         raise ValueError(f"callbacks is {callbacks!r}: pass a sequence of functions.")
