@@ -88,7 +88,6 @@ CASES: dict[str, tuple[str, str]] = {
     "nystrom_regularization": ("ValueError", "regularization is 0.0: it must be positive"),
     "rig_inner_cg": ("ValueError", r"not quadratic: pass Adam\(\)"),
     "vig_dual": ("ValueError", "solves only the linearised problem of a SquaredError"),
-    "cig_dtype": ("ValueError", "a trained head .* has none: leave dtype out"),
     "frepo_dtype": ("ValueError", "needs 64-bit numbers"),
     "subset_half": ("ValueError", "subset is 1.5: it must be a whole number"),
     "staged_half": ("ValueError", "steps is 2.9: it must be a whole number"),
@@ -276,8 +275,7 @@ def collect() -> dict[str, list[str]]:
         "nystrom_regularization": lambda: r.solvers.Nystrom(3, 0.0),
         "rig_inner_cg": lambda: r.methods.rig(inner=r.solvers.ConjugateGradient()),
         "vig_dual": lambda: r.methods.vig(solver=r.solvers.DualCG()),
-        "cig_dtype": lambda: r.methods.cig(dtype="float32"),
-        "frepo_dtype": lambda: r.methods.frepo(dtype="float64"),
+        "frepo_dtype": lambda: distill(method=r.methods.frepo(dtype="float64")),
         "subset_half": lambda: r.methods.rcig(subset=1.5),  # pyright: ignore
         "staged_half": lambda: r.methods.staged(r.methods.frepo(), r.methods.rcig(), 2.9),  # pyright: ignore
         "one_class": lambda: distill((images, labels * 0)),

@@ -137,6 +137,9 @@ def test_double_precision_is_asked_for_where_the_paper_has_it():
     assert (
         arguments(ROWS["mnist/10"], SCALES["paper"], "rcig_paper", "paper")["method"].dtype is None
     )
+    for settings in SETTINGS:  # every method can be made of such a row
+        for method in METHODS:
+            assert arguments(ROWS["mnist/50"], SCALES["small"], method, settings)["method"]
 
 
 SMALL = {  # iterations, width, whether the default has exact ones, networks of an evaluation

@@ -46,6 +46,7 @@ from ._pool import MakeModel, PoolSchedule
 from ._progress import Callback, ProgressBar
 from ._result import DistillResult
 from ._resume import begin, look, run_card
+from ._ridge import check_dtype
 from ._step import Recipe, State, coreset_optimizer, init
 from ._types import Device
 from .data import (
@@ -218,7 +219,7 @@ def distill(
     check_model(model, baseline)
     decoded = check_parameterization(parameterization, start) if parameterization else start
     if method is not None:
-        check_losses(method, decoded, batch_size)
+        check_method(method, decoded, batch_size)
     checkpoints, found = None, None
     if checkpoint_dir is not None:
         checkpoints = CheckpointFolder(
@@ -450,11 +451,15 @@ def _check_batch_size(batch_size: int, images: int, mesh: Mesh | None) -> int:
     return batch_size
 
 
-def check_losses(method: AbstractMethod, coreset: Coreset, batch_size: int) -> None:
-    """Raise `ValueError` unless a method's losses, or its parts', make one number each."""
+def check_method(method: AbstractMethod, coreset: Coreset, batch_size: int) -> None:
+    """Raise `ValueError` for losses that do not make one number each, or a dtype that JAX lacks.
+
+    Of a method and of its parts.
+    """
+    check_dtype(getattr(method, "dtype", None))
     for part in vars(method).values():
         if isinstance(part, AbstractMethod):
-            check_losses(part, coreset, batch_size)
+            check_method(part, coreset, batch_size)
     b = jax.ShapeDtypeStruct((batch_size, coreset.num_classes), coreset.labels.dtype)
     n = jax.ShapeDtypeStruct(coreset.labels.shape, coreset.labels.dtype)
     outer = "(predictions [b classes], targets [b classes], log_temperature)"

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int, Scalar
 from .._coreset import Coreset
 from .._hypergradient import Hypergradient
 from .._losses import SQUARED_ERROR, InnerLoss, mse_loss, platt_loss
-from .._ridge import check_dtype, ridge_head
+from .._ridge import ridge_head
 from .._subsample import check_subset, choose, in_chunks, partial_vjp
 from ..models import AbstractNetwork
 from ._method import (
@@ -78,7 +78,6 @@ class frepo(AbstractMethod):
         check_l2_rate(self.l2_rate)
         check_subset(self.subset)
         check_quadratic(self.inner_loss, "frepo solves for the head")
-        check_dtype(self.dtype)
 
     def hypergradient(self, model, coreset, images, targets, *, key):
         result = head_hypergradient(

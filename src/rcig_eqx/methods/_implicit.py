@@ -74,7 +74,7 @@ def implicit_hypergradient(
     - `damping`: added to H's diagonal.
     - `gauss_newton`: whether H is the Gauss–Newton matrix instead of the Hessian. A network that
       is not linearised has an indefinite Hessian away from its minimum.
-    - `dtype`: the precision of the ridge solve.
+    - `dtype`: the precision of the ridge solve, where the head is solved for.
     - `clip`: limit the implicit gradient to the direct one's norm, as
       [`clip_implicit`][rcig_eqx.methods.clip_implicit].
     - `chosen`: as in [`exact_hypergradient`][rcig_eqx.exact_hypergradient].

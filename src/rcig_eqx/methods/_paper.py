@@ -12,7 +12,6 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 from .._backend import full_precision
 from .._bilevel import Solver
 from .._losses import SQUARED_ERROR, InnerLoss, mse_loss, platt_loss
-from .._ridge import check_dtype
 from .._subsample import check_subset, choose
 from ..solvers import Adam
 from ._implicit import InnerSolution, check_clip, check_solvers, implicit_hypergradient
@@ -96,12 +95,6 @@ class implicit(AbstractAdaptiveMethod):
         quadratic = self.linearized and is_quadratic(self.inner_loss)
         check_solvers(self.inner, self.solver, quadratic=quadratic, damping=self.damping)
         check_clip(self.clip, self.reparameterized)
-        check_dtype(self.dtype)
-        if self.dtype is not None and not self.reparameterized:
-            raise ValueError(
-                f"dtype={self.dtype} is the precision of the head's solution, and a trained head "
-                "(cig and vig) has none: leave dtype out, or set jax_enable_x64."
-            )
         for name, value in (("inner", self.inner), ("solver", self.solver)):
             if isinstance(value, Adam) and value.learning_rate is None and value.steps == 1:
                 raise ValueError(f"{name}: one step shows no trend to find a rate by; give one.")
