@@ -109,13 +109,13 @@ def difference(a: State, b: State) -> float:
 
 def compare(devices: int, cases: list[str], steps: int = 3) -> dict:
     """Cases: `rcig/2` is method and networks a step; `rcig/2/64` counts at that batch size alone;
-    `chunks` is a batch beyond `IMAGES_HELD`."""
+    `chunks/48` is a batch of so many images, beyond `IMAGES_HELD`."""
     report = {}
     for case in cases:
-        if case == "chunks":
-            report[case] = chunks(devices)
-            continue
         method, networks, *batch_size = case.split("/")
+        if method == "chunks":
+            report[case] = chunks(devices, int(networks))
+            continue
         if batch_size:
             _, _, crossing = advance(devices, method, int(networks), 0, int(batch_size[0]))
             report[case] = {"crossing": crossing}
@@ -136,22 +136,22 @@ def compare(devices: int, cases: list[str], steps: int = 3) -> dict:
     return report
 
 
-def chunks(devices: int) -> dict:
+def chunks(devices: int, n: int) -> dict:
     """A sum over a batch in chunks, and its gradient: on one device and on several."""
     _subsample.IMAGES_HELD = 16
     mesh = make_mesh(jax.devices()[:devices])
-    images = np.random.default_rng(0).normal(size=(56, SIZE, SIZE, 1))
+    images = np.random.default_rng(0).normal(size=(n, SIZE, SIZE, 1))
     kernel = jnp.linspace(-1.0, 1.0, SIZE * SIZE).reshape(SIZE, SIZE, 1)
 
     def loss(kernel, images):
         rows = _subsample.in_chunks(
             lambda x: jnp.sum(jnp.tanh(kernel[None] * x), (1, 2, 3)), images
         )
-        return jnp.sum(rows**2 * jnp.arange(56.0))
+        return jnp.sum(rows**2 * jnp.arange(float(n)))
 
     one = jax.jit(jax.grad(loss))(kernel, jnp.asarray(images))
     with on_mesh(mesh):
-        args = place(kernel, mesh), shard_rows(images, mesh, 56)
+        args = place(kernel, mesh), shard_rows(images, mesh, n)
         run = jax.jit(jax.grad(loss)).lower(*args).compile()
         many = run(*args)
     difference = float(np.abs(np.asarray(one) - np.asarray(many)).max())

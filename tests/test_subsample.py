@@ -169,6 +169,7 @@ def test_methods_take_a_subset(setting):
     for make_method in (rcig_paper, rig, cig, vig):
         method = make_method(**adams, subset=1)
         gradient = eqx.filter_jit(method.hypergradient)(*setting, key=jr.key(0)).gradient
+        assert gradient.images.shape == setting[1].images.shape
         assert jnp.any(gradient.images != 0, axis=(1, 2, 3)).sum() == 1
     with pytest.raises(ValueError, match="subset is 0"):
         rcig(subset=0)

@@ -344,7 +344,7 @@ def check_solver(
     inner_loss: Loss,
     damping: float | Scalar,
     preconditioner: Preconditioner | None,
-    warm_start: PyTree,
+    warm_start: PyTree = None,
 ) -> None:
     """Raise `ValueError` for a solver that does not fit the problem."""
     if not isinstance(solver, lx.AbstractLinearSolver | AbstractDualSolver):

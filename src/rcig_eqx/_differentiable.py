@@ -56,7 +56,7 @@ def implicitly_differentiable(
     **Returns:** a function `(start, outer_params, *args) -> inner_params`. A backward pass costs
     one solve.
     """
-    check_solver(solver, inner_loss, damping, preconditioner, warm_start=None)
+    check_solver(solver, inner_loss, damping, preconditioner)
     rule = _Rule(solver, damping, preconditioner, throw)
 
     def solution(start: PyTree, outer_params: PyTree, *args: Any) -> PyTree:

@@ -62,7 +62,7 @@ from .data import (
 )
 from .data._adapt import Examples, adapted, is_foreign
 from .methods import AbstractMethod, default_method
-from .methods._method import is_linear_in_labels, scales_predictions
+from .methods._method import is_linear_in_labels, scales_predictions, with_parts
 from .models import AbstractNetwork, Network, convnet_for, describe_network
 from .models._architectures import is_ready
 from .models._network import check_independent
@@ -218,8 +218,8 @@ def distill(
     model = model or convnet_for(seen.image_shape, seen.num_classes)
     check_model(model, baseline)
     decoded = check_parameterization(parameterization, start) if parameterization else start
-    if method is not None:
-        check_method(method, decoded, batch_size)
+    for part in with_parts(method) if method is not None else ():
+        check_method(part, decoded, batch_size)
     checkpoints, found = None, None
     if checkpoint_dir is not None:
         checkpoints = CheckpointFolder(
@@ -236,8 +236,9 @@ def distill(
         parameterization,
     )
     if fold is None:
-        fold = is_linear_in_labels(recipe.method) and scales_predictions(
-            recipe.method, decoded, batch_size
+        fold = all(
+            is_linear_in_labels(part) and scales_predictions(part, decoded, batch_size)
+            for part in with_parts(recipe.method)
         )
     settings = {
         "dataset": seen.name,
@@ -454,12 +455,9 @@ def _check_batch_size(batch_size: int, images: int, mesh: Mesh | None) -> int:
 def check_method(method: AbstractMethod, coreset: Coreset, batch_size: int) -> None:
     """Raise `ValueError` for losses that do not make one number each, or a dtype that JAX lacks.
 
-    Of a method and of its parts.
+    Of a method alone, its parts left out.
     """
     check_dtype(getattr(method, "dtype", None))
-    for part in vars(method).values():
-        if isinstance(part, AbstractMethod):
-            check_method(part, coreset, batch_size)
     b = jax.ShapeDtypeStruct((batch_size, coreset.num_classes), coreset.labels.dtype)
     n = jax.ShapeDtypeStruct(coreset.labels.shape, coreset.labels.dtype)
     outer = "(predictions [b classes], targets [b classes], log_temperature)"

@@ -2,6 +2,7 @@
 
 import abc
 import math
+from collections.abc import Iterator
 from typing import TypeGuard
 
 import equinox as eqx
@@ -104,30 +105,33 @@ def check_quadratic(inner_loss: InnerLoss, what: str) -> SquaredError:
     return inner_loss
 
 
+def with_parts(method: AbstractMethod) -> Iterator[AbstractMethod]:
+    """A method, the methods that it is made of, and theirs."""
+    yield method
+    for part in vars(method).values():
+        if isinstance(part, AbstractMethod):
+            yield from with_parts(part)
+
+
 def is_linear_in_labels(method: AbstractMethod) -> bool:
-    """Whether the inner minima of a method, and of its parts, are linear in the labels."""
+    """Whether the inner minimum of a method, its parts left out, is linear in the labels."""
     own = getattr(method, "inner_loss", None)
-    linear = (own is None or is_quadratic(own)) and getattr(method, "linearized", True)
-    parts = [part for part in vars(method).values() if isinstance(part, AbstractMethod)]
-    return linear and all(map(is_linear_in_labels, parts))
+    return (own is None or is_quadratic(own)) and getattr(method, "linearized", True)
 
 
 def scales_predictions(method: AbstractMethod, coreset: Coreset, batch_size: int) -> bool:
-    """Whether the outer losses of a method, and of its parts, multiply predictions by exp(log τ).
+    """Whether the outer loss of a method, its parts left out, multiplies predictions by exp(log τ).
 
     Labels can take the temperature of such a loss alone. It is tried out on one batch of numbers.
     """
     loss = getattr(method, "outer_loss", platt_loss)
-    parts = [part for part in vars(method).values() if isinstance(part, AbstractMethod)]
-    if loss is not platt_loss:
-        shape, dtype = (batch_size, coreset.num_classes), coreset.labels.dtype
-        f = jnp.sin(jnp.arange(math.prod(shape), dtype=dtype)).reshape(shape)
-        t = jax.nn.one_hot(jnp.arange(batch_size) % shape[1], shape[1], dtype=dtype)
-        s = jnp.asarray(0.5, coreset.log_temperature.dtype)
-        same = jnp.allclose(loss(f, t, s), loss(f * jnp.exp(s), t, 0 * s), rtol=1e-4)
-        if not same:
-            return False
-    return all(scales_predictions(part, coreset, batch_size) for part in parts)
+    if loss is platt_loss:
+        return True
+    shape, dtype = (batch_size, coreset.num_classes), coreset.labels.dtype
+    f = jnp.sin(jnp.arange(math.prod(shape), dtype=dtype)).reshape(shape)
+    t = jax.nn.one_hot(jnp.arange(batch_size) % shape[1], shape[1], dtype=dtype)
+    s = jnp.asarray(0.5, coreset.log_temperature.dtype)
+    return bool(jnp.allclose(loss(f, t, s), loss(f * jnp.exp(s), t, 0 * s), rtol=1e-4))
 
 
 def over_support(inner_loss: SquaredError, coreset: Coreset) -> SquaredError:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Scalar
 from .._backend import zeros
 from .._checks import check_counts
 from .._types import PyTree
-from ._definite import AbstractDefiniteSolver, check_definite, dot, norm
+from ._definite import AbstractDefiniteSolver, check_definite, dot, norm, ratio
 
 
 class Descent(eqx.Module):
@@ -33,7 +33,7 @@ class Descent(eqx.Module):
     @property
     def residual(self) -> Scalar:
         """The norm of the last gradient relative to that of the first."""
-        return self.last[1] / jnp.where(self.first[1] > 0, self.first[1], 1)
+        return ratio(self.last[1], self.first[1])
 
     @property
     def diverged(self) -> Bool[Array, ""]:
@@ -123,8 +123,7 @@ class Adam(AbstractDefiniteSolver):
 
         descent = adam_descent(value_and_gradient, start, self.steps, self.rate())
         loss, length = descent.last
-        size = norm(vector)
-        residual = length / jnp.where(size > 0, size, 1)
+        residual = ratio(length, norm(vector))
         result = lx.RESULTS.where(
             jnp.isfinite(residual), lx.RESULTS.successful, lx.RESULTS.breakdown
         )

@@ -10,7 +10,7 @@ import lineax as lx
 
 from .._checks import check_counts
 from .._types import PyTree
-from ._definite import AbstractDefiniteSolver, axpy, check_definite, dot
+from ._definite import AbstractDefiniteSolver, axpy, check_definite, dot, ratio
 
 
 class ConjugateGradient(AbstractDefiniteSolver):
@@ -75,8 +75,7 @@ class ConjugateGradient(AbstractDefiniteSolver):
 
         start = (y0, r, z, dot(r, z), dot(r, r), jnp.zeros((), jnp.int32), jnp.asarray(True))
         y, _, _, _, squared_residual, steps, definite = jax.lax.while_loop(unfinished, body, start)
-        size = dot(vector, vector)
-        residual = jnp.sqrt(squared_residual / jnp.where(size > 0, size, 1))
+        residual = jnp.sqrt(ratio(squared_residual, dot(vector, vector)))
         result = lx.RESULTS.where(
             squared_residual > target, lx.RESULTS.max_steps_reached, lx.RESULTS.successful
         )

@@ -54,5 +54,9 @@ def axpy(scale: Scalar, x: PyTree, y: PyTree) -> PyTree:
 
 def relative(residual: PyTree, vector: PyTree) -> Scalar:
     """‖residual‖ / ‖vector‖, and ‖residual‖ itself for a right-hand side of zero."""
-    size = norm(vector)
-    return norm(residual) / jnp.where(size > 0, size, 1)
+    return ratio(norm(residual), norm(vector))
+
+
+def ratio(part: Scalar, whole: Scalar) -> Scalar:
+    """part / whole, and part itself of nothing."""
+    return part / jnp.where(whole > 0, whole, 1)
