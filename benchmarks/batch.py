@@ -29,6 +29,7 @@ TESTED = 5000
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", default="fashion_mnist")
+    parser.add_argument("--directory", help="looked in first, as by `data.load`")
     parser.add_argument("--images-per-class", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=300)
@@ -38,7 +39,9 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     print_header(f"{args}")
-    train, test = (data.load(args.dataset, split) for split in ("train", "test"))
+    train, test = (
+        data.load(args.dataset, split, directory=args.directory) for split in ("train", "test")
+    )
     part, held = hold_out(train, 1 / 6, seed=0)
     order = np.random.default_rng(0).permutation(len(held))[:TESTED]
     held = held.subset(np.sort(order)) if len(order) == TESTED else test

@@ -7,8 +7,8 @@ For each method of the primal route: cosine and norm ratio, in the images, to th
 hypergradient of the linearised problem, in float32 on real images, with n inner and n
 inverse-Hessian Adam steps, all with the paper's outer loss. The learning rates are the library's
 own search at 20 steps, or at each n with `--search`, on the same network and batch. Networks:
-untrained, and after 60 pool steps. The head-only gradients come first, and RCIG with conjugate
-gradients last.
+untrained, and after 60 pool steps. FRePo's gradients, with the paper's loss and with its own, come
+first, and RCIG with conjugate gradients last.
 """
 
 import argparse
@@ -30,6 +30,9 @@ METHODS = {
     "rig": rig,
     "vig": functools.partial(vig, outer_loss=platt_loss),
 }
+
+
+HEADS = ("frepo, Platt", "frepo")
 
 
 def with_steps(method, steps):
@@ -66,9 +69,8 @@ def measure(problem, methods, steps, time, search):
 
     print(f"{'method':<22}{'n':>5}{'cosine':>11}{'norm':>11}{'seconds':>9}")
     row("exact", "", hypergradient)
-    row("head only, Platt", 0, head_hypergradient)
-    row("head only, MSE", 0, functools.partial(head_hypergradient, outer_loss=mse_loss))
-    rows = []
+    frepo = functools.partial(head_hypergradient, outer_loss=mse_loss)
+    rows = [row(*head) for head in zip(HEADS, (0, 0), (head_hypergradient, frepo), strict=True)]
     for name in methods:
         found = None if search else tuned(name, 20, problem)
         for n in steps:
@@ -96,6 +98,10 @@ def draw(found, path):
             _, n, angles, ratios, _ = zip(*(r for r in rows if r[0] == name), strict=True)
             column[0].plot(n, angles, "o-", label=name)
             column[1].plot(n, ratios, "o-", label=name)
+        for name, dashes in zip(HEADS, ("--", ":"), strict=True):
+            ((angle, ratio),) = [row[2:4] for row in rows if row[0] == name]
+            column[0].axhline(angle, color="black", linestyle=dashes, label=name)
+            column[1].axhline(ratio, color="black", linestyle=dashes)
         column[0].set(title=title, ylim=(-0.2, 1.05))
         column[1].set(xscale="symlog", yscale="log", xlabel="inner and inverse-Hessian steps")
         steps = sorted({row[1] for row in rows})
@@ -108,7 +114,7 @@ def draw(found, path):
             axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("cosine to the exact hypergradient")
     axes[1, 0].set_ylabel("norm relative to it")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper center", ncols=len(METHODS))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper center", ncols=6, fontsize=8)
     figure.tight_layout(rect=(0, 0, 1, 0.95))
     figure.savefig(path, dpi=120)
 

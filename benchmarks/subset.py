@@ -57,19 +57,20 @@ def costs(args):
     n = len(problem[1].labels)
     print(f"{'method':<28}{'n_subset':>9}{'seconds':>9}{'quartiles':>16}{'temp MB':>9}")
 
-    def row(name, subset, method, note=""):
-        case = {name: (hypergradient_of(method), problem)}
-        timing = compile_and_time(case, repeats=args.repeats)[name]
-        print(f"{name:<28}{subset:>9}{timing}{note}", flush=True)
+    def rows(subsets, steps, held, note=""):
+        """A row a method and n_subset; those of as many steps take turns."""
+        cases = {
+            f"{name:<28}{subset or n:>9}": (hypergradient_of(method), problem)
+            for subset in subsets
+            for name, method in methods_of(subset, steps).items()
+        }
+        with mock.patch("rcig_eqx._subsample.IMAGES_HELD", held):
+            for name, timing in compile_and_time(cases, repeats=args.repeats).items():
+                print(f"{name}{timing}{note}", flush=True)
 
-    with mock.patch("rcig_eqx._subsample.IMAGES_HELD", args.chunk):
-        for steps in args.steps:
-            for subset in args.subsets:
-                for name, method in methods_of(subset, steps).items():
-                    row(name, subset, method)
-    with mock.patch("rcig_eqx._subsample.IMAGES_HELD", n):
-        for name, method in methods_of(None, args.steps[-1]).items():
-            row(name, n, method, "  held")
+    for steps in args.steps:
+        rows(args.subsets, steps, args.chunk)
+    rows([None], args.steps[-1], n, "  held")
 
 
 def accuracies(args):

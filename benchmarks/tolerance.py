@@ -40,6 +40,7 @@ def solve(rtol, b, model, X_S):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", default="cifar100")
+    parser.add_argument("--directory", help="looked in first, as by `data.load`")
     parser.add_argument("--images-per-class", type=int, default=1)
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--flip", action="store_true")
@@ -47,7 +48,7 @@ def main():
     parser.add_argument("--pool-steps", type=int, nargs="+", default=[0, 60])
     args = parser.parse_args()
     print_header(f"{args}")
-    train = data.load(args.dataset, "train")
+    train = data.load(args.dataset, "train", directory=args.directory)
     make = convnet_for(train.image_shape, train.num_classes, width=args.width)
     given = {"images_per_class": args.images_per_class, "flip": args.flip, "fold": False}
     coreset = distil_head_only(train, make, args.distilled, **given).last

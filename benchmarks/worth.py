@@ -135,11 +135,14 @@ def mean_and_error(accuracies):
 
 
 def table(args):
-    """The same in Markdown: a row a method, the average's and the last iterate's."""
+    """The same in Markdown: a row a method, the average's and the last iterate's.
 
-    def text(accuracies):
+    A cell of fewer seeds than the row's others has a †: it may not be compared with them.
+    """
+
+    def text(accuracies, seeds):
         mean, error = mean_and_error(accuracies)
-        return f"{mean:.1f} ± {error:.1f}"
+        return f"{mean:.1f} ± {error:.1f}{' †' * (len(accuracies) < seeds)}"
 
     both = {which: curves(args.lines, which) for which in ("average", "last")}
     for panel, labels in both["average"].items():
@@ -149,7 +152,8 @@ def table(args):
         for label in labels:
             for which, found in both.items():
                 cells = found[panel][label]
-                shown = [text(cells[b]) if b in cells else "" for b in at]
+                seeds = max(map(len, cells.values()), default=0)
+                shown = [text(cells[b], seeds) if b in cells else "" for b in at]
                 if cells:
                     print(f"| {label} | {which} | {' | '.join(shown)} |")
         print()

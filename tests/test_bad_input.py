@@ -49,6 +49,10 @@ CASES: dict[str, tuple[str, str]] = {
     "devices_none_at_all": ("ValueError", "devices is empty: pass at least one"),
     "devices_twice": ("ValueError", "holds one twice.*Pass each once"),
     "model_an_instance": ("ValueError", r"a function from a key to a network.*convnet_for\("),
+    "model_not_made": ("ValueError", r"cannot be called with a key .*: pass .*convnet_for\(train"),
+    "model_a_class": ("ValueError", r"cannot be called with a key .*: pass .*convnet_for\(train"),
+    "model_with_statistics": ("ValueError", r"stores statistics .*models\.AbstractBatchNetwork"),
+    "evaluate_learning_rate": ("ValueError", "learning_rate of 0.0 learns nothing"),
     "model_makes_no_network": ("ValueError", "made a Linear; it must be .*AbstractNetwork"),
     "model_other_classes": ("ValueError", "build it with num_classes=2"),
     "model_other_size": ("ValueError", r"does not take images \(8, 8, 1\): build it"),
@@ -184,6 +188,17 @@ def collect() -> dict[str, list[str]]:
     def conv(x, **options):
         r.models.conv2d(x, jnp.ones((3, 3, 3, 4)), padding=1, **options)
 
+    class WithStatistics(r.models.AbstractNetwork):
+        head: r.models.Head
+        normalize: r.models.Normalize
+
+        def __init__(self, key):
+            self.normalize = r.models.Normalize("batch", (8, 8, 1))
+            self.head = r.models.Head(64, 2, key=key)
+
+        def features(self, images):
+            return images.reshape(len(images), -1)
+
     few = np.array([0] * 10 + [1] * 2)
     calls = {
         "images_without_channels": lambda: distill((images[..., 0], labels)),
@@ -222,6 +237,10 @@ def collect() -> dict[str, list[str]]:
         "devices_none_at_all": lambda: distill(devices=[]),
         "devices_twice": lambda: distill(devices=jax.devices()[:1] * 2),
         "model_an_instance": lambda: distill(model=network(key)),
+        "model_not_made": lambda: distill(model=r.convnet_for),
+        "model_a_class": lambda: distill(model=r.models.ConvNet),
+        "model_with_statistics": lambda: distill(model=WithStatistics),
+        "evaluate_learning_rate": lambda: evaluate(coreset, learning_rate=0.0),
         "model_makes_no_network": lambda: distill(model=lambda k: eqx.nn.Linear(2, 2, key=k)),
         "model_other_classes": lambda: distill(model=r.convnet_for((8, 8, 1), 3, 2, 1)),
         "model_other_size": lambda: distill(model=r.convnet_for((12, 12, 1), 2, 2, 1)),

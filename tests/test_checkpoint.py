@@ -28,7 +28,8 @@ from rcig_eqx import (
     real_coreset,
     save_state,
 )
-from rcig_eqx._checkpoint import arrays_of
+from rcig_eqx._checkpoint import CheckpointFolder, arrays_of
+from rcig_eqx._resume import check_same_run
 from rcig_eqx.data import DataError, Dataset, ImageFolder, load, standardize
 from rcig_eqx.methods import frepo, rcig, rcig_paper, staged
 from rcig_eqx.solvers import Adam
@@ -272,6 +273,21 @@ def test_a_number_that_a_loss_has_closed_over_tells_runs_apart(train, tmp_path):
         distill(train, steps=2, method=other, checkpoint_dir=tmp_path, resume=True)
 
 
+def test_a_random_key_that_a_loss_has_closed_over_is_a_number_too(train, tmp_path):
+    def noisy(seed):
+        noise = jr.key(seed)
+
+        def loss(predictions, targets, log_temperature):
+            moved = predictions + 0.01 * jr.normal(noise, predictions.shape)
+            return platt_loss(moved, targets, log_temperature)
+
+        return frepo(outer_loss=loss)
+
+    distill(train, steps=1, method=noisy(0), checkpoint_dir=tmp_path)
+    with pytest.raises(ValueError, match="program"):
+        distill(train, steps=2, method=noisy(1), checkpoint_dir=tmp_path, resume=True)
+
+
 def test_numbers_that_numpy_does_not_know_are_kept(train, tmp_path):
     adam = optax.adam(0.01, mu_dtype=jnp.bfloat16)
     whole = distill(train, steps=4, optimizer=adam)
@@ -291,6 +307,12 @@ def test_other_versions_are_said(train, whole, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.0")
     with pytest.warns(RuntimeWarning, match="other versions.*jax: "):
         distill(train, checkpoint_dir=tmp_path, resume=True)
+
+
+def test_another_number_of_devices_is_said(tmp_path):
+    card = {"versions": {}, "settings": {}, "devices": 4}
+    with pytest.warns(RuntimeWarning, match="a run on 4 devices and goes on with 1"):
+        check_same_run(card, card | {"devices": 1}, CheckpointFolder(tmp_path, 0, 1))
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_any_work(train, tmp_path):

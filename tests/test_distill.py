@@ -166,7 +166,7 @@ def test_a_result_describes_itself(result, train):
     assert not result.interrupted
     assert result.recipe["steps_done"] == result.recipe["steps"] == STEPS
     model = {"name": "ConvNet", "width": 4, "depth": 1, "normalization": "none"}
-    assert result.recipe["model"] == model
+    assert result.recipe["model"] == model | {"activation": "relu"}
     assert result.recipe["method"]["name"] == "rcig"
     assert {"loss", "accuracy", "residual", "seconds", "rejected"} <= result.history.keys()
     assert all(len(series) == STEPS for series in result.history.values())
@@ -661,6 +661,23 @@ def test_labels_take_the_temperature_of_a_loss_that_multiplies(train, sign):
     run = distill(train, method=frepo(outer_loss=loss), steps=2)
     assert run.recipe["fold"] == (sign == 1)
     assert (float(run.coreset.log_temperature) == 0) == (sign == 1)
+
+
+class Wrapped(AbstractMethod):
+    """Somebody's own, of whose outer loss its fields say nothing."""
+
+    inner: AbstractMethod = frepo()
+
+    def hypergradient(self, model, coreset, images, targets, *, key):
+        return rig(inner=Adam(1e-3, 1), solver=Adam(1e-3, 1)).hypergradient(
+            model, coreset, images, targets, key=key
+        )
+
+
+def test_labels_do_not_take_a_temperature_of_which_nothing_is_known(train):
+    own = jax.tree.map(lambda x: x, Wrapped(frepo()))
+    assert not distill(train, method=own, steps=1).recipe["fold"]
+    assert distill(train, method=staged(frepo(), rcig(), 1), steps=1).recipe["fold"]
 
 
 def test_folding_the_temperature_leaves_the_predictions_and_scales_the_labels(train, result):

@@ -1,10 +1,14 @@
 """The documentation: nothing public is missing from it, and its code does what it says."""
 
+import argparse
 import contextlib
 import inspect
 import io
 import itertools
 import re
+import runpy
+import shlex
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -244,3 +248,37 @@ def test_a_page_that_lies_is_found():
     assert not list(blocks("<!-- not run: no reason -->\n\n```python\n1/0\n```\n"))
     with pytest.raises(ZeroDivisionError):
         run("page", "```python\n1/0\n```\n")
+
+
+# The benchmarks' commands
+
+
+COMMAND = r"python (?:\.\./)*benchmarks/(\w+\.py)"
+COMMANDS = sorted(
+    {
+        (script, " ".join(arguments.replace("\\\n", " ").split()))
+        for text in [*PAGES.values(), *(p.read_text() for p in ROOT.glob("benchmarks/*.py"))]
+        for pattern in (rf"`[^`\n]*{COMMAND}([^`]*)`", rf"^ *{COMMAND}((?:[^`\n\\]|\\\n)*)$")
+        for script, arguments in re.findall(pattern, text, re.MULTILINE)
+        if "ArgumentParser" in (ROOT / "benchmarks" / script).read_text()
+    }
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_commands_of_the_benchmarks_parse(command, monkeypatch):
+    script, arguments = command
+
+    class Parsed(Exception):
+        pass
+
+    def parsed(self, args=None, namespace=None):
+        parse(self, args, namespace)
+        raise Parsed
+
+    parse = argparse.ArgumentParser.parse_args
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
+    monkeypatch.setattr(sys, "argv", [script, *shlex.split(arguments, comments=True)])
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    with pytest.raises(Parsed):
+        runpy.run_path(str(ROOT / "benchmarks" / script), run_name="__main__")

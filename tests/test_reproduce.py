@@ -10,7 +10,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from rcig_eqx import data, evaluate, load_result
+from rcig_eqx import PoolSchedule, data, evaluate, load_result
 from rcig_eqx._distill import describe_model
 from rcig_eqx.data._sources import SOURCES
 from rcig_eqx.methods import frepo, implicit, rcig, staged
@@ -22,6 +22,7 @@ from rcig_eqx.reproduce._figures import (
     figure5,
     figure8,
     gallery,
+    subset_ways,
 )
 from rcig_eqx.reproduce._plan import arguments, preprocess_of
 from rcig_eqx.reproduce._privacy import membership
@@ -256,6 +257,19 @@ def test_a_filed_set_of_other_settings_is_refused(workshop):
     part = workshop.data(FASHION, "train").subset(np.arange(150))
     with pytest.raises(ValueError, match=r"has training images .*, and 150 is asked for"):
         workshop.distilled(FASHION, train=part)
+    with pytest.raises(ValueError, match=r"has asked .*'l2_rate': 0.0005"):
+        workshop.distilled(FASHION, changed={"method": frepo(l2_rate=0.1)})
+    with pytest.raises(ValueError, match=r"'max_visit': 7.* is asked for"):
+        workshop.distilled(FASHION, changed={"pool": PoolSchedule(size=1, max_visit=7)})
+
+
+def test_sets_of_other_versions_are_taken_with_a_remark(workshop, monkeypatch):
+    workshop.distilled(FASHION)
+    monkeypatch.setattr("rcig_eqx.reproduce._workshop.versions", lambda: {"jax": "99"})
+    later = dataclasses.replace(workshop, remarks={})
+    later.distilled(FASHION)
+    (remark,) = later.remarks
+    assert "was distilled before, by rcig-eqx" in remark
 
 
 def test_what_is_filed_belongs_to_its_set(workshop, tmp_path):
@@ -353,8 +367,14 @@ def test_tables_1_and_3_and_figure_5(workshop, tmp_path, said):
     figure5(workshop, [FASHION], tmp_path)
     files = TARGETS["figure5"].files(FASHION, workshop)
     assert len(files) == 4
-    assert all(file.exists() for file in files)
+    methods = [load_result(file).recipe["method"] for file in files]
+    assert [method["then"]["subset"] for method in methods] == [1, 2, 4, None]
     assert (tmp_path / "figure5.png").stat().st_size > 10_000
+
+
+def test_figure_5_counts_mirrored_images():
+    sizes = [way["variant"] for way in subset_ways(ROWS["cifar10/10"], SCALES["small"])]
+    assert sizes == ["-subset8", "-subset20", "-subset40", "-subset80", "-subset200"]
 
 
 def test_membership_is_refused_where_images_are_not_in_memory(workshop, tmp_path):
@@ -379,20 +399,22 @@ def test_membership_and_a_run_along_time_with_their_pictures(workshop, tmp_path,
         assert (tmp_path / name).stat().st_size > 10_000
 
 
+GRID = [(0, 0), (0, 2), (2, 0), (2, 2)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("figure", [figure1, figure2])
 def test_the_grids_of_figures_1_and_2(workshop, tmp_path, figure):
     scale = dataclasses.replace(TINY, counts=(0, 2))
     report = figure(dataclasses.replace(workshop, scale=scale), [FASHION], tmp_path)
     found = report.values["fashion_mnist/1"]
-    assert all(found[inner][inverse] >= 0 for inner in (0, 2) for inverse in (0, 2))
+    spread = [found[i][j]["accuracies"] if figure is figure2 else found[i][j] > 0 for i, j in GRID]
+    assert all(spread)
     assert [row[:2] for row in report.rows] == [["fashion_mnist/1", "0"], ["fashion_mnist/1", "2"]]
     assert (tmp_path / f"{figure.__name__}.pdf").stat().st_size > 5_000
-    sets = {path.parent.parent.parent.name for path in workshop.folder.rglob("*.safetensors")}
-    assert {f"fashion_mnist-1-rcig_paper-{i}x{j}" for i in (0, 2) for j in (0, 2)} <= sets
     target, grid = TARGETS[figure.__name__], dataclasses.replace(workshop, scale=scale)
-    assert len(target.files(FASHION, grid)) == 4
-    assert all(file.exists() for file in target.files(FASHION, grid))
+    made = [load_result(file).recipe["method"] for file in target.files(FASHION, grid)]
+    assert [(method["inner"]["steps"], method["solver"]["steps"]) for method in made] == GRID
 
 
 def test_a_set_too_large_for_exact_steps_is_the_head_only_one(workshop):

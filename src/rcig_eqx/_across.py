@@ -13,7 +13,8 @@ from ._evaluate import evaluate, in_memory
 from ._evaluation import Evaluation
 from ._pool import MakeModel
 from ._result import DistillResult
-from .data import Dataset, ImageFolder
+from .data import AbstractImages, Dataset
+from .data._adapt import Examples
 
 Distilled = DistillResult | Coreset
 
@@ -59,7 +60,7 @@ class CrossEvaluation:
 
 def cross_evaluate(
     distilled: Mapping[str, Distilled | Sequence[Distilled]],
-    test: Dataset | ImageFolder | tuple[Any, Any],
+    test: Dataset | AbstractImages | Examples | tuple[Any, Any],
     *,
     key: PRNGKeyArray,
     models: Mapping[str, MakeModel],

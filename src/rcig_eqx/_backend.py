@@ -14,6 +14,8 @@ from typing import Literal, ParamSpec, TypeVar
 import jax
 from jax.sharding import AxisType
 
+from ._types import Device
+
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
@@ -126,9 +128,9 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-def available_memory() -> int | None:
+def available_memory(device: Device | None = None) -> int | None:
     """Bytes that can still be allocated on this process's device; `None` where nobody says."""
-    stats = jax.local_devices()[0].memory_stats()
+    stats = (device or jax.local_devices()[0]).memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
     try:

@@ -71,7 +71,7 @@ def restore(arrays: Mapping[str, np.ndarray], like: State) -> State:
         if not _is_array(leaf):
             return leaf
         name = _name(path)
-        data = _data_of(leaf)
+        data = numbers_of(leaf)
         stored = arrays.get(name)
         if stored is None:
             raise ValueError(f"the checkpoint has no {name}: it is of another method or network.")
@@ -153,7 +153,7 @@ class CheckpointFolder:
         """Raise `OSError` unless there is room for one checkpoint more than are kept."""
         if not self.writes:
             return
-        size = sum(_data_of(x).nbytes for _, x in _array_leaves(state))
+        size = sum(numbers_of(x).nbytes for _, x in _array_leaves(state))
         needed, free = (self.keep + 1) * size, shutil.disk_usage(self.folder).free
         free += sum(path.stat().st_size for path in self.files())
         if free < needed:
@@ -215,7 +215,7 @@ def _array_leaves(state: State) -> Iterator[tuple[tuple, Any]]:
 def arrays_of(state: State) -> dict[str, np.ndarray]:
     """Every array of a state by name, on the host; of random keys the integers behind them."""
     leaves = list(_array_leaves(state))
-    data = jax.device_get([_data_of(leaf) for _, leaf in leaves])
+    data = jax.device_get([numbers_of(leaf) for _, leaf in leaves])
     return {
         _name(path): x.view(_storable(x.dtype)) for (path, _), x in zip(leaves, data, strict=True)
     }
@@ -230,7 +230,7 @@ def _is_array(leaf: Any) -> bool:
     return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
 
 
-def _data_of(leaf: Any) -> Any:
+def numbers_of(leaf: Any) -> Any:
     """An array's numbers; of random keys the integers behind them."""
     return jr.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 

@@ -144,10 +144,10 @@ def starting_coreset(given: Any, baseline: Coreset, *, key: PRNGKeyArray) -> Cor
         raise ValueError(f"initialization made a {type(given).__name__}: it must make a Coreset.")
     for name in ("images", "labels", "log_temperature"):
         own, right = getattr(given, name), getattr(baseline, name)
-        if own.shape != right.shape:
+        if np.shape(own) != right.shape:
             raise ValueError(
-                f"initialization has {name} {own.shape}, where images_per_class and the data make "
-                f"them {right.shape}: pass preprocessed images [n h w c] and labels [n classes]."
+                f"initialization has {name} {np.shape(own)}, where images_per_class and the data "
+                f"make them {right.shape}: pass preprocessed images [n h w c], labels [n classes]."
             )
         if not np.isfinite(own).all():
             raise ValueError(f"initialization has {name} that are NaN or infinite.")

@@ -63,9 +63,16 @@ from .data import (
 from .data._adapt import Examples, adapted, is_foreign
 from .methods import AbstractMethod, default_method
 from .methods._method import is_linear_in_labels, scales_predictions, with_parts
-from .models import AbstractNetwork, Network, convnet_for, describe_network
+from .models import (
+    AbstractBatchNetwork,
+    AbstractNetwork,
+    Network,
+    convnet_for,
+    describe_network,
+)
 from .models._architectures import is_ready
 from .models._network import check_independent
+from .models._training import has_statistics
 
 Train = Dataset | AbstractImages | grain.MapDataset[Any] | Examples | tuple[Any, Any]
 
@@ -131,15 +138,16 @@ def distill(
     - `average`: weights of the averaged ψ; `growing_average()` if `None`.
     - `fold`: whether the labels returned are multiplied by the learned temperature, as
       [`fold_temperature`][rcig_eqx.fold_temperature]: networks train to a higher accuracy on them.
-      If `None`, where it changes no prediction: the outer loss multiplies predictions by τ, as
-      `platt_loss` does, the inner loss is a `SquaredError`, and the network is linearised or its
-      body frozen.
+      If `None`, where it changes no prediction at the inner minimum: the outer loss multiplies
+      predictions by τ, as `platt_loss` does, the inner loss is a `SquaredError`, and the network
+      is linearised or its body frozen. A method of your own says so by a field `outer_loss`.
     - `checkpoint_dir`: a folder for checkpoints of the whole state; none are kept if `None`.
     - `checkpoint_every`: seconds between two; one more is written when the run ends, unless it is
       killed or abandoned. 0 is after every step.
     - `keep_checkpoints`: how many of the newest stay in the folder.
     - `resume`: go on from the newest valid checkpoint there, or start if there is none. The run
-      ends in the same bytes as one that was never interrupted. More `steps` may be asked for; a
+      ends in the same bytes as one that was never interrupted; on another number of devices, or
+      by other versions, it warns that it does not. More `steps` may be asked for; a
       default `method` stays the one of as many steps as were asked for first.
     - `workers`: processes that read a set on disk ahead; threads of this one do if 0. The batches
       are the same. A script that asks for workers guards its main part by
@@ -283,7 +291,8 @@ def distill(
     if checkpoints is not None:
         batch = jax.ShapeDtypeStruct((batch_size, *seen.image_shape), jnp.float32)
         settings_of_run = settings | {"method": describe(recipe.method)}
-        card = run_card(settings_of_run, train, seen, state, batch) | {"steps": asked_first}
+        card = run_card(settings_of_run, train, seen, state, batch)
+        card |= {"steps": asked_first, "devices": mesh.size if mesh else 1}
         state, history = begin(checkpoints, found, card, state, batch)
         if int(state.step) > steps:
             raise ValueError(
@@ -316,7 +325,9 @@ def _batches(
         images = apply_in_chunks(preprocess, train.images)
         return stream((images, train.labels), batch_size, seed=seed, start=start, rows=rows)
     raw = stream(train, batch_size, seed=seed, start=start, workers=workers, rows=rows)
-    raw = ((shard_rows(x, mesh, batch_size), y) for x, y in raw) if mesh else raw
+    if mesh:  # the preprocessing once, not with every batch
+        preprocess = place(preprocess, mesh)
+        raw = ((shard_rows(x, mesh, batch_size), y) for x, y in raw)
     return _preprocessed(raw, preprocess, seen.num_classes)
 
 
@@ -399,12 +410,23 @@ def check_model(make_model: MakeModel, coreset: Coreset) -> None:
             f"model is a {type(make_model).__name__}: pass a function from a key to a network, "
             "such as convnet_for(train.image_shape, train.num_classes)."
         )
-    model = eqx.filter_eval_shape(make_model, jr.key(0))
+    try:
+        model = eqx.filter_eval_shape(make_model, jr.key(0))
+    except TypeError as error:
+        raise ValueError(
+            f"model cannot be called with a key ({error}): pass a function from a key to a "
+            "network, such as convnet_for(train.image_shape, train.num_classes)."
+        ) from error
     if not isinstance(model, AbstractNetwork):
         raise ValueError(
             f"model= made a {type(model).__name__}; it must be a function from a key to an "
             "rcig_eqx.models.AbstractNetwork, such as convnet_for(...), or a models.Network made "
             "of your own module."
+        )
+    if has_statistics(model) and not isinstance(model, AbstractBatchNetwork):
+        raise ValueError(
+            f"{type(model).__name__} stores statistics of batches, which it must know to move: "
+            "make it an rcig_eqx.models.AbstractBatchNetwork."
         )
     try:
         outputs = eqx.filter_eval_shape(model, coreset.images)

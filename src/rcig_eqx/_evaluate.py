@@ -32,7 +32,6 @@ from .models._architectures import (
     ARCHITECTURES,
     architecture_name,
     describe_network,
-    is_ready,
 )
 from .models._normalize import check_known
 from .models._training import running_rate, split_for_training, training_outputs
@@ -123,6 +122,8 @@ def evaluate(
     )
     check_key(key)
     check_known("labels", labels, ("learned", "hard"))
+    if not learning_rate > 0:
+        raise ValueError(f"A learning_rate of {learning_rate} learns nothing: make it positive.")
     loss = loss or (mean_squared if labels == "learned" else cross_entropy)
     coreset = distilled.coreset if isinstance(distilled, DistillResult) else distilled
     test = in_memory(test)
@@ -325,9 +326,6 @@ def training_recipe(
     """
     network = eqx.filter_eval_shape(model, jr.key(0))
     layout = describe_network(network)
-    if is_ready(network):
-        beta = network.softplus
-        layout["activation"] = "relu" if beta is None else f"softplus({beta} x) / {beta}"
     if isinstance(network, ConvNet):
         normalized = layout["normalization"] != "none"
         filters = f"width * {layout.get('growth', 2)}^i"
@@ -410,7 +408,8 @@ def training_steps(
         parameters, stored, opt_state = carry
         batch = (images, labels)
         if len(images) > batch_size:
-            chosen = jr.choice(keys[number], len(images), (batch_size,), replace=False)
+            pick = jr.fold_in(keys[number], 0)
+            chosen = jr.choice(pick, len(images), (batch_size,), replace=False)
             batch = (images[chosen], labels[chosen])
         if augment is not None:
             batch = (augment(batch[0], key=jr.fold_in(keys[number], 1)), batch[1])

@@ -99,7 +99,9 @@ class Loop:
                     flush((number, metrics))
                     report = Progress(number, self.steps, metrics, state, so_far)
                     stop = [callback(report) for callback in self.callbacks]
-                    if agreed(any(stop) or interrupted()) or gave_up(history, first):
+                    # Of the steps that all processes have read, whichever of them asked for more.
+                    read = {"rejected": history.get("rejected", [])[: number - 1]}
+                    if agreed(any(stop) or interrupted()) or gave_up(read, first):
                         break
                     if self.checkpoints and self.checkpoints.due:
                         flush()
@@ -140,7 +142,8 @@ class Loop:
             if int(state.step) == 0 and isinstance(state.recipe.method, AbstractAdaptiveMethod):
                 state = compiled_tune()(batch, state)
             step = compiled_step().lower(batch, state).compile()
-        check_memory(memory_of(step.compiled, batch), len(batch[0]))
+        device = self.mesh.local_devices[0] if self.mesh else None
+        check_memory(memory_of(step.compiled, batch), len(batch[0]), device)
         return state, step
 
 

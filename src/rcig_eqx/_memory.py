@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 from ._backend import available_memory, compiler_options, library_workspace
 from ._coreset import Coreset
 from ._step import Recipe, init, step, tuned_structure
+from ._types import Device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +80,9 @@ def memory_of(compiled: jax.stages.Compiled, batch: tuple) -> MemoryEstimate:
     )
 
 
-def check_memory(estimate: MemoryEstimate, batch_size: int) -> None:
-    """Warn, with what to change, if a step takes more memory than there is."""
-    available = available_memory()
+def check_memory(estimate: MemoryEstimate, batch_size: int, device: Device | None = None) -> None:
+    """Warn, with what to change, if a step takes more memory than there is on the device."""
+    available = available_memory(device)
     # The state is there already.
     if available is None or estimate.batch + estimate.temporaries <= available:
         return

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from ._checkpoint import CheckpointFolder, arrays_of, differences, restore
+from ._checkpoint import CheckpointFolder, arrays_of, differences, numbers_of, restore
 from ._step import State, step, tuned_structure
 from .data import AbstractImages, Dataset
 
@@ -46,7 +46,7 @@ def run_card(
         "settings": {name: value for name, value in settings.items() if name != "steps"},
         "training images": digest([len(train), seen.images, seen.labels, *marks]),
         "starting state": digest(arrays_of(state).values()),
-        "program": digest([_plain(traced), *map(np.asarray, _constants(traced))]),
+        "program": digest([_plain(traced), *map(np.asarray, map(numbers_of, _constants(traced)))]),
         "versions": {name: importlib.metadata.version(name) for name in _COMPUTES},
     }
 
@@ -102,8 +102,16 @@ def _batch(images: jax.ShapeDtypeStruct) -> Any:
 def check_same_run(
     there: Mapping[str, Any], here: Mapping[str, Any], folder: CheckpointFolder
 ) -> None:
-    """Raise `ValueError` for a checkpoint of another run; warn if other versions wrote it."""
+    """Raise `ValueError` for another run's checkpoint; warn of other versions or devices."""
     there, here = ({k: v for k, v in card.items() if k != "steps"} for card in (there, here))
+    wrote, runs = there.pop("devices", 1), here.pop("devices", 1)
+    if wrote != runs:
+        warnings.warn(
+            f"The checkpoint is of a run on {wrote} devices and goes on with {runs}: sums run in "
+            "another order, and it does not end in the same bytes.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
     versions = differences(there.pop("versions"), here.pop("versions"))
     if versions:
         # The text of a program is its compiler's; another one writes it differently.

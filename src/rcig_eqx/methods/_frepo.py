@@ -38,8 +38,9 @@ def head_hypergradient(
 
     One forward pass over the outer batch, and a forward and a transpose pass over the distilled
     set. With `mse_loss` this is FRePo (Zhou et al., 2022). `dtype` is the precision of the ridge
-    solve, whose products are exact to it on any device; the features are in the device's default,
-    such as TF32 on a GPU. The rest as in [`exact_hypergradient`][rcig_eqx.exact_hypergradient].
+    solve; the products of features around it are in full float32 on any device, the features
+    themselves in its default, such as TF32 on a GPU. The rest as in
+    [`exact_hypergradient`][rcig_eqx.exact_hypergradient].
     """
     loss_S = check_quadratic(inner_loss, "head_hypergradient solves for the head")
     weights = over_support(loss_S, coreset).weights

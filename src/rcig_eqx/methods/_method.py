@@ -124,7 +124,9 @@ def scales_predictions(method: AbstractMethod, coreset: Coreset, batch_size: int
 
     Labels can take the temperature of such a loss alone. It is tried out on one batch of numbers.
     """
-    loss = getattr(method, "outer_loss", platt_loss)
+    loss = getattr(method, "outer_loss", None)
+    if loss is None:  # one made of others has theirs; of one's own method nobody knows
+        return len(list(with_parts(method))) > 1
     if loss is platt_loss:
         return True
     shape, dtype = (batch_size, coreset.num_classes), coreset.labels.dtype

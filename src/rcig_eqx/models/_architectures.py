@@ -104,4 +104,6 @@ def describe_network(model: eqx.Module) -> dict[str, Any]:
         if len(widths) == 2 and widths[1] != 2 * widths[0]:
             description["growth"] = widths[1] // widths[0]
     description["normalization"] = first.normalize.kind if first.normalize else "none"
+    beta = model.softplus
+    description["activation"] = "relu" if beta is None else f"softplus({beta} x) / {beta}"
     return description

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -15,12 +16,12 @@ import numpy as np
 from .._across import pooled
 from .._coreset import Coreset
 from .._devices import make_mesh, shared_batch
-from .._distill import describe_model, distill
+from .._distill import describe, describe_model, distill, versions
 from .._evaluate import evaluate
 from .._evaluation import Evaluation
 from .._files import read_checked, write_atomically, write_checked
 from .._loop import gave_up
-from .._pool import MakeModel
+from .._pool import MakeModel, PoolSchedule
 from .._result import DistillResult, load_result
 from .._resume import digest
 from .._types import Device
@@ -183,7 +184,7 @@ class Workshop:
             )
         if result.interrupted and not gave_up(result.history):
             raise Interrupted
-        of = {"dataset": row.dataset, "training images": len(train)}
+        of = {"dataset": row.dataset, "training images": len(train), "asked": _asked(settings)}
         result = dataclasses.replace(result, recipe=result.recipe | of)
         result.save(file)
         self._remark(what, result)
@@ -195,6 +196,9 @@ class Workshop:
         if result.interrupted:
             done = f"{result.recipe['steps_done']:,} of {result.recipe['steps']:,}"
             self.remarks[f"{what} diverged after {done} steps, and is taken as it was then."] = None
+        if result.recipe["versions"] != versions():
+            made = ", ".join(f"{name} {v}" for name, v in result.recipe["versions"].items())
+            self.remarks[f"{what} was distilled before, by {made}."] = None
 
     def accuracy(
         self,
@@ -260,6 +264,11 @@ class Workshop:
         """Seconds of each iteration of the first seed's run, what compiles left out."""
         return np.diff(self.distilled(row, **how).history["seconds"]).tolist()
 
+    def step_seconds(self, row: Row, **how: Any) -> float:
+        """Their median over the latter half, in which the default method is the exact one."""
+        each = self.seconds(row, **how)
+        return statistics.median(each[len(each) // 2 :]) if each else float("nan")
+
 
 def filed(file: Path, coreset: Coreset, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What was measured of a set, in plain values: filed, or measured now and filed.
@@ -276,6 +285,12 @@ def filed(file: Path, coreset: Coreset, measure: Callable[[], dict[str, Any]]) -
     return found["measured"]
 
 
+def _asked(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The method and the pool of a run as they were before it, in plain values."""
+    given = (settings["method"], settings.get("pool", PoolSchedule()))
+    return dict(zip(("method", "pool"), map(describe, given), strict=True))
+
+
 def _check_filed(
     file: Path, result: DistillResult, settings: Mapping[str, Any], images: int
 ) -> None:
@@ -283,6 +298,7 @@ def _check_filed(
     names = ("steps", "images_per_class", "flip", "batch_size")
     wanted = {name: settings[name] for name in names} | {"training images": images}
     wanted["model"] = describe_model(settings["model"])
+    wanted["asked"] = _asked(settings)
     for name, value in wanted.items():
         if result.recipe.get(name) != value:
             raise ValueError(
