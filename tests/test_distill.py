@@ -666,8 +666,6 @@ def test_labels_take_the_temperature_of_a_loss_that_multiplies(train, sign):
 class Wrapped(AbstractMethod):
     """Somebody's own, of whose outer loss its fields say nothing."""
 
-    inner: AbstractMethod = frepo()
-
     def hypergradient(self, model, coreset, images, targets, *, key):
         return rig(inner=Adam(1e-3, 1), solver=Adam(1e-3, 1)).hypergradient(
             model, coreset, images, targets, key=key
@@ -675,9 +673,9 @@ class Wrapped(AbstractMethod):
 
 
 def test_labels_do_not_take_a_temperature_of_which_nothing_is_known(train):
-    own = jax.tree.map(lambda x: x, Wrapped(frepo()))
-    assert not distill(train, method=own, steps=1).recipe["fold"]
-    assert distill(train, method=staged(frepo(), rcig(), 1), steps=1).recipe["fold"]
+    assert not distill(train, method=Wrapped(), steps=1).recipe["fold"]
+    both = staged(frepo(outer_loss=platt_loss), rcig(), 1)
+    assert distill(train, method=both, steps=1).recipe["fold"]
 
 
 def test_folding_the_temperature_leaves_the_predictions_and_scales_the_labels(train, result):
