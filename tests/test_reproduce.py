@@ -403,6 +403,7 @@ GRID = [(0, 0), (0, 2), (2, 0), (2, 2)]
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The inverse-Hessian descent ended above")  # of two channels
 @pytest.mark.parametrize("figure", [figure1, figure2])
 def test_the_grids_of_figures_1_and_2(workshop, tmp_path, figure):
     scale = dataclasses.replace(TINY, counts=(0, 2))
