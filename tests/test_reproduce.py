@@ -368,7 +368,7 @@ def test_tables_1_and_3_and_figure_5(workshop, tmp_path, said):
     files = TARGETS["figure5"].files(FASHION, workshop)
     assert len(files) == 4
     methods = [load_result(file).recipe["method"] for file in files]
-    assert [method["then"]["subset"] for method in methods] == [1, 2, 4, None]
+    assert [method["subset"] for method in methods] == [1, 2, 4, None]
     assert (tmp_path / "figure5.png").stat().st_size > 10_000
 
 
