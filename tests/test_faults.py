@@ -189,6 +189,7 @@ def test_a_run_gives_up_by_the_steps_since_it_was_resumed_and_says_so():
     assert gave_up({"rejected": [0.0, *bad, 0.0]})  # metrics are read a step late
     assert not gave_up({"rejected": [*bad, 0.0, 0.0]})
     assert not gave_up({"rejected": [*bad, 1.0]}, 10)
+    assert not gave_up({"rejected": bad}, 0, 9)  # as a process that has not read the last one
     others = dict.fromkeys(("loss", "cause", "network", "condition"), [0.0] * 11)
     with pytest.warns(RuntimeWarning, match="Stopped: 10 steps in a row"):
         say_what_fell_short({"rejected": [*bad, 0.0]} | others)

@@ -99,9 +99,8 @@ class Loop:
                     flush((number, metrics))
                     report = Progress(number, self.steps, metrics, state, so_far)
                     stop = [callback(report) for callback in self.callbacks]
-                    # Of the steps that all processes have read, whichever of them asked for more.
-                    read = {"rejected": history.get("rejected", [])[: number - 1]}
-                    if agreed(any(stop) or interrupted()) or gave_up(read, first):
+                    # This step has been read by a process that was asked for what there is so far.
+                    if agreed(any(stop) or interrupted()) or gave_up(history, first, number - 1):
                         break
                     if self.checkpoints and self.checkpoints.due:
                         flush()
@@ -157,13 +156,14 @@ def _last(history: History) -> dict[str, float]:
     return {name: values[-1] for name, values in history.items()}
 
 
-def gave_up(history: Mapping[str, Any], first: int = 0) -> bool:
-    """Whether so many steps in a row were rejected that a run ends, of those after `first`.
+def gave_up(history: Mapping[str, Any], first: int = 0, end: int | None = None) -> bool:
+    """Whether so many steps in a row were rejected that a run ends, of those in first..end.
 
     One more step may have followed them: metrics are read late.
     """
     rejected = history.get("rejected", [])
-    lately = rejected[max(first, len(rejected) - _GIVE_UP_AFTER - 1) :]
+    end = len(rejected) if end is None else end
+    lately = rejected[max(first, end - _GIVE_UP_AFTER - 1) : end]
     windows = lately[-_GIVE_UP_AFTER:], lately[:_GIVE_UP_AFTER]
     return any(len(window) == _GIVE_UP_AFTER and all(window) for window in windows)
 
