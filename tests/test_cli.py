@@ -77,6 +77,7 @@ def test_distill_writes_a_set_a_picture_and_a_report(out, folder):
     assert result.class_names == ("dark", "bright")
     assert result.recipe["dataset"] == str(folder)
     model = {"name": "ConvNet", "width": 2, "depth": 1, "normalization": "none"}
+    model |= {"activation": "relu"}
     assert result.recipe["model"] == model
     assert result.recipe["method"]["name"] == "frepo"
     report = json.loads((out / "evaluation.json").read_text())
@@ -319,7 +320,7 @@ def test_a_dry_run_is_of_all_that_a_table_distils(monkeypatch, tmp_path, capsys)
         return [int(line.split()[-1]) for line in shown.splitlines() if line.startswith("  sets")]
 
     assert [counted(t) for t in ("figure1", "figure2", "figure5", "figure7", "table7")] == (
-        [[16], [16], [4], [1], [1]]
+        [[16], [16], [5], [1], [1]]
     )
     assert run("reproduce", "figure7", *dry) == 0
     assert "3 an evaluation, for 1,000 steps" in capsys.readouterr().out

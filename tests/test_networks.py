@@ -333,7 +333,7 @@ def test_distilled_with_batch_normalisation(result):
     assert not result.history["rejected"].any()
     assert not np.array_equal(result.coreset.images, result.baseline.images)
     model = {"name": "ConvNet", "width": 4, "depth": 1, "normalization": "batch"}
-    assert result.recipe["model"] == model
+    assert result.recipe["model"] == model | {"activation": "relu"}
 
 
 def test_a_step_is_at_the_statistics_of_the_set_as_it_is():
