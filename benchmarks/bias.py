@@ -30,8 +30,6 @@ METHODS = {
     "rig": rig,
     "vig": functools.partial(vig, outer_loss=platt_loss),
 }
-
-
 HEADS = ("frepo, Platt", "frepo")
 
 
@@ -70,7 +68,7 @@ def measure(problem, methods, steps, time, search):
     print(f"{'method':<22}{'n':>5}{'cosine':>11}{'norm':>11}{'seconds':>9}")
     row("exact", "", hypergradient)
     frepo = functools.partial(head_hypergradient, outer_loss=mse_loss)
-    rows = [row(*head) for head in zip(HEADS, (0, 0), (head_hypergradient, frepo), strict=True)]
+    rows = [row(HEADS[0], 0, head_hypergradient), row(HEADS[1], 0, frepo)]
     for name in methods:
         found = None if search else tuned(name, 20, problem)
         for n in steps:

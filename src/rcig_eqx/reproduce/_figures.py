@@ -22,7 +22,7 @@ from ._plan import Scale, arguments, model_of
 from ._report import Report
 from ._rows import Row
 from ._tables import Rows, Ways, networks_of, normalized, notes, run_notes, title_of
-from ._workshop import Workshop
+from ._workshop import Workshop, typical
 
 SUBSETS = (0.04, 0.1, 0.2, 0.4, 1.0)  # of |S|: 200, 500, 1,000, 2,000 and 5,000 of 5,000
 ALONG = "-along"  # the set of Figure 8 is filed so, with those on the way to it
@@ -51,7 +51,7 @@ def figure1(workshop: Workshop, rows: Rows, folder: Path) -> Report:
     timed = dataclasses.replace(workshop, scale=scale, method="rcig_paper")
 
     def milliseconds(row: Row, inner: int, inverse: int) -> Cell:
-        ms = 1e3 * timed.step_seconds(row, **_counts(row, timed, inner, inverse))
+        ms = 1e3 * typical(timed.seconds(row, **_counts(row, timed, inner, inverse)))
         return ms, f"{ms:.1f}", ms
 
     title = "Figure 1: milliseconds of an iteration"
@@ -141,7 +141,7 @@ def figure5(workshop: Workshop, rows: Rows, folder: Path) -> Report:
             whole = subset == row.mirrored_images
             of_part = dataclasses.replace(row, subset=None if whole else subset)
             report = workshop.accuracy(of_part, augment=row.augment, **how)
-            seconds = workshop.step_seconds(of_part, **how)
+            seconds = typical(workshop.seconds(of_part, **how))
             recipe, coreset, batch = parts_of(of_part, workshop)
             megabytes = estimate_memory(recipe, coreset, batch).total / 1e6
             values[f"{row.name} {subset}"] = {

@@ -11,7 +11,7 @@ from ..models import network_for
 from ._plan import Scale, model_of
 from ._report import Report, counted, of_paper
 from ._rows import RANDOM, TABLE_1, TABLE_3, TABLE_3_FREPO, Row
-from ._workshop import Workshop
+from ._workshop import Workshop, typical
 
 Rows = Sequence[Row]
 Ways = list[dict[str, Any]]  # what `Workshop.place` is given, for each set of a row and a seed
@@ -115,7 +115,8 @@ def table7(workshop: Workshop, rows: Rows) -> Report:
     """Time of an iteration and of all, without compilation."""
     lines, values = [], {}
     for row in rows:
-        each, step = workshop.seconds(row), workshop.step_seconds(row)
+        each = workshop.seconds(row)
+        step = typical(each)
         values[row.name] = {"seconds": each, "median": step}
         steps = workshop.scale.steps_of(row)
         hours = [f"{sum(each) / 3600:.2f}", f"{row.seconds * row.steps / 3600:.2f}"]

@@ -264,10 +264,10 @@ class Workshop:
         """Seconds of each iteration of the first seed's run, what compiles left out."""
         return np.diff(self.distilled(row, **how).history["seconds"]).tolist()
 
-    def step_seconds(self, row: Row, **how: Any) -> float:
-        """Their median over the latter half, in which the default method is the exact one."""
-        each = self.seconds(row, **how)
-        return statistics.median(each[len(each) // 2 :]) if each else float("nan")
+
+def typical(seconds: Sequence[float]) -> float:
+    """The median of the latter half, in which the default method is the exact one."""
+    return statistics.median(seconds[len(seconds) // 2 :]) if seconds else float("nan")
 
 
 def filed(file: Path, coreset: Coreset, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -287,8 +287,8 @@ def filed(file: Path, coreset: Coreset, measure: Callable[[], dict[str, Any]]) -
 
 def _asked(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The method and the pool of a run as they were before it, in plain values."""
-    given = (settings["method"], settings.get("pool", PoolSchedule()))
-    return dict(zip(("method", "pool"), map(describe, given), strict=True))
+    pool = settings.get("pool", PoolSchedule())
+    return {"method": describe(settings["method"]), "pool": describe(pool)}
 
 
 def _check_filed(
