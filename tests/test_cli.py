@@ -326,7 +326,7 @@ def test_a_dry_run_is_of_all_that_a_table_distils(monkeypatch, tmp_path, capsys)
     assert "3 an evaluation, for 1,000 steps" in capsys.readouterr().out
     assert run("reproduce", "table1", *dry) == 0
     shown = capsys.readouterr().out
-    for method in ("random", "vig", "cig", "rig", "rcig_paper", "frepo", "frepo_platt", "default"):
+    for method in METHODS_TAKEN_APART:
         assert f"cifar10/1, {method}, small:" in shown
     assert run("reproduce", "table3", *dry) == 0
     assert "'normalization': 'batch'" in capsys.readouterr().out

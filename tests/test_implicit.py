@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 from _problem import CLASSES, random_problem
 from rcig_eqx import (
     Coreset,
+    PoolSchedule,
     SquaredError,
     exact_hypergradient,
     head_hypergradient,
@@ -28,6 +29,7 @@ from rcig_eqx.methods import (
     RateRule,
     cig,
     clip_implicit,
+    frepo,
     implicit_hypergradient,
     rcig,
     rcig_paper,
@@ -277,6 +279,7 @@ EXACT = {
     "cg": {"inner": CG, "solver": CG},
     "dual": {"inner": DualCholesky(), "solver": DualCholesky()},
     "nystrom": {"inner": Nystrom(2 * N * CLASSES), "solver": Nystrom(2 * N * CLASSES)},
+    "neumann": {"inner": Neumann(200_000, rtol=1e-11), "solver": Neumann(200_000, rtol=1e-11)},
 }
 
 
@@ -333,16 +336,28 @@ def test_truncated_adam_nears_the_exact_one(setting, exact):
     assert errors[1] < 2e-2
 
 
+# name: solver for so many parameters, Gauss–Newton matrix or Hessian, relative error to reach
+ORDINARY = {
+    "cg": (lambda _: CG, False, 1e-8),
+    "neumann": (lambda _: Neumann(10_000, rtol=1e-11), False, 1e-8),
+    "adam": (lambda _: Adam(3e-3, 3000), False, 1e-3),
+    "gauss-newton-cg": (lambda _: CG, True, 1e-8),
+    "gauss-newton-nystrom": (Nystrom, True, 1e-8),
+}
+
+
+@pytest.mark.parametrize("name", ORDINARY)
 @pytest.mark.parametrize("reparameterized", [True, False], ids=["rig", "vig"])
-def test_ordinary_networks_against_dense_algebra(setting, reparameterized):
+def test_ordinary_networks_against_dense_algebra(setting, reparameterized, name):
     """Direct − ∂/∂ψ ⟨∂L_i/∂θ, H⁻¹g⟩ at the same θ, written without the library."""
+    make, gauss_newton, tolerance = ORDINARY[name]
     model, coreset, images, targets = setting
     l2, damping, steps = L2_RATE * N, 3.0, 20
     body, head = partition(model)
     theta0, unravel = ravel_pytree(body if reparameterized else (body, head))
 
     def network(t, X, y):
-        """Features' function and head kernel of θ."""
+        """The network of θ, its head kernel, and what the L2 term is of."""
         parts = unravel(t)
         body = parts if reparameterized else parts[0]
         net = eqx.combine(body, head)
@@ -353,12 +368,15 @@ def test_ordinary_networks_against_dense_algebra(setting, reparameterized):
         else:
             kernel = parts[1].head.kernel
         moved = t - theta0 if reparameterized else ravel_pytree(body)[0]
-        return net, kernel, jnp.sum(moved**2) + jnp.sum(kernel**2)
+        return net, kernel, jnp.concatenate([moved, kernel.ravel()])
+
+    def residuals(t, c):
+        net, kernel, penalised = network(t, c.images, c.labels)
+        f = net.features(c.images) @ kernel + net.head.bias[None]
+        return jnp.concatenate([(f - c.labels).ravel(), jnp.sqrt(l2) * penalised])
 
     def inner(t, c):
-        net, kernel, penalty = network(t, c.images, c.labels)
-        f = net.features(c.images) @ kernel + net.head.bias[None]
-        return 0.5 * jnp.sum((f - c.labels) ** 2) + 0.5 * l2 * penalty
+        return 0.5 * jnp.sum(residuals(t, c) ** 2)
 
     def outer(t, c):
         net, kernel, _ = network(t, c.images, c.labels)
@@ -371,7 +389,11 @@ def test_ordinary_networks_against_dense_algebra(setting, reparameterized):
         g = gradient(theta, coreset)
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
         theta = theta - 1e-2 * (m / (1 - 0.9**k)) / (jnp.sqrt(v / (1 - 0.999**k)) + 1e-8)
-    H = jax.jit(jax.hessian(inner))(theta, coreset) + damping * jnp.eye(len(theta))
+    if gauss_newton:
+        J = jax.jit(jax.jacobian(residuals))(theta, coreset)
+        H = J.T @ J + damping * jnp.eye(len(theta))
+    else:
+        H = jax.jit(jax.hessian(inner))(theta, coreset) + damping * jnp.eye(len(theta))
     assert np.linalg.eigvalsh(H).min() > 0
     solution = jnp.linalg.solve(H, jax.jit(jax.grad(outer))(theta, coreset))
 
@@ -382,10 +404,15 @@ def test_ordinary_networks_against_dense_algebra(setting, reparameterized):
 
     expected = assembled(coreset)
     method = (rig if reparameterized else vig)(
-        inner=Adam(1e-2, steps), solver=CG, l2_rate=L2_RATE, damping=damping, outer_loss=platt_loss
+        inner=Adam(1e-2, steps),
+        solver=make(len(theta)),
+        l2_rate=L2_RATE,
+        damping=damping,
+        gauss_newton=gauss_newton,
+        outer_loss=platt_loss,
     )
     got = run(method.hypergradient, setting, key=jr.key(0))
-    assert relative(got.gradient, expected) < 1e-8
+    assert relative(got.gradient, expected) < tolerance
     assert float(got.value) == pytest.approx(float(outer(theta, coreset)), rel=1e-10)
     assert not got.stats["inner_diverged"]
 
@@ -436,8 +463,12 @@ def test_tuning_finds_rates_whose_descents_are_monotone(setting):
     assert stats["inner_monotone"]
     assert stats["solver_monotone"]
     # Not by being timid: a rate of the search's own start would hardly move.
-    larger = eqx.tree_at(lambda m: m.inner.learning_rate, tuned, replace_fn=lambda r: r / 0.7 * 1.3)
-    assert not stats_of(larger)["inner_monotone"]
+    for name in ("inner", "solver"):
+        rate = lambda m, name=name: getattr(m, name).learning_rate  # noqa: E731
+        larger = eqx.tree_at(rate, tuned, replace_fn=lambda r: r / 0.7 * 1.3)
+        assert not stats_of(larger)[f"{name}_monotone"]
+    largest = eqx.filter_jit(dataclasses.replace(method, below_largest=1.0).tune)(*setting)
+    np.testing.assert_allclose(rates(tuned), 0.7 * np.array(rates(largest)), rtol=1e-6)
     with pytest.raises(ValueError, match="no learning rate yet"):
         method.hypergradient(*setting, key=jr.key(0))
 
@@ -453,15 +484,26 @@ def test_the_presets_differ_in_named_values_only():
         clip=True,
         margin=True,
         rule=RateRule(window=50, shrink_at=0.29, grow=1.05, grow_at=0.7, solver=False),
+        below_largest=0.7,
     )
-    assert (paper["pool"].min_visit, paper["pool"].max_visit) == (1, 1)
-    assert (code["pool"].min_visit, code["pool"].max_visit) == (1, 15)
-    assert float(paper["average"](jnp.asarray(7))) == 1  # the last iterate
-    assert paper["optimizer"] is code["optimizer"]
+    assert paper["method"] == rcig_paper(below_largest=1.0)
+    assert paper["pool"] == PoolSchedule(30, 100, 1, 1, 5e-5)
+    assert code["pool"] == dataclasses.replace(paper["pool"], max_visit=15)
+    late = jnp.asarray(10_000)
+    assert float(paper["average"](late)) == 1  # the last iterate
+    assert float(code["average"](late)) == pytest.approx(0.01, rel=1e-5)
+    same = ("optimizer", "fold", "batch_size")
+    assert paper.keys() == code.keys() == {"method", "pool", "average", *same}
+    assert all(paper[name] is code[name] for name in same)
+    assert (paper["fold"], paper["batch_size"]) == (False, 1024)
 
 
-def test_the_presets_take_the_ablations():
-    assert presets.paper(rig, damping=0.1)["method"] == rig(damping=0.1)
+def test_the_presets_take_other_methods():
+    assert presets.paper(rig, damping=0.1)["method"] == rig(damping=0.1, below_largest=1.0)
+    assert presets.paper(frepo, l2_rate=1e-3)["method"] == frepo(l2_rate=1e-3)
+    assert presets.authors_code(rcig)["method"] == rcig(clip=True, margin=True)
+    assert presets.authors_code(rcig, clip=False)["method"] == rcig(margin=True)
+    assert presets.authors_code(frepo)["method"] == frepo(margin=True)
     assert presets.authors_code(rig)["method"].clip
     trained_head = presets.authors_code(vig)["method"]
     assert (trained_head.clip, trained_head.margin) == (False, False)  # both are of the head's loss

@@ -4,7 +4,8 @@
 
 The library's own defaults are not here: they are what `distill` does without a preset. Where the
 paper gives no number, the outer batch and the pool's learning rate, both presets have the code's.
-Both take `rig`, `cig` or `vig` in the place of `rcig_paper`, for its ablations.
+Both take any method in the place of `rcig_paper`: `rig`, `cig` and `vig`, its ablations, or
+`rcig` and `frepo`, which are given what they have of these options.
 """
 
 from collections.abc import Callable
@@ -13,26 +14,28 @@ from typing import Any
 from ._coreset import ema
 from ._pool import PoolSchedule
 from ._step import coreset_optimizer
-from .methods import RateRule, implicit, rcig_paper
+from .methods import AbstractMethod, RateRule, rcig_paper
 
 
-def paper(method: Callable[..., implicit] = rcig_paper, **changed: Any) -> dict[str, Any]:
-    """The paper's RCIG: one pool step a visit, the last iterate, rates by its rule (appendix C).
+def paper(method: Callable[..., AbstractMethod] = rcig_paper, **changed: Any) -> dict[str, Any]:
+    """The paper's RCIG: one pool step a visit, the last iterate, the largest rates (appendix C).
 
     `changed` are fields of the method, such as `inner=Adam(steps=50)`. The paper raises λ with the
     network's depth: pass `l2_rate=5e-3` at depth 4 and 5e-2 at depth 5.
     """
     return {
-        "method": method(**changed),
+        "method": _given(method, changed, below_largest=1.0),
         "optimizer": coreset_optimizer(0.003, 0.03),
-        "pool": PoolSchedule(min_visit=1, max_visit=1, learning_rate=5e-5),
+        "pool": PoolSchedule(30, 100, min_visit=1, max_visit=1, learning_rate=5e-5),
         "average": ema(0.0),
         "fold": False,
         "batch_size": 1024,
     }
 
 
-def authors_code(method: Callable[..., implicit] = rcig_paper, **changed: Any) -> dict[str, Any]:
+def authors_code(
+    method: Callable[..., AbstractMethod] = rcig_paper, **changed: Any
+) -> dict[str, Any]:
     """What the authors' released code does beyond, or unlike, the paper.
 
     Where the head is solved for, the implicit gradient clipped leaf by leaf and the label margin;
@@ -43,8 +46,18 @@ def authors_code(method: Callable[..., implicit] = rcig_paper, **changed: Any) -
     and RIG has the form that [`rig`][rcig_eqx.methods.rig] names.
     """
     rule = RateRule(window=50, shrink_at=0.29, grow=1.05, grow_at=0.7, solver=False)
-    solved = method().reparameterized
-    return paper(method, **({"clip": solved, "margin": solved, "rule": rule} | changed)) | {
-        "pool": PoolSchedule(min_visit=1, max_visit=15, learning_rate=5e-5),
+    solved = getattr(method(**changed), "reparameterized", True)
+    made = _given(method, changed, clip=solved, margin=solved, rule=rule, below_largest=0.7)
+    return paper(method, **changed) | {
+        "method": made,
+        "pool": PoolSchedule(30, 100, min_visit=1, max_visit=15, learning_rate=5e-5),
         "average": ema(0.99),
     }
+
+
+def _given(
+    method: Callable[..., AbstractMethod], changed: dict[str, Any], **options: Any
+) -> AbstractMethod:
+    """The method with those of the options that it has, and with what is changed."""
+    has = vars(method(**changed))
+    return method(**{name: value for name, value in options.items() if name in has} | changed)

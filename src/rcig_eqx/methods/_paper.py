@@ -66,9 +66,9 @@ class implicit(AbstractAdaptiveMethod):
     [`rcig`][rcig_eqx.methods.rcig]; `margin`: subtract the label margin from the outer loss; and
     `rule`: how learning rates change during a run. Rates that are `None` are searched for before
     it (appendix C): the largest at which the losses fall at every step, by doubling and backing
-    off by a sixth at a time, then × 0.7. The paper has no such factor; the authors' code, which
-    steps up by a fifth and takes 0.84 of the first rate that fails, ends a fifth to three quarters
-    higher.
+    off by a sixth at a time, × `below_largest`. The paper has no such factor, which is 1; the
+    authors' code, which steps up by a fifth and takes 0.84 of the first rate that fails, ends a
+    fifth to three quarters above this default.
     """
 
     linearized: bool = eqx.field(static=True)
@@ -85,6 +85,7 @@ class implicit(AbstractAdaptiveMethod):
     margin: bool = eqx.field(static=True, default=False)
     inner_loss: InnerLoss = SQUARED_ERROR
     rule: RateRule = RateRule()
+    below_largest: float = eqx.field(static=True, default=0.7)
     tally: Tally | None = None
 
     def __check_init__(self):
@@ -95,6 +96,8 @@ class implicit(AbstractAdaptiveMethod):
         quadratic = self.linearized and is_quadratic(self.inner_loss)
         check_solvers(self.inner, self.solver, quadratic=quadratic, damping=self.damping)
         check_clip(self.clip, self.reparameterized)
+        if not 0 < self.below_largest <= 1:
+            raise ValueError(f"below_largest is {self.below_largest}: choose it in (0, 1].")
         for name, value in (("inner", self.inner), ("solver", self.solver)):
             if isinstance(value, Adam) and value.learning_rate is None and value.steps == 1:
                 raise ValueError(f"{name}: one step shows no trend to find a rate by; give one.")
@@ -135,7 +138,8 @@ class implicit(AbstractAdaptiveMethod):
 
         inner_rate = _rate(self.inner)
         if inner_rate is None:
-            inner_rate = find_rate(lambda rate: inner_at(rate).stats["inner_monotone"], 1e-5)
+            largest = find_rate(lambda rate: inner_at(rate).stats["inner_monotone"], 1e-5)
+            inner_rate = self.below_largest * largest
         solver_rate = _rate(self.solver)
         if solver_rate is None:
             at, at_T = inner_at(inner_rate), problem.expand(images)
@@ -150,7 +154,7 @@ class implicit(AbstractAdaptiveMethod):
                 solver = _with_rate(self, "solver", rate).solver
                 return at.inverse(solver, g_T, self.damping).stats["monotone"]
 
-            solver_rate = find_rate(monotone, 5e-5)
+            solver_rate = self.below_largest * find_rate(monotone, 5e-5)
         tuned = _with_rate(_with_rate(self, "inner", inner_rate), "solver", solver_rate)
         return eqx.tree_at(
             lambda method: method.tally,
@@ -211,7 +215,7 @@ def _with_rate(method: "implicit", name: str, rate: Any) -> "implicit":
 def find_rate(
     monotone: Callable[[Scalar], Bool[Array, ""]], start: float, *, doublings: int = 30
 ) -> Float[Array, ""]:
-    """0.7 times the largest learning rate, to a sixth, at which a descent is monotone.
+    """The largest learning rate, to a sixth, at which a descent is monotone.
 
     Doubles from `start` until the descent is not, then divides by 1.2 until it is.
     """
@@ -228,10 +232,9 @@ def find_rate(
         growing, grow, (jnp.asarray(start, jnp.float32), jnp.zeros((), jnp.int32))
     )
     floor = 1e-3 * start
-    rate = jax.lax.while_loop(
+    return jax.lax.while_loop(
         lambda rate: (rate > floor) & ~monotone(rate), lambda rate: rate / 1.2, rate
     )
-    return 0.7 * rate
 
 
 def rcig_paper(**changed: Any) -> implicit:
