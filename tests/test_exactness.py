@@ -19,7 +19,14 @@ from rcig_eqx import (
     platt_loss,
     ridge_head,
 )
-from rcig_eqx.methods import exact_hypergradient, frepo, head_hypergradient, rcig, rcig_paper
+from rcig_eqx.methods import (
+    choose_dual_solver,
+    exact_hypergradient,
+    frepo,
+    head_hypergradient,
+    rcig,
+    rcig_paper,
+)
 from rcig_eqx.solvers import ConjugateGradient, DualCG, DualCholesky
 
 N, BATCH, SIZE = 4, 5, 8
@@ -219,3 +226,17 @@ def test_margin_is_subtracted_from_the_outer_loss(problem, method):
     np.testing.assert_allclose(less.value, plain.value - margin, rtol=1e-12)
     np.testing.assert_allclose(less.gradient.labels, plain.gradient.labels - slope, rtol=1e-12)
     np.testing.assert_array_equal(less.gradient.images, plain.gradient.images)
+
+
+@pytest.mark.parametrize(
+    ("unknowns", "parameters", "expected"),
+    [
+        (200, 10**9, DualCG()),
+        (201, 10**6, DualCholesky()),
+        (2000, 200_000, DualCholesky()),
+        (2000, 200_001, DualCG(1e-3, 200, 3e-2)),
+        (2001, 1, DualCG(1e-3, 200, 3e-2)),
+    ],
+)
+def test_the_dual_solver_goes_by_size(unknowns, parameters, expected):
+    assert choose_dual_solver(unknowns, parameters) == expected

@@ -149,11 +149,14 @@ def test_partial_vjp_and_chunks_of_a_plain_function(monkeypatch):
     assert choose(7, 7, key=jr.key(0)) is None
 
 
-def test_memory_is_constant_in_the_inner_and_inverse_hessian_steps(setting):
+@pytest.mark.parametrize("name", ["exact", "rcig", "rig", "cig", "vig"])
+def test_memory_is_constant_in_the_inner_and_inverse_hessian_steps(setting, name):
     def temporaries(steps):
-        adam = Adam(1e-2, steps)
-        function = functools.partial(implicit_hypergradient, inner=adam, solver=adam)
-        return temporary_bytes(function, *setting)
+        if name == "exact":
+            given = {"solver": DualCG(1e-12, steps)}
+        else:
+            given = {"inner": Adam(1e-2, steps), "solver": Adam(1e-2, steps)}
+        return temporary_bytes(functools.partial(FUNCTIONS[name], **given), *setting)
 
     assert temporaries(300) == temporaries(30)
 
