@@ -100,7 +100,7 @@ def run(args):
 
     for budget, seconds, step, at in kept:
         line = vars(args) | {"budget": budget, "taken": seconds, "steps": step}
-        line |= {"average": measure(at.coreset)}
+        line |= {"average": measure(at.coreset), "versions": at.recipe["versions"]}
         line |= {} if args.skip_last else {"last": measure(at.last)}
         del line["command"], line["out"], line["directory"]
         with open(args.out, "a") as file:
@@ -160,9 +160,10 @@ def table(args):
 
 
 def draw(args):
-    """Mean accuracy against budget: a panel a data set and size, a line a method and rate.
+    """Mean accuracy against budget: a row a data set and size, a line a method and rate.
 
-    Bands are standard errors of the mean.
+    The second panel of a row is the first one's upper end. Bands are standard errors of the mean,
+    which stops where the first of its seeds does.
     """
     import matplotlib
 
@@ -170,32 +171,36 @@ def draw(args):
     import matplotlib.pyplot as plt
 
     found = curves(args.lines, args.which)
-    columns = min(3, len(found))
-    rows = -(-len(found) // columns)
-    size = (5.5 * columns, 4 * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    for axis in axes.flat[len(found) :]:
-        axis.axis("off")
+    size = (11, 3.5 * len(found))
+    figure, axes = plt.subplots(len(found), 2, figsize=size, squeeze=False, layout="constrained")
     known = {}  # lines are of the same colour in all panels
-    for axis, (panel, labels) in zip(axes.flat, sorted(found.items()), strict=False):
+    for row, (panel, labels) in zip(axes, sorted(found.items()), strict=True):
+        best = 0.0
         for label, budgets in labels.items():
-            at = sorted(budgets)
+            seeds = max(map(len, budgets.values()))
+            at = sorted(b for b in budgets if len(budgets[b]) == seeds)
             mean, error = np.array([mean_and_error(budgets[b]) for b in at]).T
+            best = max(best, *mean)
             number = list(known).index(label) if label in known else len(known)
             colour, dashes = f"C{number % 10}", "o-" if number < 10 else "o--"
-            (known[label],) = axis.plot(at, mean, dashes, markersize=3, color=colour)
-            axis.fill_between(at, mean - error, mean + error, alpha=0.2, color=colour, linewidth=0)
-        axis.set(xscale="log", xlabel="seconds of distilling", ylabel="test accuracy, %")
+            for axis in row:
+                (known[label],) = axis.plot(at, mean, dashes, markersize=3, color=colour)
+                low, high = mean - error, mean + error
+                axis.fill_between(at, low, high, alpha=0.2, color=colour, linewidth=0)
         ticks = sorted({budget for budgets in labels.values() for budget in budgets})
-        axis.set_xticks(ticks, [f"{seconds:,}" for seconds in ticks])
-        axis.set_xticks([], minor=True)
-        axis.set_title(panel)
-        axis.grid(alpha=0.3)
+        for axis in row:
+            axis.set(xscale="log", xlabel="seconds of distilling", ylabel="test accuracy, %")
+            axis.set_xticks(ticks, [f"{seconds:,}" for seconds in ticks])
+            axis.set_xticks([], minor=True)
+            axis.set_title(panel)
+            axis.grid(alpha=0.3)
+        row[1].set_ylim(best - UPPER_END, best + 1)
     figure.legend(known.values(), known, loc="outside lower center", ncols=5)
     figure.savefig(args.figure, dpi=120)
 
 
 POOL = ("max_steps", "max_visit")
+UPPER_END = 5  # points of accuracy
 
 
 def main():
