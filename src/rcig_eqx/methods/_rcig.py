@@ -120,7 +120,8 @@ def choose_dual_solver(unknowns: int, parameters: int) -> AbstractDualSolver:
     than 4e8 numbers, forming the matrix takes too many passes, and conjugate gradients are left, to
     a residual of 3e-2 for α, on which the hypergradient hardly depends, and 1e-3 for β. At width
     128 that is from 257 unknowns on. Measured at 100 and 1,000 unknowns (`benchmarks/step.py`) and
-    20,000 (`benchmarks/tolerance.py`), at width 32; between and beyond, by arithmetic.
+    20,000 (`benchmarks/tolerance.py`), at width 32 and an outer batch of 64; between and beyond, by
+    arithmetic.
     """
     if unknowns <= 200:
         return DualCG()
