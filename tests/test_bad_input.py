@@ -297,6 +297,9 @@ def collect() -> dict[str, list[str]]:
         "frepo_dtype": lambda: distill(method=r.methods.frepo(dtype="float64")),
         "subset_half": lambda: r.methods.rcig(subset=1.5),  # pyright: ignore
         "staged_half": lambda: r.methods.staged(r.methods.frepo(), r.methods.rcig(), 2.9),  # pyright: ignore
+        "staged_class": lambda: r.methods.staged(r.methods.frepo, r.methods.rcig(), 2),  # pyright: ignore
+        "preset_of_a_value": lambda: r.presets.authors_code(r.methods.rcig()),  # pyright: ignore
+        "below_largest": lambda: r.methods.rcig_paper(below_largest=0.0),
         "one_class": lambda: distill((images, labels * 0)),
         "cig_clip": lambda: r.methods.cig(clip=True),
         "paper_damping": lambda: r.methods.rcig_paper(damping=-1.0),

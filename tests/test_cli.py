@@ -13,10 +13,11 @@ import pytest
 
 pytest.importorskip("typer")
 
-from rcig_eqx import _cli, data, distill, load_export, load_result
+from rcig_eqx import _cli, data, distill, load_export, load_result, methods, platt_loss
 from rcig_eqx.reproduce import _command
 from rcig_eqx.reproduce._report import Report
 from rcig_eqx.reproduce._rows import TABLE_2
+from rcig_eqx.reproduce._tables import METHODS_TAKEN_APART
 from rcig_eqx.reproduce._targets import TARGETS
 
 SMALL = ["--width", "2", "--depth", "1", "--batch-size", "6", "--method", "frepo"]
@@ -307,6 +308,12 @@ def test_tables_of_other_rows_stay(reproduced, tmp_path, capsys):
     shorter = ("--evaluation-steps", "20", "--networks", "1")
     assert run("reproduce", "table1", "--scale", "small", *shorter, "--out", tmp_path) == 0
     assert reproduced[-1][-1] == tmp_path / "small-networks1-evaluation_steps20-each"
+
+
+def test_the_methods_of_the_command_line():
+    assert _cli._method("frepo_platt") == methods.frepo(outer_loss=platt_loss)
+    assert _cli._method("frepo") == methods.frepo()
+    assert run("distill", "--method", "frepo_plat", "--out", "x") == 2
 
 
 def test_a_dry_run_is_of_all_that_a_table_distils(monkeypatch, tmp_path, capsys):

@@ -217,6 +217,12 @@ def test_a_run_names_the_condition_that_its_neumann_series_broke(setting):
         say_what_fell_short(history)
 
 
+def test_residuals_without_a_number_are_counted_apart():
+    history = {"loss": [1.0] * 3, "converged": [0.0] * 3, "residual": [2e19, np.inf, np.nan]}
+    with pytest.warns(RuntimeWarning, match=r"residual 2\.0e\+19, not a finite number in 2:"):
+        say_what_fell_short(history)
+
+
 def test_a_run_whose_descents_diverge_says_so():
     """Each is a success to its solver, which is truncated on purpose."""
     history = {"loss": [1.0] * 5, "solver_diverged": [1.0, 1.0, 0.0, 0.0, 0.0]}

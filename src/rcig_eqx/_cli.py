@@ -23,6 +23,7 @@ from ._evaluate import evaluate, fresh_network
 from ._evaluation import Evaluation
 from ._export import check_place, export
 from ._files import write_atomically
+from ._losses import platt_loss
 from ._plot import save_grid
 from ._pool import MakeModel
 from ._result import DistillResult, load_result
@@ -105,9 +106,11 @@ def _distill(
     ] = None,
     depth: Annotated[int | None, Option(help=_DEPTH, show_default="by image size")] = None,
     method: Annotated[
-        Literal["rcig", "rcig_paper", "frepo", "rig", "cig", "vig", "random_subset"] | None,
+        Literal["rcig", "rcig_paper", "frepo", "frepo_platt", "rig", "cig", "vig", "random_subset"]
+        | None,
         Option(
-            help="How the hypergradient is computed.",
+            help="How the hypergradient is computed; frepo_platt is frepo with the paper's outer "
+            "loss in place of its own.",
             show_default="head-only for half of the steps or 1,000, then rcig",
         ),
     ] = None,
@@ -205,7 +208,7 @@ def _distill(
             train,
             images_per_class=images_per_class,
             key=jr.key(seed),
-            method=method and getattr(methods, method)(),
+            method=method and _method(method),
             model=make_model,
             optimizer=optimizer,
             steps=steps,
@@ -403,6 +406,13 @@ def _export(
 
 
 app.command("reproduce")(reproduce)
+
+
+def _method(name: str) -> methods.AbstractMethod:
+    """A method by the name that `--method` takes."""
+    if name == "frepo_platt":
+        return methods.frepo(outer_loss=platt_loss)
+    return getattr(methods, name)()
 
 
 def say_networks(make_model: MakeModel, networks: int) -> str:

@@ -197,8 +197,11 @@ def say_what_fell_short(history: History, first: int = 0) -> None:
         warnings.warn(text, RuntimeWarning, stacklevel=4)
     missed = history.get("converged", []).count(0.0)
     if missed:
-        residuals = [r for r in history.get("residual", []) if np.isfinite(r)]
-        worst = f", the worst relative residual {max(residuals):.1e}" if residuals else ""
+        residuals = np.asarray(history.get("residual", []))
+        known = residuals[np.isfinite(residuals)]
+        worst = f", the worst relative residual {known.max():.1e}" if known.size else ""
+        if lost := residuals.size - known.size:
+            worst += f", not a finite number in {lost}"
         remedy = (
             "Where it stopped at its cap, raise the solver's max_steps, as in "
             "method=methods.rcig(solver=DualCG(max_steps=500)); where it broke down before, as on "

@@ -46,7 +46,7 @@ def authors_code(
     and RIG has the form that [`rig`][rcig_eqx.methods.rig] names.
     """
     rule = RateRule(window=50, shrink_at=0.29, grow=1.05, grow_at=0.7, solver=False)
-    solved = getattr(method(**changed), "reparameterized", True)
+    solved = getattr(_given(method, changed), "reparameterized", True)
     made = _given(method, changed, clip=solved, margin=solved, rule=rule, below_largest=0.7)
     return paper(method, **changed) | {
         "method": made,
@@ -59,5 +59,10 @@ def _given(
     method: Callable[..., AbstractMethod], changed: dict[str, Any], **options: Any
 ) -> AbstractMethod:
     """The method with those of the options that it has, and with what is changed."""
+    if not callable(method):
+        raise ValueError(
+            f"method is {method!r}: pass what makes one, such as methods.rig without brackets, and "
+            "its options beside it."
+        )
     has = vars(method(**changed))
     return method(**{name: value for name, value in options.items() if name in has} | changed)

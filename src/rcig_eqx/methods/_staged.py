@@ -39,6 +39,9 @@ class staged(AbstractAdaptiveMethod):
 
     def __init__(self, first: AbstractMethod, then: AbstractMethod, steps: int):
         check_counts(steps=steps)
+        for name, method in (("first", first), ("then", then)):
+            if not isinstance(method, AbstractMethod):
+                raise ValueError(f"{name} is {method!r}: pass a method, such as methods.rcig().")
         self.first, self.then = first, then
         self.steps, self.done = jnp.asarray(steps, jnp.int32), jnp.zeros((), jnp.int32)
 
