@@ -3,10 +3,10 @@
     python benchmarks/tolerance.py --dataset cifar100 --flip
 
 Both systems of the exact method, α's and β's, are solved by the library's conjugate gradients to
-each of `TOLERANCES`, at a fresh and at a pool-trained network, on a set distilled for `--distilled`
-head-only steps. Each row is a relative residual of α with the products it took, each column one
+each of `--tolerances`, at a fresh and at a pool-trained network, on a set distilled for
+`--distilled` head-only steps. Each row is a relative residual of α with the products it took, each column one
 of β with its own; what stands there is the cosine of the hypergradient in the images to that of
-both solved to the last of `TOLERANCES`. Matrix-free, so that size does not matter; where the matrix
+both solved to the last of them. Matrix-free, so that size does not matter; where the matrix
 can be formed, `conditioning.py` compares preconditioners too.
 """
 
@@ -27,8 +27,6 @@ from _common import (
 from rcig_eqx import convnet_for, data, linearize
 from rcig_eqx.solvers import DualCG
 
-TOLERANCES = (1e-1, 3e-2, 1e-2, 1e-3, 1e-4)
-
 
 @jax.jit(static_argnames="rtol")
 def solve(rtol, b, model, X_S):
@@ -46,6 +44,8 @@ def main():
     parser.add_argument("--flip", action="store_true")
     parser.add_argument("--distilled", type=int, default=100)
     parser.add_argument("--pool-steps", type=int, nargs="+", default=[0, 60])
+    falling = [1e-1, 3e-2, 1e-2, 1e-3, 1e-4]
+    parser.add_argument("--tolerances", type=float, nargs="+", default=falling, help="falling")
     args = parser.parse_args()
     print_header(f"{args}")
     train = data.load(args.dataset, "train", directory=args.directory)
@@ -61,16 +61,16 @@ def main():
         model = pool_network(make, X_S, y_S, steps)
         problem = (model, coreset, images, targets)
         reference, rows = None, []
-        for rtol in reversed(TOLERANCES):
+        for rtol in reversed(args.tolerances):
             alpha = solve(rtol, y_S, model, X_S)
             b = adjoint(alpha.value, *problem)
-            betas = [solve(u, b, model, X_S) for u in TOLERANCES]
+            betas = [solve(u, b, model, X_S) for u in args.tolerances]
             row = [image_gradient(alpha.value, beta.value, *problem) for beta in betas]
             reference = row[-1] if reference is None else reference
             counts = [int(beta.num_steps) for beta in betas]
             rows.append((rtol, int(alpha.num_steps), counts, [cosine(g, reference) for g in row]))
         print(f"{y_S.size:,} unknowns; a network after {steps} pool steps")
-        print(f"{'α':>8}{'products':>10}" + "".join(f"{f'β {u:g}':>16}" for u in TOLERANCES))
+        print(f"{'α':>8}{'products':>10}" + "".join(f"{f'β {u:g}':>16}" for u in args.tolerances))
         for rtol, products, counts, cosines in reversed(rows):
             cells = (f"{f'{c:.4f} ({n})':>16}" for n, c in zip(counts, cosines, strict=True))
             print(f"{rtol:>8g}{products:>10}" + "".join(cells), flush=True)

@@ -234,8 +234,8 @@ def test_margin_is_subtracted_from_the_outer_loss(problem, method):
         (200, 10**9, DualCG()),
         (201, 10**6, DualCholesky()),
         (2000, 200_000, DualCholesky()),
-        (2000, 200_001, DualCG(1e-3, 200, 3e-2)),
-        (2001, 1, DualCG(1e-3, 200, 3e-2)),
+        (2000, 200_001, DualCG(1e-4, 300, 1e-2)),
+        (2001, 1, DualCG(1e-4, 300, 1e-2)),
     ],
 )
 def test_the_dual_solver_goes_by_size(unknowns, parameters, expected):
