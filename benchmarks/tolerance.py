@@ -4,9 +4,9 @@
 
 Both systems of the exact method, α's and β's, are solved by the library's conjugate gradients to
 each of `--tolerances`, at a fresh and at a pool-trained network, on a set distilled for
-`--distilled` head-only steps. Each row is a relative residual of α with the products it took, each column one
-of β with its own; what stands there is the cosine of the hypergradient in the images to that of
-both solved to the last of them. Matrix-free, so that size does not matter; where the matrix
+`--distilled` head-only steps. Each row is a relative residual of α with the products it took, each
+column one of β with its own; what stands there is the cosine of the hypergradient in the images to
+that of both solved to the last of them. Matrix-free, so that size does not matter; where the matrix
 can be formed, `conditioning.py` compares preconditioners too.
 """
 
