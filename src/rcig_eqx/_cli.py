@@ -23,7 +23,6 @@ from ._evaluate import evaluate, fresh_network
 from ._evaluation import Evaluation
 from ._export import check_place, export
 from ._files import write_atomically
-from ._losses import platt_loss
 from ._plot import save_grid
 from ._pool import MakeModel
 from ._result import DistillResult, load_result
@@ -40,6 +39,7 @@ except ImportError:
     sys.exit("The command line needs typer: pip install 'rcig-eqx[cli]'")
 
 from .reproduce._command import reproduce
+from .reproduce._plan import frepo_platt
 
 Images = Dataset | AbstractImages
 
@@ -410,9 +410,7 @@ app.command("reproduce")(reproduce)
 
 def _method(name: str) -> methods.AbstractMethod:
     """A method by the name that `--method` takes."""
-    if name == "frepo_platt":
-        return methods.frepo(outer_loss=platt_loss)
-    return getattr(methods, name)()
+    return frepo_platt() if name == "frepo_platt" else getattr(methods, name)()
 
 
 def say_networks(make_model: MakeModel, networks: int) -> str:

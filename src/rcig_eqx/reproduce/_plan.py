@@ -145,7 +145,7 @@ def _at_most(number: int, total: int | None, each: int) -> int:
     return max(1, number if total is None else min(number, total // each))
 
 
-def _frepo_platt(**options: Any) -> AbstractMethod:
+def frepo_platt(**options: Any) -> AbstractMethod:
     return frepo(outer_loss=platt_loss, **options)
 
 
@@ -155,7 +155,7 @@ METHODS: dict[str, Callable[..., AbstractMethod] | None] = {
     "rcig": rcig,
     **_PRIMAL,
     "frepo": frepo,
-    "frepo_platt": _frepo_platt,
+    "frepo_platt": frepo_platt,
     "random": random_subset,
 }
 """Methods by name; `"default"`, which goes by the number of steps, is `None`."""
