@@ -99,6 +99,7 @@ CASES: dict[str, tuple[str, str]] = {
     "preset_of_a_value": ("ValueError", r"method is rcig\((.|\n)*pass what makes one"),
     "below_largest": ("ValueError", r"below_largest is 0\.0: choose it in \(0, 1\]"),
     "one_class": ("ValueError", "train has one class: pass images of two or more"),
+    "vig_dtype": ("ValueError", r"this method \(cig, vig\) trains the head: leave dtype out"),
     "cig_clip": ("ValueError", r"zero where the head is trained .*leave clip out"),
     "paper_damping": ("ValueError", "damping is -1.0: it must not be negative"),
     "paper_one_step": ("ValueError", "one step shows no trend"),
@@ -304,6 +305,7 @@ def collect() -> dict[str, list[str]]:
         "preset_of_a_value": lambda: r.presets.authors_code(r.methods.rcig()),  # pyright: ignore
         "below_largest": lambda: r.methods.rcig_paper(below_largest=0.0),
         "one_class": lambda: distill((images, labels * 0)),
+        "vig_dtype": lambda: r.methods.vig(dtype=jnp.float64),
         "cig_clip": lambda: r.methods.cig(clip=True),
         "paper_damping": lambda: r.methods.rcig_paper(damping=-1.0),
         "paper_one_step": lambda: r.methods.rcig_paper(inner=r.solvers.Adam(steps=1)),

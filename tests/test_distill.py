@@ -434,11 +434,12 @@ def test_an_ablation_runs(train):
 
 
 @pytest.mark.parametrize("solver", [DualCG(max_steps=1), lx.CG(1e-9, 1e-9, max_steps=1)])
-def test_a_solve_that_fell_short_is_said_at_the_end(train, solver):
-    inner = ConjugateGradient()
+def test_a_solve_that_fell_short_is_said_at_once_and_at_the_end(train, solver, capsys):
+    method = rcig_paper(inner=ConjugateGradient(), solver=solver)
     with pytest.warns(RuntimeWarning, match="A solve failed or stopped at its cap in 2 of 2 steps"):
-        run = distill(train, method=rcig_paper(inner=inner, solver=solver), steps=2)
+        run = distill(train, method=method, steps=2, progress=True)
     assert not run.history["converged"].any()
+    assert capsys.readouterr().err.count("A solve failed or stopped at its cap in step 1.") == 1
 
 
 def test_a_random_subset_stays_what_it_is(train):

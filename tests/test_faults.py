@@ -24,7 +24,7 @@ from rcig_eqx import (
     real_coreset,
     step,
 )
-from rcig_eqx._faults import CAUSES, L2_FACTOR, MAX_RAISES
+from rcig_eqx._faults import CAUSES, L2_FACTOR, MAX_RAISES, SOLVE
 from rcig_eqx._loop import gave_up, interruptible, say_what_fell_short
 from rcig_eqx.data import Dataset, load, standardize
 from rcig_eqx.methods import AbstractMethod, frepo
@@ -193,6 +193,20 @@ def test_a_run_gives_up_by_the_steps_since_it_was_resumed_and_says_so():
     others = dict.fromkeys(("loss", "cause", "network", "condition"), [0.0] * 11)
     with pytest.warns(RuntimeWarning, match="Stopped: 10 steps in a row"):
         say_what_fell_short({"rejected": [*bad, 0.0]} | others)
+
+
+def test_a_run_given_up_for_its_solver_names_the_first_failure_and_no_larger_l2():
+    """λ is raised after a rejected step, and a fixed Neumann step times it with it."""
+    history = dict.fromkeys(("loss", "network", "condition"), [0.0] * 11)
+    history |= {"rejected": [0.0] + [1.0] * 10, "cause": [0.0] + [CAUSES.index(SOLVE)] * 10}
+    history |= {"converged": [1.0] + [0.0] * 10}
+    history |= {"step_times_curvature": [1.5, 2.5, 21.0] + [2e4] * 8}
+    with pytest.warns(RuntimeWarning) as caught:
+        say_what_fell_short(history)
+    given_up, solve = (str(warning.message) for warning in caught)
+    assert "Stopped: 10 steps in a row" in given_up
+    assert "l2_rate" not in given_up
+    assert "that was 2.5 when it first failed" in solve
 
 
 def test_a_signal_of_a_host_program_is_left_alone(monkeypatch):

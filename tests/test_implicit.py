@@ -213,7 +213,7 @@ def test_a_run_names_the_condition_that_its_neumann_series_broke(setting):
     assert not stats["converged"]
     assert stats["step_times_curvature"] > 2
     history = {name: [float(value)] for name, value in stats.items()} | {"loss": [1.0]}
-    with pytest.warns(RuntimeWarning, match=r"below 2; that was up to \d+"):
+    with pytest.warns(RuntimeWarning, match=r"below 2; that was \d+\.\d when it first failed"):
         say_what_fell_short(history)
 
 

@@ -17,12 +17,14 @@ from .models import AbstractNetwork
 L2_FACTOR = 10.0  # λ grows by so much after a rejected step, and shrinks after an accepted one
 MAX_RAISES = 4  # at most so many times
 
+SOLVE = "the solve did not end in finite numbers"
+
 # In the order in which one causes the next.
 CAUSES = (
     "",
     "the outer batch holds pixels that are not finite",
     "the network diverged, its parameters or features are not finite",
-    "the solve did not end in finite numbers",
+    SOLVE,
     "the outer loss is not finite",
     "the gradient is not finite",
     "the update of the distilled set is not finite: lower the optimiser's learning rate",

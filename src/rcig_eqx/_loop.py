@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from ._checkpoint import CheckpointFolder
 from ._devices import Agreement, leads, on_mesh, shard_rows
-from ._faults import explain
+from ._faults import CAUSES, SOLVE, explain
 from ._memory import check_memory, memory_of
 from ._progress import Callback, Progress, ProgressBar
 from ._result import DistillResult
@@ -58,6 +58,7 @@ class Loop:
         before = history["seconds"][-1] if number else 0.0
         began = time.perf_counter() - before
         pending: tuple[int, dict[str, Array]] | None = None
+        missed: list[int] = []  # the first step whose solve fell short
 
         def flush(
             following: tuple[int, dict[str, Array]] | None = None, *, show: bool = True
@@ -73,6 +74,12 @@ class Loop:
             if show and history["cause"][-1]:
                 what = "Rejected" if history["rejected"][-1] else "Left out of"
                 self.bar.note(f"{what} {explain(done[0], _last(history))}.")
+            if show and 0.0 in history.get("converged", [])[-1:] and not missed:
+                missed.append(done[0])
+                self.bar.note(
+                    f"A solve failed or stopped at its cap in step {done[0]}. The run goes on; at "
+                    "its end there is how often that was, and what to change."
+                )
 
         def so_far() -> DistillResult:
             flush()
@@ -189,10 +196,12 @@ def say_what_fell_short(history: History, first: int = 0) -> None:
         what = "1 step was" if len(rejected) == 1 else f"{len(rejected)} steps were"
         text = f"{what} rejected: {'; '.join(shown)}{more}."
         if gave_up(history, first):
+            advice = "Lower the optimiser's learning rate or raise the method's l2_rate."
+            if CAUSES[int(history["cause"][rejected[-1]])] == SOLVE:
+                advice = "What to change in the solver is said next."
             text = (
                 f"Stopped: {_GIVE_UP_AFTER} steps in a row had no finite hypergradient. What had "
-                "been distilled before is returned. Lower the optimiser's learning rate or raise "
-                f"the method's l2_rate. {text}"
+                f"been distilled before is returned. {advice} {text}"
             )
         warnings.warn(text, RuntimeWarning, stacklevel=4)
     missed = history.get("converged", []).count(0.0)
@@ -209,9 +218,11 @@ def say_what_fell_short(history: History, first: int = 0) -> None:
             "gauss_newton=True or damping; or choose another solver."
         )
         if "step_times_curvature" in history:
+            # Later ones may be those of a λ that was raised after a rejected step.
+            first_missed = history["step_times_curvature"][history["converged"].index(0.0)]
             remedy = (
                 "A Neumann series needs a positive definite Hessian and its step times the largest "
-                f"curvature below 2; that was up to {max(history['step_times_curvature']):.1f}. "
+                f"curvature below 2; that was {first_missed:.1f} when it first failed. "
                 "Leave step_size out or make it smaller, or add damping or gauss_newton=True."
             )
         warnings.warn(

@@ -96,6 +96,11 @@ class implicit(AbstractAdaptiveMethod):
         quadratic = self.linearized and is_quadratic(self.inner_loss)
         check_solvers(self.inner, self.solver, quadratic=quadratic, damping=self.damping)
         check_clip(self.clip, self.reparameterized)
+        if self.dtype is not None and not self.reparameterized:
+            raise ValueError(
+                "dtype is the precision of the head's ridge solve, and this method (cig, vig) "
+                "trains the head: leave dtype out."
+            )
         if not 0 < self.below_largest <= 1:
             raise ValueError(f"below_largest is {self.below_largest}: choose it in (0, 1].")
         for name, value in (("inner", self.inner), ("solver", self.solver)):

@@ -171,16 +171,15 @@ def method_of(row: Row, name: str, steps: int) -> AbstractMethod:
     """A method by name, with the row's λ, backward pass and precision."""
     if name == "random":
         return random_subset()
-    options = _options(row)
-    if name == "rcig":
-        del options["dtype"]  # it has no ridge head to solve for
     make = METHODS[name] or functools.partial(default_method, steps)
-    return make(**options)
+    return make(**_options(row, name))
 
 
-def _options(row: Row) -> dict[str, Any]:
-    dtype = jnp.float64 if row.float64 else None
-    return {"l2_rate": row.l2_rate, "subset": row.subset, "dtype": dtype}
+def _options(row: Row, name: str) -> dict[str, Any]:
+    options = {"l2_rate": row.l2_rate, "subset": row.subset}
+    if name in ("rcig", "cig", "vig"):  # without a ridge head to solve for
+        return options
+    return options | {"dtype": jnp.float64 if row.float64 else None}
 
 
 def model_of(row: Row, scale: Scale, normalization: str | None = None, **changed: Any):
@@ -210,7 +209,7 @@ def arguments(
     """
     method = scale.method(row, method)
     steps = 1 if method == "random" else scale.steps_of(row)
-    given = SETTINGS[settings](_PRIMAL.get(method, rcig_paper), **_options(row))
+    given = SETTINGS[settings](_PRIMAL.get(method, rcig_paper), **_options(row, method))
     if method not in _PRIMAL or not given:
         given["method"] = method_of(row, method, steps)
     if scale.batch_size is not None:
