@@ -62,18 +62,21 @@ def ridge_head(
     """The head θ_F* = hᵀ (h hᵀ + λI)⁻¹ y that minimises the inner loss (paper, equation 3).
 
     `weights` are those of a weighted inner loss, with which every class has a system of its own,
-    h hᵀ + λ diag(w)⁻¹. `dtype` is the precision of the solve, as in
-    [`kernel_ridge`][rcig_eqx.kernel_ridge].
+    h hᵀ + λ diag(w)⁻¹. `dtype` is the precision of the solve and of the products around it, as
+    rounding h hᵀ may leave it indefinite; the result has the labels' dtype.
     """
+    dtype = solve_dtype(dtype, labels)
+    h, y = features.astype(dtype), labels.astype(dtype)
+    K_ss = h @ h.T
     if weights is None:
-        return features.T @ kernel_ridge(features @ features.T, labels, l2, dtype=dtype)
-    K_ss = features @ features.T
+        return (h.T @ kernel_ridge(K_ss, y, l2)).astype(labels.dtype)
 
     def one(y: Array, scale: Array) -> Array:
         scaled = scale[:, None] * K_ss * scale[None]
-        return scale * kernel_ridge(scaled, (scale * y)[:, None], l2, dtype=dtype)[:, 0]
+        return scale * kernel_ridge(scaled, (scale * y)[:, None], l2)[:, 0]
 
-    return features.T @ jax.vmap(one, 1, 1)(labels, jnp.sqrt(weights))
+    alpha = jax.vmap(one, 1, 1)(y, jnp.sqrt(weights.astype(dtype)))
+    return (h.T @ alpha).astype(labels.dtype)
 
 
 def solve_dtype(dtype: DTypeLike | None, like: Array) -> jnp.dtype:

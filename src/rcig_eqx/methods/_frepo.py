@@ -38,8 +38,8 @@ def head_hypergradient(
 
     One forward pass over the outer batch, and a forward and a transpose pass over the distilled
     set. With `mse_loss` this is FRePo (Zhou et al., 2022). `dtype` is the precision of the ridge
-    solve; the products of features around it are in full float32 on any device, the features
-    themselves in its default, such as TF32 on a GPU. The rest as in
+    solve and of the products of features around it, in full on any device; the features themselves
+    are in its default, such as TF32 on a GPU. The rest as in
     [`exact_hypergradient`][rcig_eqx.exact_hypergradient].
     """
     loss_S = check_quadratic(inner_loss, "head_hypergradient solves for the head")
@@ -72,7 +72,7 @@ class frepo(AbstractMethod):
     outer_loss: OuterLoss = mse_loss
     dtype: DTypeLike | None = eqx.field(static=True, default=None)
     subset: int | None = eqx.field(static=True, default=None)
-    margin: bool = False
+    margin: bool = eqx.field(static=True, default=False)
     inner_loss: InnerLoss = SQUARED_ERROR
 
     def __check_init__(self) -> None:
