@@ -5,9 +5,11 @@
 The library's own defaults are not here: they are what `distill` does without a preset. Where the
 paper gives no number, the outer batch and the pool's learning rate, both presets have the code's.
 Both take any method in the place of `rcig_paper`: `rig`, `cig` and `vig`, its ablations, or
-`rcig` and `frepo`, which are given what they have of these options.
+`rcig` and `frepo`, which are given what they have of these options; one made of others, as
+`staged` is, has none of them.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -23,8 +25,13 @@ def paper(method: Callable[..., AbstractMethod] = rcig_paper, **changed: Any) ->
     `changed` are fields of the method, such as `inner=Adam(steps=50)`. The paper raises λ with the
     network's depth: pass `l2_rate=5e-3` at depth 4 and 5e-2 at depth 5.
     """
+    if not callable(method):
+        raise ValueError(
+            f"method is {method!r}: pass what makes one, such as methods.rig without brackets, and "
+            "its options beside it."
+        )
     return {
-        "method": _given(method, changed, below_largest=1.0),
+        "method": _with(method(**changed), changed, below_largest=1.0),
         "optimizer": coreset_optimizer(0.003, 0.03),
         "pool": PoolSchedule(30, 100, min_visit=1, max_visit=1, learning_rate=5e-5),
         "average": ema(0.0),
@@ -46,23 +53,16 @@ def authors_code(
     and RIG has the form that [`rig`][rcig_eqx.methods.rig] names.
     """
     rule = RateRule(window=50, shrink_at=0.29, grow=1.05, grow_at=0.7, solver=False)
-    solved = getattr(_given(method, changed), "reparameterized", True)
-    made = _given(method, changed, clip=solved, margin=solved, rule=rule, below_largest=0.7)
-    return paper(method, **changed) | {
-        "method": made,
+    given = paper(method, **changed)
+    solved = getattr(given["method"], "reparameterized", True)
+    return given | {
+        "method": _with(given["method"], changed, clip=solved, margin=solved, rule=rule),
         "pool": PoolSchedule(30, 100, min_visit=1, max_visit=15, learning_rate=5e-5),
         "average": ema(0.99),
     }
 
 
-def _given(
-    method: Callable[..., AbstractMethod], changed: dict[str, Any], **options: Any
-) -> AbstractMethod:
-    """The method with those of the options that it has, and with what is changed."""
-    if not callable(method):
-        raise ValueError(
-            f"method is {method!r}: pass what makes one, such as methods.rig without brackets, and "
-            "its options beside it."
-        )
-    has = vars(method(**changed))
-    return method(**{name: value for name, value in options.items() if name in has} | changed)
+def _with(method: AbstractMethod, changed: dict[str, Any], **options: Any) -> AbstractMethod:
+    """The method with those of the options that it has and that were not changed."""
+    taken = {k: v for k, v in options.items() if k in vars(method) and k not in changed}
+    return dataclasses.replace(method, **taken) if taken else method

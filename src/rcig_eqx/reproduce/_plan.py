@@ -149,35 +149,32 @@ def frepo_platt(**options: Any) -> AbstractMethod:
     return frepo(outer_loss=platt_loss, **options)
 
 
-_PRIMAL = {"rcig_paper": rcig_paper, "rig": rig, "cig": cig, "vig": vig}
 METHODS: dict[str, Callable[..., AbstractMethod] | None] = {
     "default": None,  # by the number of steps
     "rcig": rcig,
-    **_PRIMAL,
+    "rcig_paper": rcig_paper,
+    "rig": rig,
+    "cig": cig,
+    "vig": vig,
     "frepo": frepo,
     "frepo_platt": frepo_platt,
     "random": random_subset,
 }
 """Methods by name; `"default"`, which goes by the number of steps, is `None`."""
 SETTINGS: dict[str, Callable[..., dict[str, Any]]] = {
-    "library": lambda method, **changed: {},
+    "library": lambda method, **changed: {"method": method(**changed)},
     "paper": presets.paper,
     "authors_code": presets.authors_code,
 }
 """What is not the method: optimiser, pool, average, outer batch."""
 
 
-def method_of(row: Row, name: str, steps: int) -> AbstractMethod:
-    """A method by name, with the row's λ, backward pass and precision."""
-    if name == "random":
-        return random_subset()
-    make = METHODS[name] or functools.partial(default_method, steps)
-    return make(**_options(row, name))
-
-
-def _options(row: Row, name: str) -> dict[str, Any]:
+def _options(row: Row, method: str) -> dict[str, Any]:
+    """The row's λ, backward pass and precision, as far as the method has them."""
+    if method == "random":
+        return {}
     options = {"l2_rate": row.l2_rate, "subset": row.subset}
-    if name in ("rcig", "cig", "vig"):  # without a ridge head to solve for
+    if method in ("rcig", "cig", "vig"):  # without a ridge head to solve for
         return options
     return options | {"dtype": jnp.float64 if row.float64 else None}
 
@@ -204,14 +201,13 @@ def arguments(
 ) -> dict[str, Any]:
     """Keyword arguments of `distill` for this row, but for data, key and preprocessing.
 
-    `rcig_paper` and its ablations within the settings of a preset are that preset's own: the
-    authors' code clips, for instance.
+    Within the settings of a preset a method has that preset's options: the authors' code clips, for
+    instance. The default is composed of two, and has none of them.
     """
     method = scale.method(row, method)
     steps = 1 if method == "random" else scale.steps_of(row)
-    given = SETTINGS[settings](_PRIMAL.get(method, rcig_paper), **_options(row, method))
-    if method not in _PRIMAL or not given:
-        given["method"] = method_of(row, method, steps)
+    make = METHODS[method] or functools.partial(default_method, steps)
+    given = SETTINGS[settings](make, **_options(row, method))
     if scale.batch_size is not None:
         given["batch_size"] = scale.batch_size
     elif settings == "library" or scale.part < 1:
