@@ -219,7 +219,7 @@ def test_a_run_names_the_condition_that_its_neumann_series_broke(setting):
 
 def test_residuals_without_a_number_are_counted_apart():
     history = {"loss": [1.0] * 3, "converged": [0.0] * 3, "residual": [2e19, np.inf, np.nan]}
-    with pytest.warns(RuntimeWarning, match=r"residual 2\.0e\+19, not a finite number in 2:"):
+    with pytest.warns(RuntimeWarning, match=r"residual up to 2\.0e\+19, not finite in 2:"):
         say_what_fell_short(history)
 
 
@@ -320,16 +320,44 @@ def test_nystrom_follows_a_raised_l2_term(setting):
 
 
 @pytest.mark.parametrize("reparameterized", [True, False], ids=["rcig", "cig"])
-@pytest.mark.parametrize("solver", [DualCholesky(), DualCG(1e-13, 500)], ids=["cholesky", "cg"])
-def test_damping_in_the_dual(setting, reparameterized, solver):
+@pytest.mark.parametrize(
+    "solver",
+    [DualCholesky(), DualCG(1e-13, 500), Nystrom(2 * N * CLASSES), Neumann(200_000, rtol=1e-12)],
+    ids=lambda solver: type(solver).__name__,
+)
+def test_damping_of_a_linearised_network(setting, reparameterized, solver):
     """As conjugate gradients on the damped Hessian, of the body alone where the head is solved."""
     weighted = reparameterized == isinstance(solver, DualCholesky)
     weights = jnp.linspace(0.5, 2.0, N * CLASSES).reshape(N, CLASSES) if weighted else None
     given = {"l2_rate": L2_RATE, "reparameterized": reparameterized, "damping": 0.7}
     given |= {"inner": DualCholesky(), "inner_loss": SquaredError(weights)}
     got, primal = (run(implicit_hypergradient, setting, solver=s, **given) for s in (solver, CG))
-    assert relative(got.gradient, primal.gradient) < 1e-9
+    # A sketch is taken with a shift that costs it digits.
+    assert relative(got.gradient, primal.gradient) < (1e-7 if isinstance(solver, Nystrom) else 1e-9)
     assert got.stats["converged"]
+
+
+@pytest.mark.parametrize(
+    "make", [frepo, functools.partial(rcig_paper, inner=Adam(1e-3, 5), solver=Adam(1e-3, 5))]
+)
+def test_the_ridge_head_in_double_precision(setting, make):
+    """Two images nearly alike and hardly any L2 term: float32 factors nothing, float64 does.
+
+    How near the gradient comes is up to the float32 features in either.
+    """
+    model, coreset, images, targets = setting
+    twice = coreset.images.at[1].set(coreset.images[0] + 1e-3 * coreset.images[1])
+    problem = model, dataclasses.replace(coreset, images=twice), images, targets
+    problem = jax.tree.map(lambda x: x.astype(jnp.float32), problem)
+
+    def gradient(dtype):
+        method = make(l2_rate=1e-7, dtype=dtype)
+        return eqx.filter_jit(method.hypergradient)(*problem, key=jr.key(0)).gradient
+
+    double, single = gradient(jnp.float64), gradient(None)
+    assert {x.dtype for x in jax.tree.leaves(double)} == {jnp.dtype("float32")}
+    assert np.isfinite(flat(double)).all()
+    assert not np.isfinite(flat(single)).all()
 
 
 def test_truncated_adam_nears_the_exact_one(setting, exact):
@@ -490,7 +518,6 @@ def test_the_presets_differ_in_named_values_only():
         clip=True,
         margin=True,
         rule=RateRule(window=50, shrink_at=0.29, grow=1.05, grow_at=0.7, solver=False),
-        below_largest=0.7,
     )
     assert paper["method"] == rcig_paper(below_largest=1.0)
     assert paper["pool"] == PoolSchedule(30, 100, 1, 1, 5e-5)

@@ -110,7 +110,11 @@ def test_the_draw_of_a_method_is_unbiased(make_method):
 
 
 @pytest.mark.parametrize(
-    "name", [n if n == "rcig" else pytest.param(n, marks=pytest.mark.slow) for n in FUNCTIONS]
+    "name",
+    [
+        n if n not in ("rig", "cig", "vig") else pytest.param(n, marks=pytest.mark.slow)
+        for n in FUNCTIONS
+    ],
 )
 def test_chunks_change_nothing(setting, name, monkeypatch):
     """Flipped, so that 10 images go in chunks of 3, of which the last has one."""

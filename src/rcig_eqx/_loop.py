@@ -204,17 +204,16 @@ def say_what_fell_short(history: History, first: int = 0) -> None:
                 f"been distilled before is returned. {advice} {text}"
             )
         warnings.warn(text, RuntimeWarning, stacklevel=4)
-    missed = history.get("converged", []).count(0.0)
-    if missed:
-        residuals = np.asarray(history.get("residual", []))
-        known = residuals[np.isfinite(residuals)]
-        worst = f", the worst relative residual {known.max():.1e}" if known.size else ""
-        if lost := residuals.size - known.size:
-            worst += f", not a finite number in {lost}"
+    missed = np.asarray(history.get("converged", [])) == 0
+    if missed.any():
+        worst = ""
+        for of, name in (("relative residual", "residual"), ("the inner one", "inner_residual")):
+            if name in history:
+                worst += f", {of} {_range(np.asarray(history[name])[missed])}"
         remedy = (
-            "Where it stopped at its cap, raise the solver's max_steps, as in "
-            "method=methods.rcig(solver=DualCG(max_steps=500)); where it broke down before, as on "
-            "the indefinite Hessian of a network that is not linearised, pass the method "
+            "Where it stopped at its cap, raise the solver's max_steps, as in methods.rcig(solver="
+            "DualCG(rtol=1e-4, max_steps=1000, label_rtol=1e-2)); where it broke down before, as "
+            "on the indefinite Hessian of a network that is not linearised, pass the method "
             "gauss_newton=True or damping; or choose another solver."
         )
         if "step_times_curvature" in history:
@@ -226,7 +225,7 @@ def say_what_fell_short(history: History, first: int = 0) -> None:
                 "Leave step_size out or make it smaller, or add damping or gauss_newton=True."
             )
         warnings.warn(
-            f"A solve failed or stopped at its cap in {missed} of {len(history['loss'])} steps"
+            f"A solve failed or stopped at its cap in {missed.sum()} of {missed.size} steps"
             f"{worst}: the hypergradients there were not what was asked for. {remedy}",
             RuntimeWarning,
             stacklevel=4,
@@ -242,6 +241,14 @@ def say_what_fell_short(history: History, first: int = 0) -> None:
                 RuntimeWarning,
                 stacklevel=4,
             )
+
+
+def _range(residuals: np.ndarray) -> str:
+    """The largest, and how many are no numbers."""
+    known = residuals[np.isfinite(residuals)]
+    lost = residuals.size - known.size
+    said = [f"up to {known.max():.1e}"] * (known.size > 0) + [f"not finite in {lost}"] * (lost > 0)
+    return ", ".join(said)
 
 
 @contextlib.contextmanager

@@ -80,11 +80,12 @@ def implicit_hypergradient(
     - `chosen`: as in [`exact_hypergradient`][rcig_eqx.exact_hypergradient].
 
     **Returns:** a `Hypergradient` with `accuracy`; `iterations` and `residual` of the
-    inverse-Hessian solve; `inner_residual`, the norm of the last inner gradient taken relative to
-    the first; and `converged`, whether both solvers did what was asked of them. A dual solver's
-    residuals are those of its system of n·C unknowns. Adam adds whether its descent ended above
-    its start or was monotone: `inner_diverged`, `inner_monotone`, `solver_diverged`,
-    `solver_monotone`; and a Neumann series its `step_times_curvature`, which must be below 2.
+    inverse-Hessian solve; `inner_iterations`, and `inner_residual`, the norm of the last inner
+    gradient taken relative to the first; and `converged`, whether both solvers did what was asked
+    of them. A dual solver's residuals are those of its system of n·C unknowns. Adam adds whether
+    its descent ended above its start or was monotone: `inner_diverged`, `inner_monotone`,
+    `solver_diverged`, `solver_monotone`; and a Neumann series its `step_times_curvature`, which
+    must be below 2.
     """
     quadratic = linearized and is_quadratic(inner_loss)
     check_solvers(inner, solver, quadratic=quadratic, damping=damping)
@@ -209,13 +210,15 @@ class InnerSolution:
             at, system = dual(inner, 0.0)
             alpha = system.solve(y_S, labels=True)
             theta = problem.restrict(at.vjp(alpha.value))
-            stats, converged = {"inner_residual": alpha.residual}, alpha.converged
+            stats = {"inner_iterations": alpha.num_steps, "inner_residual": alpha.residual}
+            converged = alpha.converged
         else:
             downhill = jax.tree.map(jnp.negative, jax.grad(loss)(start))
             solution = _solve(hessian, downhill, inner, l2)
             theta, found = solution.value, solve_stats(solution)
-            stats = _descent_stats("inner", solution) | {"inner_residual": found["residual"]}
-            converged = found["converged"]
+            converged = found.pop("converged")
+            stats = {f"inner_{name}": value for name, value in found.items()}
+            stats |= _descent_stats("inner", solution)
         return cls(problem, l2, at_S, theta, stats, converged, hessian, dual)
 
     def inverse(self, solver: Solver, g: PyTree, damping: float) -> lx.Solution:
@@ -247,6 +250,7 @@ def _descend(
         return start, {}, jnp.asarray(True)
     descent = adam_descent(jax.value_and_grad(loss), start, inner.steps, inner.rate())
     stats = {
+        "inner_iterations": jnp.asarray(inner.steps, jnp.int32),
         "inner_residual": descent.residual,
         "inner_diverged": descent.diverged,
         "inner_monotone": descent.monotone,

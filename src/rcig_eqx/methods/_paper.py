@@ -245,8 +245,9 @@ def find_rate(
 def rcig_paper(**changed: Any) -> implicit:
     """RCIG as in the paper: linearised, head solved for, 20 and 20 Adam steps (Algorithm 1).
 
-    `changed` are fields of [`implicit`][rcig_eqx.methods.implicit], such as
-    `inner=Adam(steps=50)` or `clip=True`.
+    Adam's rates are 0.7 of the largest, which are the paper's: pass `below_largest=1.0` for those,
+    or take `presets.paper()`, which does. `changed` are fields of
+    [`implicit`][rcig_eqx.methods.implicit], such as `inner=Adam(steps=50)` or `clip=True`.
     """
     return implicit(linearized=True, reparameterized=True, **changed)
 

@@ -67,9 +67,10 @@ def exact_hypergradient(
       pass goes through. If random, the gradient in the images is an unbiased estimate of the
       exact one; that in the labels and log τ stays exact. All images if `None`.
 
-    **Returns:** a `Hypergradient` whose `stats` hold `accuracy`, `iterations` (products spent by
-    both solves, 0 for a factorisation), `residual` (the larger relative residual; with a
-    `label_rtol` that is α's) and `converged` (whether both solves reached their tolerance).
+    **Returns:** a `Hypergradient` whose `stats` hold `accuracy`; `iterations` and `residual` of
+    the solve for β, on which the gradient in the images depends most, and `inner_iterations` and
+    `inner_residual` of that for α: products, 0 for a factorisation, and relative residuals; and
+    `converged`, whether both reached their tolerance.
 
     Matrix products run in full float32 on every backend: a residual says nothing about an
     operator that was rounded itself.
@@ -105,8 +106,10 @@ def exact_hypergradient(
     gradient = eqx.tree_at(lambda c: c.log_temperature, gradient, temperature_grad)
     stats = {
         "accuracy": accuracy(f_T, targets),
-        "iterations": alpha.num_steps + beta.num_steps,
-        "residual": jnp.maximum(alpha.residual, beta.residual),
+        "iterations": beta.num_steps,
+        "residual": beta.residual,
+        "inner_iterations": alpha.num_steps,
+        "inner_residual": alpha.residual,
         "converged": alpha.converged & beta.converged,
     }
     return Hypergradient(value, gradient, stats)
@@ -161,7 +164,7 @@ class rcig(AbstractMethod):
     solver: AbstractDualSolver | None = None
     subset: int | None = eqx.field(static=True, default=None)
     clip: bool = eqx.field(static=True, default=False)
-    margin: bool = False
+    margin: bool = eqx.field(static=True, default=False)
     inner_loss: InnerLoss = SQUARED_ERROR
 
     def __check_init__(self):
