@@ -5,12 +5,14 @@
     python benchmarks/plateau.py runs/plateau/distilled.safetensors
 
 First the exact hypergradient of `--draws` networks on as many outer batches each, for networks so
-many pool steps old: the variance that is the network's, the batch's and their interaction's
-(a two-way analysis of variance, summed over the numbers of the images or the labels). Then the test
-accuracy of networks of each age, linearised with the ridge solution on the set, by the ridge head
-alone, and as they are. Where they agree with one another and with the accuracy on outer batches,
-neither evaluation nor generalisation is what holds the set back. Networks are trained on the set as
-it was returned, averaged and with the temperature in its labels, not on a run's last iterate.
+many pool steps old: the variance that is the network's, the batch's and their interaction's (a
+two-way analysis of variance, summed over the numbers of the images or the labels); and how much of
+a given network's would be left if the head-only gradient of the same batch, times its best factor,
+were taken off and its mean over far more images put back: a control variate. Then the test accuracy
+of networks of each age, linearised with the ridge solution on the set, by the ridge head alone, and
+as they are. Where they agree with one another and with the accuracy on outer batches, neither
+evaluation nor generalisation is what holds the set back. Networks are trained on the set as it was
+returned, averaged and with the temperature in its labels, not on a run's last iterate.
 """
 
 import argparse
@@ -23,7 +25,15 @@ import jax.random as jr
 import numpy as np
 
 from _common import pool_network, print_header
-from rcig_eqx import convnet_for, data, linearize, load_result, methods, ridge_head
+from rcig_eqx import (
+    convnet_for,
+    data,
+    linearize,
+    load_result,
+    methods,
+    platt_loss,
+    ridge_head,
+)
 from rcig_eqx.data import apply_in_chunks
 from rcig_eqx.solvers import DualCholesky
 
@@ -42,6 +52,12 @@ def components(draws):
     of_network = square(network) * n / (n - 1) - interaction / b
     of_batch = square(batch) * b / (b - 1) - interaction / n
     return of_network, of_batch, interaction
+
+
+def left_by_control(draws, controls):
+    """Share of the variance over batches that a control variate leaves, both as above."""
+    off, of_control = (x - x.mean(1, keepdims=True) for x in (draws, controls))
+    return 1 - (off * of_control).sum() ** 2 / ((off**2).sum() * (of_control**2).sum())
 
 
 @eqx.filter_jit
@@ -81,25 +97,34 @@ def main():
     tested = jnp.asarray(apply_in_chunks(coreset.preprocess, test.images))
     truth = jnp.asarray(test.labels)
 
+    exact, head_only = methods.rcig(), methods.frepo(outer_loss=platt_loss)
+
     @eqx.filter_jit
-    def gradient(model, images, targets):
-        found = methods.rcig().hypergradient(model, coreset, images, targets, key=jr.key(0))
-        return found.gradient.images.ravel(), found.gradient.labels.ravel(), found.stats["accuracy"]
+    def gradients(model, images, targets):
+        found, control = (
+            method.hypergradient(model, coreset, images, targets, key=jr.key(0))
+            for method in (exact, head_only)
+        )
+        of_both = [(h.gradient.images.ravel(), h.gradient.labels.ravel()) for h in (found, control)]
+        return *of_both, found.stats["accuracy"]
 
     for age in args.ages:
         found, tests = [], []
         for n in range(args.draws):
             model = pool_network(make, X_S, y_S, age, seed=50 + n)
-            found.append([gradient(model, *batch) for batch in batches])
+            found.append([gradients(model, *batch) for batch in batches])
             tests.append([float(x) for x in accuracies(model, X_S, y_S, tested, truth)])
         print(f"networks after {age} pool steps")
         for i, name in enumerate(("images", "labels")):
-            values = components(
-                np.array([[np.asarray(g[i], np.float64) for g in r] for r in found])
+            draws, controls = (
+                np.array([[np.asarray(g[which][i], np.float64) for g in r] for r in found])
+                for which in (0, 1)
             )
+            values = components(draws)
             titles = ("network", "batch", "interaction")
             shown = (f"{title} {value:.2e}" for title, value in zip(titles, values, strict=True))
-            print(f"  {name}: " + ", ".join(shown))
+            left = left_by_control(draws, controls)
+            print(f"  {name}: " + ", ".join(shown) + f"; a control variate leaves {left:.0%}")
         on_batches = np.mean([[float(g[2]) for g in row] for row in found])
         linear, head, own = np.mean(tests, axis=0)
         print(
