@@ -429,6 +429,7 @@ def test_presets_and_their_adapting_rates(preset, train):
 def test_an_ablation_runs(train):
     adam = Adam(1e-3, steps=2)
     run = distill(train, method=rig(inner=adam, solver=adam), steps=2)
+    assert run.recipe["method"]["name"] == "rig"
     assert np.isfinite(run.history["loss"]).all()
     assert not same_bytes(run.last.images, run.baseline.images)
 

@@ -126,9 +126,9 @@ def test_every_method_takes_the_rows_values(method, settings):
             assert (part.l2_rate, part.subset) == (5e-3, 500)
     if method not in ("default", "random"):
         code = settings == "authors_code"
-        assert used.margin == (code and method not in ("cig", "vig"))
+        assert parts[0].margin == (code and method not in ("cig", "vig"))
         clips = code and method in ("rcig", "rcig_paper", "rig")
-        assert getattr(used, "clip", False) == clips
+        assert getattr(parts[0], "clip", False) == clips
     if settings == "paper":
         assert given["batch_size"] == 1024
         assert isinstance(used, implicit) == (method in ("rcig_paper", "rig", "cig", "vig"))

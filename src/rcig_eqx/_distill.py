@@ -520,7 +520,7 @@ def describe(strategy: eqx.Module) -> dict[str, Any]:
         return getattr(value, "__name__", type(value).__name__)
 
     values = {name: plain(value) for name, value in vars(strategy).items() if name != "tally"}
-    return {"name": type(strategy).__name__, **values}
+    return {"name": getattr(strategy, "form", type(strategy).__name__), **values}
 
 
 def versions() -> dict[str, str]:

@@ -267,7 +267,9 @@ def interruptible(say: bool = False) -> Iterator[Callable[[], bool]]:
         # A job in the background starts with SIGINT ignored: twice still interrupts.
         usual = before[signal.Signals(number)]
         signal.signal(number, usual if callable(usual) else always[signal.Signals(number)])
-        if say:  # not by print, which a signal may have come in the middle of
+        # By Ctrl-C a person knows of it; of a job told to end, the log alone tells.
+        if say or number == signal.SIGTERM:
+            # Not by print, which a signal may have come in the middle of.
             with contextlib.suppress(OSError):
                 os.write(2, b"\nStopping after this step; once more stops at once.\n")
 

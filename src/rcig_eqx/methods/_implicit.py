@@ -1,7 +1,6 @@
 """The primal route: an inner optimiser, an inverse-Hessian solve, direct plus implicit gradient."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -177,22 +176,22 @@ class InnerSolution:
     ) -> "InnerSolution":
         """Solve the inner problem that a distilled set poses."""
         l2 = problem.l2_rate * len(y_S)
-        at_S, start = problem.expand(X_S), problem.start()
+        linear = linearize(problem.model, X_S) if problem.linearized else None
+        at_S, start = problem.linear(linear) if linear else problem.expand(X_S), problem.start()
         loss = lambda theta: problem.loss(theta, at_S(theta[0]), y_S)  # noqa: E731
-        linearized = functools.cache(lambda: linearize(problem.model, X_S))
-
         systems: dict[Any, DualSystem] = {}
 
         def dual(solver: AbstractDualSolver, damping: float) -> tuple[Linearization, DualSystem]:
-            at, ridge = linearized(), l2 + damping
+            assert linear  # as check_solvers sees to
+            ridge = l2 + damping
             leaves, structure = jax.tree.flatten(solver)  # arrays have no hash
             wanted = (structure, *map(id, leaves), damping)
             if wanted not in systems:
                 # Where the head is solved for, it is not damped.
                 head_weight = ridge / l2 if problem.reparameterized and damping else None
-                given = (problem.model, X_S, at, ridge, problem.weights, head_weight)
+                given = (problem.model, X_S, linear, ridge, problem.weights, head_weight)
                 systems[wanted] = solver.prepare(*given)
-            return at, systems[wanted]
+            return linear, systems[wanted]
 
         def curvature(theta: PyTree) -> lx.AbstractLinearOperator:
             if not gauss_newton:

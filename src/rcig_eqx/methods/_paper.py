@@ -107,6 +107,14 @@ class implicit(AbstractAdaptiveMethod):
             if isinstance(value, Adam) and value.learning_rate is None and value.steps == 1:
                 raise ValueError(f"{name}: one step shows no trend to find a rate by; give one.")
 
+    @property
+    def form(self) -> str:
+        """Which ready form this is one of: what a recipe calls it. A subclass is none of them."""
+        if type(self) is not implicit:
+            return type(self).__name__
+        reparameterized, trained = ("rcig_paper", "rig"), ("cig", "vig")
+        return (reparameterized if self.reparameterized else trained)[not self.linearized]
+
     def hypergradient(self, model, coreset, images, targets, *, key):
         result = implicit_hypergradient(
             model,

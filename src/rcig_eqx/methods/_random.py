@@ -10,7 +10,8 @@ from ._method import AbstractMethod
 class random_subset(AbstractMethod):
     """Leaves the start as it is: with real images, a random subset of the training set (Table 1).
 
-    One step is as good as many. `evaluate` shows the same beside every result as its baseline.
+    One step is as good as many. It has no outer loss: the one in the history is 0. `evaluate` shows
+    the same beside every result as its baseline.
     """
 
     def hypergradient(self, model, coreset, images, targets, *, key):

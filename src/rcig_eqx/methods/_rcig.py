@@ -152,7 +152,8 @@ class rcig(AbstractMethod):
     [`exact_hypergradient`][rcig_eqx.exact_hypergradient], and
 
     - `subset`: distilled images, mirrored ones counted, that a step's last backward pass goes
-      through, drawn anew each time; all if `None`. The solves and the forward pass take all.
+      through, drawn anew each time; all if `None` or if there are no more. The solves and the
+      forward pass take all.
     - `clip`: limit the implicit part to the direct one's norm, leaf by leaf, as
       [`clip_implicit`][rcig_eqx.methods.clip_implicit]. The gradient is then not exact, and with
       a `subset` no unbiased estimate.
