@@ -129,9 +129,13 @@ def curves(paths, which):
 
 
 def mean_and_error(accuracies):
-    """Mean in per cent and its standard error: over seeds, or the networks of a single one."""
+    """Mean in per cent and its standard error: over seeds, or the networks of a single one.
+
+    A single network has none, which is NaN.
+    """
     each = [np.mean(a) for a in accuracies] if len(accuracies) > 1 else accuracies[0]
-    return 100 * np.mean(each), 100 * np.std(each, ddof=1) / len(each) ** 0.5
+    error = np.std(each, ddof=1) / len(each) ** 0.5 if len(each) > 1 else np.nan
+    return 100 * np.mean(each), 100 * error
 
 
 def table(args):
@@ -142,7 +146,8 @@ def table(args):
 
     def text(accuracies, seeds):
         mean, error = mean_and_error(accuracies)
-        return f"{mean:.1f} ± {error:.1f}{' †' * (len(accuracies) < seeds)}"
+        spread = f" ± {error:.1f}" if error == error else ""
+        return f"{mean:.1f}{spread}{' †' * (len(accuracies) < seeds)}"
 
     both = {which: curves(args.lines, which) for which in ("average", "last")}
     for panel, labels in both["average"].items():
