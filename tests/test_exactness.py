@@ -225,7 +225,8 @@ def test_margin_is_subtracted_from_the_outer_loss(problem, method):
     margin, slope = jax.value_and_grad(label_margin)(coreset.labels)
     np.testing.assert_allclose(less.value, plain.value - margin, rtol=1e-12)
     np.testing.assert_allclose(less.gradient.labels, plain.gradient.labels - slope, rtol=1e-12)
-    np.testing.assert_array_equal(less.gradient.images, plain.gradient.images)
+    # Two programs, which may round apart.
+    assert relative_error(less.gradient.images, plain.gradient.images) < 1e-12
 
 
 @pytest.mark.parametrize(
