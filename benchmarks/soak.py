@@ -71,7 +71,8 @@ def main() -> None:
     early, late = size[at == args.settle][0], size[-1]
     parts = slice(args.settle, 2 * args.settle), slice(-args.settle, None)
     first, last = (float(np.median(took[part])) * 1e3 for part in parts)
-    solves = [float(result.history["iterations"][part].mean()) for part in parts]
+    products = result.history["iterations"] + result.history["inner_iterations"]
+    solves = [float(products[part].mean()) for part in parts]
     print(f"resident after step {args.settle}: {early:.1f} MB, after the last: {late:.1f} MB")
     print(
         f"change: {late / early - 1:+.2%}; largest in between {size[at >= args.settle].max():.1f}"

@@ -146,7 +146,7 @@ def table(args):
 
     def text(accuracies, seeds):
         mean, error = mean_and_error(accuracies)
-        spread = f" ± {error:.1f}" if error == error else ""
+        spread = "" if np.isnan(error) else f" ± {error:.1f}"
         return f"{mean:.1f}{spread}{' †' * (len(accuracies) < seeds)}"
 
     both = {which: curves(args.lines, which) for which in ("average", "last")}

@@ -58,12 +58,12 @@ class Loop:
         before = history["seconds"][-1] if number else 0.0
         began = time.perf_counter() - before
         pending: tuple[int, dict[str, Array]] | None = None
-        missed: list[int] = []  # the first step whose solve fell short
+        told = False  # of the first step whose solve fell short
 
         def flush(
             following: tuple[int, dict[str, Array]] | None = None, *, show: bool = True
         ) -> None:
-            nonlocal pending
+            nonlocal pending, told
             done, pending = pending, following  # before anything that may fail
             if not done:
                 return
@@ -74,8 +74,8 @@ class Loop:
             if show and history["cause"][-1]:
                 what = "Rejected" if history["rejected"][-1] else "Left out of"
                 self.bar.note(f"{what} {explain(done[0], _last(history))}.")
-            if show and 0.0 in history.get("converged", [])[-1:] and not missed:
-                missed.append(done[0])
+            if show and not told and history.get("converged", [])[-1:] == [0.0]:
+                told = True
                 self.bar.note(
                     f"A solve failed or stopped at its cap in step {done[0]}. The run goes on; at "
                     "its end there is how often that was, and what to change."
@@ -190,6 +190,7 @@ def say_what_fell_short(history: History, first: int = 0) -> None:
     `first` is the step that the run went on from.
     """
     rejected = np.flatnonzero(history.get("rejected", [])).tolist()
+    missed = np.asarray(history.get("converged", [])) == 0
     if len(rejected):
         shown = [explain(i + 1, {k: v[i] for k, v in history.items()}) for i in rejected[:3]]
         more = f"; and {len(rejected) - 3} more" if len(rejected) > 3 else ""
@@ -197,14 +198,13 @@ def say_what_fell_short(history: History, first: int = 0) -> None:
         text = f"{what} rejected: {'; '.join(shown)}{more}."
         if gave_up(history, first):
             advice = "Lower the optimiser's learning rate or raise the method's l2_rate."
-            if CAUSES[int(history["cause"][rejected[-1]])] == SOLVE:
+            if missed.any() and CAUSES[int(history["cause"][rejected[-1]])] == SOLVE:
                 advice = "What to change in the solver is said next."
             text = (
                 f"Stopped: {_GIVE_UP_AFTER} steps in a row had no finite hypergradient. What had "
                 f"been distilled before is returned. {advice} {text}"
             )
         warnings.warn(text, RuntimeWarning, stacklevel=4)
-    missed = np.asarray(history.get("converged", [])) == 0
     if missed.any():
         worst = ""
         for of, name in (("relative residual", "residual"), ("the inner one", "inner_residual")):
