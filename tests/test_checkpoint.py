@@ -199,8 +199,8 @@ def one_step(train, tmp_path_factory):
         ({"batch_size": 13}, "batch_size: 12 there, 13 here"),
         ({"key": 1}, "key"),
         ({"method": staged(frepo(), rcig(), 2)}, r"method\.steps: 3 there, 2 here"),
-        ({"optimizer": coreset_optimizer(0.01)}, "program"),
-        ({"average": growing_average(3.0)}, "program"),
+        ({"optimizer": coreset_optimizer(0.01)}, r"'coreset_optimizer\(0\.01, 0\.03\)' here"),
+        ({"average": growing_average(3.0)}, r"growing_average\(9\.0\)' there, .*\(3\.0\)' here"),
         ({"pool": PoolSchedule(size=4, max_steps=4, max_visit=2)}, r"pool\.size: 3 there, 4"),
         ({"model": convnet_for((14, 14, 1), 3, width=5, depth=1)}, r"model\.width: 4 there, 5"),
     ],
@@ -208,6 +208,14 @@ def one_step(train, tmp_path_factory):
 def test_a_checkpoint_of_another_recipe_is_refused(changed, said, train, one_step):
     with pytest.raises(ValueError, match=f"differs from this one.*{said}"):
         distill(train, checkpoint_dir=one_step, resume=True, **changed)
+
+
+def test_functions_without_a_name_differ_by_what_they_compute(train, tmp_path):
+    distill(train, checkpoint_dir=tmp_path, steps=1, average=lambda count: 1 / (count + 1.0))
+    with pytest.raises(ValueError, match="differs from this one: program"):
+        distill(
+            train, checkpoint_dir=tmp_path, resume=True, average=lambda count: 1 / (count + 2.0)
+        )
 
 
 def test_a_checkpoint_of_another_data_set_is_refused(train, one_step):

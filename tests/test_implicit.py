@@ -19,6 +19,7 @@ from rcig_eqx import (
     SquaredError,
     exact_hypergradient,
     head_hypergradient,
+    mse_loss,
     partition,
     platt_loss,
     presets,
@@ -221,6 +222,35 @@ def test_residuals_without_a_number_are_counted_apart():
     history = {"loss": [1.0] * 3, "converged": [0.0] * 3, "residual": [2e19, np.inf, np.nan]}
     with pytest.warns(RuntimeWarning, match=r"residual up to 2\.0e\+19, not finite in 2:"):
         say_what_fell_short(history)
+    history["residual"] = [np.nan] * 3
+    with pytest.warns(RuntimeWarning, match="relative residual not finite in 3:"):
+        say_what_fell_short(history)
+
+
+def test_a_close_solve_far_from_a_trained_heads_minimum_is_warned_of(setting):
+    """It magnifies what the inner descent left in directions of little curvature."""
+    short, close = Adam(1e-3, 20), DualCholesky()
+    exact = run(cig(inner=close, solver=close).hypergradient, setting, key=jr.key(0))
+
+    def off(method):
+        result = run(method.hypergradient, setting, key=jr.key(0))
+        history = {name: [float(value)] * 3 for name, value in result.stats.items()}
+        error = result.gradient.images - exact.gradient.images
+        ratio = jnp.linalg.norm(error) / jnp.linalg.norm(exact.gradient.images)
+        return float(ratio), history | {"loss": [1.0] * 3}
+
+    method = cig(inner=short, solver=close)
+    magnified, history = off(method)
+    assert magnified > 3
+    assert magnified > 3 * off(cig(inner=short, solver=short))[0]
+    with pytest.warns(RuntimeWarning, match="magnifies what the inner one leaves"):
+        say_what_fell_short(history, method=method)
+    method = rcig_paper(inner=short, solver=close, outer_loss=mse_loss)
+    error, history = off(method)
+    assert error < 0.1 * magnified
+    say_what_fell_short(history, method=method)  # warnings are errors here
+    method = cig(inner=close, solver=close)
+    say_what_fell_short(off(method)[1], method=method)
 
 
 def test_a_run_whose_descents_diverge_says_so():

@@ -11,6 +11,7 @@ import lineax as lx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Scalar
 
+from ._checks import check_number
 from ._types import PyTree
 from .solvers import (
     AbstractDualSolver,
@@ -360,8 +361,7 @@ def check_solver(
             "squares: pass LeastSquares(residuals, l2) as inner_loss, or another solver such as "
             "ConjugateGradient()."
         )
-    if isinstance(damping, float | int) and not damping >= 0:
-        raise ValueError(f"damping is {damping}: it must not be negative.")
+    check_number("damping", damping, lambda d: d >= 0, "a number of at least 0")
     if preconditioner is not None and isinstance(solver, _UNPRECONDITIONED):
         raise ValueError(
             f"solver is {type(solver).__name__}, which takes no preconditioner: leave it out, or "

@@ -12,6 +12,8 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Integer, PRNGKeyArray, PyTree
 
+from ._checks import check_number
+from ._types import named
 from .data import AbstractPreprocess, Dataset
 
 Initialization = Literal["real", "noise"]
@@ -199,9 +201,8 @@ def ema(decay: float) -> Callable[[Array], Array]:
 
     Returns a function from the number of iterates averaged so far to the weight of the next.
     """
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay must lie in [0, 1); got {decay}.")
-    return lambda count: (1 - decay) / (1 - decay ** (count + 1.0))
+    check_number("decay", decay, lambda d: 0 <= d < 1, "in [0, 1)")
+    return named(f"ema({decay})", lambda count: (1 - decay) / (1 - decay ** (count + 1.0)))
 
 
 @functools.cache
@@ -211,6 +212,6 @@ def growing_average(sharpness: float = 9.0) -> Callable[[Array], Array]:
     Polynomial-decay averaging (Shamir and Zhang, 2013): forgets the start however long the run,
     where a fixed decay lags badly in a short one.
     """
-    if sharpness < 0:
-        raise ValueError(f"sharpness must not be negative; got {sharpness}.")
-    return lambda count: (sharpness + 1.0) / (count + sharpness + 1.0)
+    check_number("sharpness", sharpness, lambda s: s >= 0, "a number of at least 0")
+    weight = lambda count: (sharpness + 1.0) / (count + sharpness + 1.0)  # noqa: E731
+    return named(f"growing_average({sharpness})", weight)

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray
 
 from ._checkpoint import CheckpointFolder
-from ._checks import check_counts
+from ._checks import check_counts, check_number
 from ._coreset import (
     AbstractParameterization,
     Coreset,
@@ -48,7 +48,7 @@ from ._result import DistillResult
 from ._resume import begin, look, run_card
 from ._ridge import check_dtype
 from ._step import Recipe, State, coreset_optimizer, init
-from ._types import Device
+from ._types import Device, called
 from .data import (
     AbstractImages,
     AbstractPreprocess,
@@ -178,6 +178,7 @@ def distill(
     check_counts(images_per_class=images_per_class, steps=steps, keep_checkpoints=keep_checkpoints)
     if batch_size is not None:
         check_counts(batch_size=batch_size)
+    check_number("checkpoint_every", checkpoint_every, lambda s: s >= 0, "seconds, at least 0")
     check_key(key)
     if resume and checkpoint_dir is None:
         raise ValueError("resume=True needs the checkpoint_dir of the run to go on with.")
@@ -262,6 +263,8 @@ def distill(
         "preprocess": type(preprocess).__name__,
         "key": np.asarray(jr.key_data(key)).tolist(),
         "pool": describe(recipe.schedule),
+        "optimizer": called(recipe.optimizer.init),
+        "average": called(recipe.average),
     }
 
     asked = {"images": len(train), "method": describe(recipe.method)}

@@ -57,8 +57,8 @@ def diagnose(
     """Why a hypergradient is not finite, and the condition number of the head's ridge system.
 
     **Returns:** an index into `CAUSES`, and the condition number of h hᵀ + λI, NaN where the
-    features h are not finite. Costs a forward pass over the distilled set and the eigenvalues
-    of an n × n matrix.
+    features h are not finite or the method trains the head. Costs a forward pass over the distilled
+    set and the eigenvalues of an n × n matrix.
     """
     X_S, y_S = coreset.support()
     h = in_chunks(model.features, X_S)
@@ -67,6 +67,8 @@ def diagnose(
     rates = [jnp.asarray(leaf, h.dtype) for path, leaf in leaves if _is_l2(path)]
     l2 = jnp.min(jnp.stack(rates)) * len(y_S) if rates else jnp.zeros((), h.dtype)
     condition = (spectrum[-1] + l2) / (jnp.maximum(spectrum[0], 0) + l2)
+    if not getattr(method, "reparameterized", True):
+        condition = jnp.full_like(condition, jnp.nan)
     residuals = [value for name, value in result.stats.items() if "residual" in name]
     # A rectifier may turn NaN into zero, so that finite features are no proof.
     network = (eqx.filter(model, eqx.is_inexact_array), h)

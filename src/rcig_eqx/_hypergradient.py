@@ -131,7 +131,8 @@ def hypergradient(
     - `filter_spec`, `inner_filter_spec`: what of ψ is differentiated and what of θ was minimised
       over, as in `equinox.partition`: a function of a leaf, or a prefix of booleans. Frozen leaves
       are held fixed.
-    - `throw`: raise at run time when the solve diverged, instead of reporting it in `result`.
+    - `throw`: raise at run time when the solve diverged, instead of reporting it in `result`: under
+      `equinox.filter_jit` one `EquinoxRuntimeError`, outside it wrapped in JAX's own.
 
     **Returns:** a `Hypergradient`, and the aux after it under `has_aux`. No derivative flows
     through `warm_start` or `preconditioner`.

@@ -24,7 +24,8 @@ from ._progress import Callback, Progress, ProgressBar
 from ._result import DistillResult
 from ._step import State, compiled_step, compiled_tune
 from .data import DataError
-from .methods import AbstractAdaptiveMethod
+from .methods import AbstractAdaptiveMethod, AbstractMethod
+from .methods._method import with_parts
 
 History = dict[str, list[float]]  # a number a step, by name
 
@@ -124,7 +125,7 @@ class Loop:
             if interrupted() and number < self.steps:
                 self.bar.note(f"Stopped by a signal after step {number:,} of {self.steps:,}.")
         if leads(self.mesh):
-            say_what_fell_short(history, first)
+            say_what_fell_short(history, first, method=state.recipe.method)
         return state, history
 
     def _next_batch(self, number: int) -> tuple[Array, ...]:
@@ -184,8 +185,10 @@ def lost(state: State) -> bool:
     return False
 
 
-def say_what_fell_short(history: History, first: int = 0) -> None:
-    """Warn of rejected steps, of a run given up, and of solves that missed their tolerance.
+def say_what_fell_short(
+    history: History, first: int = 0, *, method: AbstractMethod | None = None
+) -> None:
+    """Warn of rejected steps, of a run given up, and of solves that fell short or do not match.
 
     `first` is the step that the run went on from.
     """
@@ -206,15 +209,20 @@ def say_what_fell_short(history: History, first: int = 0) -> None:
             )
         warnings.warn(text, RuntimeWarning, stacklevel=4)
     if missed.any():
-        worst = ""
-        for of, name in (("relative residual", "residual"), ("the inner one", "inner_residual")):
-            if name in history:
-                worst += f", {of} {_range(np.asarray(history[name])[missed])}"
+        residuals = {"residual": "relative residual", "inner_residual": "the inner one"}
+        if "inner_monotone" in history:  # Adam's steps, as many as were asked for
+            del residuals["inner_residual"]
+        worst = "".join(
+            f", {of} {_range(np.asarray(history[name])[missed])}"
+            for name, of in residuals.items()
+            if name in history
+        )
         remedy = (
-            "Where it stopped at its cap, raise the solver's max_steps, as in methods.rcig(solver="
-            "DualCG(rtol=1e-4, max_steps=1000, label_rtol=1e-2)); where it broke down before, as "
-            "on the indefinite Hessian of a network that is not linearised, pass the method "
-            "gauss_newton=True or damping; or choose another solver."
+            "Where it stopped at its cap, raise the max_steps of the method's solver, for rcig as "
+            "in solver=DualCG(rtol=1e-4, max_steps=1000, label_rtol=1e-2); a Nystrom needs a "
+            "higher rank; where it broke down before, as on the indefinite Hessian of a network "
+            "that is not linearised, pass the method gauss_newton=True or damping; or choose "
+            "another solver."
         )
         if "step_times_curvature" in history:
             # Later ones may be those of a λ that was raised after a rejected step.
@@ -230,7 +238,8 @@ def say_what_fell_short(history: History, first: int = 0) -> None:
             RuntimeWarning,
             stacklevel=4,
         )
-
+    if method is not None and (text := _magnified(history, method)):
+        warnings.warn(text, RuntimeWarning, stacklevel=4)
     for name, words in (("inner", "inner"), ("solver", "inverse-Hessian")):
         diverged = history.get(f"{name}_diverged", [])
         if sum(diverged) > len(diverged) / 3:
@@ -243,11 +252,36 @@ def say_what_fell_short(history: History, first: int = 0) -> None:
             )
 
 
+def _magnified(history: History, method: AbstractMethod) -> str:
+    """A warning of a close inverse-Hessian solve at a point far from the inner minimum, or "".
+
+    Where the head is solved for, the inner problem leaves nothing in its directions: no such harm.
+    """
+    trained = not all(getattr(part, "reparameterized", True) for part in with_parts(method))
+    if not trained or not {"residual", "inner_residual"} <= history.keys():
+        return ""
+    both = np.array([history["inner_residual"], history["residual"]])
+    both = both[:, (both[0] > 0) & np.isfinite(both).all(0)]  # zero in a head-only step
+    if not both.size:
+        return ""
+    inner, solve = np.median(both, 1)
+    if not (inner > 0.01 and solve < 0.1):
+        return ""
+    return (
+        f"H⁻¹g was solved to {solve:.0e} where the inner problem was to {inner:.0e} (median "
+        "relative residuals). With a trained head (cig, vig) a close solve magnifies what the "
+        "inner one leaves, up to a gradient of the wrong sign. Bring the inner one below 1e-4: "
+        "inner=DualCholesky() or DualCG(1e-4) for cig with a SquaredError, more steps of Adam "
+        "else; or leave both short, as solver=Adam() does."
+    )
+
+
 def _range(residuals: np.ndarray) -> str:
     """The largest, and how many are no numbers."""
     known = residuals[np.isfinite(residuals)]
-    lost = residuals.size - known.size
-    said = [f"up to {known.max():.1e}"] * (known.size > 0) + [f"not finite in {lost}"] * (lost > 0)
+    said = [f"up to {known.max():.1e}"] if known.size else []
+    if lost := residuals.size - known.size:
+        said.append(f"not finite in {lost}")
     return ", ".join(said)
 
 

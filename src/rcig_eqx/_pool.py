@@ -10,7 +10,7 @@ import jax.random as jr
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Scalar
 
-from ._checks import check_counts
+from ._checks import check_counts, check_number
 from ._devices import NETWORK, split
 from ._hypergradient import Hypergradient
 from ._subsample import in_chunks
@@ -47,8 +47,7 @@ class PoolSchedule(eqx.Module):
 
     def __check_init__(self) -> None:
         check_counts(size=self.size, max_steps=self.max_steps)
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}: it must be positive.")
+        check_number("learning_rate", self.learning_rate, lambda rate: rate > 0, "positive")
         if not 0 <= self.min_visit <= self.max_visit:
             raise ValueError(
                 f"0 <= min_visit <= max_visit must hold; got {self.min_visit}, {self.max_visit}."

@@ -86,10 +86,15 @@ def solve_dtype(dtype: DTypeLike | None, like: Array) -> jnp.dtype:
 
 
 def check_dtype(dtype: DTypeLike | None) -> None:
-    """Raise `ValueError` for one that JAX cannot represent as it is set up."""
+    """Raise `ValueError` for one that no system is solved in, or JAX cannot represent as set up."""
     if dtype is None:
         return
-    dtype = jnp.dtype(dtype)
+    try:
+        dtype = jnp.dtype(dtype)
+    except TypeError as error:
+        raise ValueError(f"dtype is {dtype!r}: pass jnp.float32 or jnp.float64.") from error
+    if dtype not in (jnp.float32, jnp.float64):
+        raise ValueError(f"dtype is {dtype.name}: a solve is in jnp.float32 or jnp.float64.")
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(
             f"A solve in {dtype.name} needs 64-bit numbers in JAX. Switch them on first with "

@@ -28,7 +28,7 @@ from ._pool import (
     set_member,
     visit,
 )
-from ._types import PyTree
+from ._types import PyTree, named
 from .methods import AbstractAdaptiveMethod, AbstractMethod
 from .models import AbstractNetwork, with_statistics
 
@@ -44,7 +44,8 @@ def falling_rate(peak: float = 0.03, hold: int = 500) -> optax.Schedule:
     """
     if peak <= 0 or hold < 1:
         raise ValueError(f"peak is {peak}, hold {hold}: choose a positive rate and a step or more.")
-    return lambda step: peak * jnp.sqrt(hold / jnp.maximum(step + 1, hold))
+    rate = lambda step: peak * jnp.sqrt(hold / jnp.maximum(step + 1, hold))  # noqa: E731
+    return named(f"falling_rate({peak}, {hold})", rate)
 
 
 def coreset_optimizer(
@@ -71,7 +72,7 @@ def _coreset_optimizer(
     data: float | optax.Schedule, temperature: float | optax.Schedule
 ) -> optax.GradientTransformation:
     where = lambda c: (c.images, c.labels, c.log_temperature)  # noqa: E731
-    return optax.partition(
+    optimizer = optax.partition(
         {"data": optax.adabelief(data), "temperature": optax.adabelief(temperature)},
         lambda psi: (
             eqx.tree_at(where, psi, ("data", "data", "temperature"))
@@ -79,6 +80,9 @@ def _coreset_optimizer(
             else jax.tree.map(lambda _: "data", psi)
         ),
     )
+    rates = ", ".join(str(getattr(rate, "__name__", rate)) for rate in (data, temperature))
+    named(f"coreset_optimizer({rates})", optimizer.init)
+    return optimizer
 
 
 class Recipe(eqx.Module):

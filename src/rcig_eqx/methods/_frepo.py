@@ -5,6 +5,7 @@ import jax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Scalar
 
+from .._checks import check_flags
 from .._coreset import Coreset
 from .._hypergradient import Hypergradient
 from .._losses import SQUARED_ERROR, InnerLoss, mse_loss, platt_loss
@@ -78,6 +79,7 @@ class frepo(AbstractMethod):
     def __check_init__(self) -> None:
         check_l2_rate(self.l2_rate)
         check_subset(self.subset)
+        check_flags(margin=self.margin)
         check_quadratic(self.inner_loss, "frepo solves for the head")
 
     def hypergradient(self, model, coreset, images, targets, *, key):

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from .._backend import IMAGES_AT_ONCE, full_precision, zeros
 from .._bilevel import Solver, solve_stats
+from .._checks import check_number
 from .._coreset import Coreset
 from .._hypergradient import Hypergradient
 from .._linearize import Linearization, linearize
@@ -299,8 +300,7 @@ def check_solvers(inner: Solver, solver: Solver, *, quadratic: bool, damping: fl
             f"inner is {type(inner).__name__}, but the inner loss of a network that is not "
             "linearised, or one that is no SquaredError, is not quadratic: pass Adam()."
         )
-    if not damping >= 0:
-        raise ValueError(f"damping is {damping}: it must not be negative.")
+    check_number("damping", damping, lambda d: d >= 0, "a number of at least 0")
     if isinstance(solver, AbstractDualSolver) and not quadratic:
         raise ValueError(
             f"solver is {type(solver).__name__}, which solves only the linearised problem "

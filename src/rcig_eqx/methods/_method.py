@@ -8,9 +8,9 @@ from typing import TypeGuard
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar
 
+from .._checks import check_number
 from .._coreset import Coreset
 from .._hypergradient import Hypergradient
 from .._losses import InnerLoss, OuterLoss as OuterLoss, SquaredError, label_margin, platt_loss
@@ -146,5 +146,4 @@ def over_support(inner_loss: SquaredError, coreset: Coreset) -> SquaredError:
 
 def check_l2_rate(l2_rate: float | Scalar) -> None:
     """Raise `ValueError` unless the ridge problem has one solution. Traced rates are let pass."""
-    if not isinstance(l2_rate, Tracer) and not l2_rate > 0:
-        raise ValueError(f"l2_rate is {l2_rate}: it must be positive, such as 5e-4.")
+    check_number("l2_rate", l2_rate, lambda rate: rate > 0, "positive, such as 5e-4")

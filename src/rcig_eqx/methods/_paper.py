@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from .._backend import full_precision
 from .._bilevel import Solver
+from .._checks import check_flags, check_number
 from .._losses import SQUARED_ERROR, InnerLoss, mse_loss, platt_loss
 from .._subsample import check_subset, choose
 from ..solvers import Adam
@@ -101,8 +102,10 @@ class implicit(AbstractAdaptiveMethod):
                 "dtype is the precision of the head's ridge solve, and this method (cig, vig) "
                 "trains the head: leave dtype out."
             )
-        if not 0 < self.below_largest <= 1:
-            raise ValueError(f"below_largest is {self.below_largest}: choose it in (0, 1].")
+        check_number("below_largest", self.below_largest, lambda b: 0 < b <= 1, "in (0, 1]")
+        check_flags(gauss_newton=self.gauss_newton, clip=self.clip, margin=self.margin)
+        if not isinstance(self.rule, RateRule):
+            raise ValueError(f"rule is {self.rule!r}: pass a methods.RateRule, such as RateRule().")
         for name, value in (("inner", self.inner), ("solver", self.solver)):
             if isinstance(value, Adam) and value.learning_rate is None and value.steps == 1:
                 raise ValueError(f"{name}: one step shows no trend to find a rate by; give one.")

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Scalar
 
 from .._backend import IMAGES_AT_ONCE, full_precision
+from .._checks import check_flags
 from .._coreset import Coreset
 from .._hypergradient import Hypergradient
 from .._linearize import linearize
@@ -172,6 +173,7 @@ class rcig(AbstractMethod):
         check_l2_rate(self.l2_rate)
         check_subset(self.subset)
         check_dual(self.solver)
+        check_flags(clip=self.clip, margin=self.margin)
         check_quadratic(self.inner_loss, "rcig solves the inner problem")
 
     def hypergradient(self, model, coreset, images, targets, *, key):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar
 
+from .._checks import check_counts, check_number
 from ._conv import average_pool, conv2d, max_pool, rectify
 from ._network import lecun_normal
 from ._normalize import Normalize, check_normalization
@@ -150,11 +151,8 @@ def conv_block(
 
 def check_options(softplus: float | None, **sizes: int) -> None:
     """Raise `ValueError` for a size below one, or an activation that is none."""
-    if min(sizes.values()) < 1:
-        *others, last = sizes
-        raise ValueError(f"{', '.join(others)} and {last} must be at least 1.")
-    if softplus is not None and softplus <= 0:
-        raise ValueError(f"softplus must be positive, or None for ReLU; got {softplus}.")
+    check_counts(**sizes)
+    check_number("softplus", softplus, lambda beta: beta > 0, "positive, or None for ReLU")
 
 
 def pair(image_size: int | tuple[int, int]) -> tuple[int, int]:

@@ -111,6 +111,9 @@ class convnet_for(eqx.Module):
 
     def __check_init__(self):
         check_normalization(self.normalization)
+        softplus = None if self.softplus == "paper" else self.softplus
+        depth = 3 if self.depth is None else self.depth
+        check_options(softplus, num_classes=self.num_classes, width=self.width, depth=depth)
 
     def __call__(self, key: PRNGKeyArray) -> ConvNet:
         """A fresh network."""

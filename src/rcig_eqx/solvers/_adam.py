@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Scalar
 
 from .._backend import zeros
-from .._checks import check_counts
+from .._checks import check_counts, check_number
 from .._types import PyTree
 from ._definite import AbstractDefiniteSolver, check_definite, dot, norm, ratio
 
@@ -88,8 +88,9 @@ class Adam(AbstractDefiniteSolver):
     def __check_init__(self) -> None:
         if self.steps != 0:
             check_counts(steps=self.steps)
-        if isinstance(self.learning_rate, float | int) and not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}: it must be positive.")
+        check_number(
+            "learning_rate", self.learning_rate, lambda rate: rate > 0, "positive, or None"
+        )
 
     def rate(self) -> float | Float[Array, ""]:
         """The learning rate; `ValueError` if it has not been found yet."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 
-from .._checks import check_counts
+from .._checks import check_counts, check_number
 from .._types import PyTree
 from ._definite import AbstractDefiniteSolver, axpy, check_definite, dot, ratio
 
@@ -34,8 +34,7 @@ class ConjugateGradient(AbstractDefiniteSolver):
     max_steps: int = eqx.field(static=True, default=100)
 
     def __check_init__(self) -> None:
-        if not 0 < self.rtol < 1:
-            raise ValueError(f"rtol must lie between 0 and 1; got {self.rtol}.")
+        check_number("rtol", self.rtol, lambda r: 0 < r < 1, "between 0 and 1")
         check_counts(max_steps=self.max_steps)
 
     def init(

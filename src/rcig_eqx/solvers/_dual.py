@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
 from .._backend import JACOBIAN_NUMBERS, JACOBIAN_ROWS
+from .._checks import check_number
 from .._linearize import Linearization
 from .._ridge import check_dtype, solve_dtype
 from .._types import PyTree
@@ -314,8 +315,7 @@ class DualCG(AbstractDualSolver):
 
     def __check_init__(self) -> None:
         ConjugateGradient(self.rtol, self.max_steps)
-        if self.label_rtol is not None and not 0 < self.label_rtol < 1:
-            raise ValueError(f"label_rtol must lie between 0 and 1; got {self.label_rtol}.")
+        check_number("label_rtol", self.label_rtol, lambda r: 0 < r < 1, "between 0 and 1, or None")
 
     def prepare(
         self,

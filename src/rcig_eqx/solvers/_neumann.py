@@ -9,7 +9,7 @@ import jax.random as jr
 import lineax as lx
 from jaxtyping import Scalar
 
-from .._checks import check_counts
+from .._checks import check_counts, check_number
 from .._types import PyTree
 from ._definite import AbstractDefiniteSolver, axpy, check_definite, norm, relative
 
@@ -25,13 +25,15 @@ class Neumann(AbstractDefiniteSolver):
     **Arguments:**
 
     - `max_steps`: terms K of the series.
-    - `rtol`: stop earlier, once the relative residual is below it; 0 takes all terms.
+    - `rtol`: stop earlier, once the relative residual is below it; 0 takes all terms, unless
+      nothing is left to add.
     - `step_size`: η.
     - `power_steps`: products spent on λ_max.
 
     The statistics are `num_steps` (products, power iteration included), `max_steps`, `residual`
-    (‖g − Hv‖/‖g‖) and `step_times_curvature` (η λ_max). A residual above `rtol` is no failure: the
-    series is truncated on purpose.
+    (‖g − Hv‖/‖g‖, by the recurrence, which may be less than rounding lets it be) and
+    `step_times_curvature` (η λ_max). A residual above `rtol` is no failure: the series is truncated
+    on purpose.
     """
 
     max_steps: int = eqx.field(static=True, default=20)
@@ -41,10 +43,8 @@ class Neumann(AbstractDefiniteSolver):
 
     def __check_init__(self) -> None:
         check_counts(max_steps=self.max_steps, power_steps=self.power_steps)
-        if not 0 <= self.rtol < 1:
-            raise ValueError(f"rtol must lie between 0 and 1; got {self.rtol}.")
-        if isinstance(self.step_size, float | int) and self.step_size <= 0:
-            raise ValueError(f"step_size is {self.step_size}: it must be positive, or None.")
+        check_number("rtol", self.rtol, lambda r: 0 <= r < 1, "between 0 and 1")
+        check_number("step_size", self.step_size, lambda s: s > 0, "positive, or None")
 
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]

@@ -10,7 +10,7 @@ import lineax as lx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar
 
-from .._checks import check_counts
+from .._checks import check_counts, check_number
 from .._types import PyTree
 from ._definite import AbstractDefiniteSolver, check_definite, relative
 
@@ -70,8 +70,7 @@ class Nystrom(AbstractDefiniteSolver):
 
     def __check_init__(self) -> None:
         check_counts(rank=self.rank)
-        if isinstance(self.regularization, float | int) and not self.regularization > 0:
-            raise ValueError(f"regularization is {self.regularization}: it must be positive.")
+        check_number("regularization", self.regularization, lambda r: r > 0, "positive, or None")
 
     def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> PyTree:
         del options
