@@ -147,7 +147,8 @@ CASES: dict[str, tuple[str, str]] = {
     "keep_best_on_arrays": ("ValueError", "pass a Dataset, as hold_out returns"),
     "keep_best_never": ("ValueError", "every is 0"),
     "evaluate_model_instance": ("ValueError", "a function from a key to a network"),
-    "grid_without_preprocess": ("ValueError", r"use result\.coreset"),
+    "grid_of_a_result": ("ValueError", r"no coreset .*: pass result\.coreset"),
+    "grid_without_preprocess": ("ValueError", r"pass result\.coreset"),
     "grid_names": ("ValueError", "pass one name a class"),
     "dataset_unknown": ("ValueError", "Did you mean 'fashion_mnist'"),
     "dataset_no_file": ("DataError", r"there is no \.npz file or folder .*: check the path"),
@@ -371,6 +372,7 @@ def collect() -> dict[str, list[str]]:
         "keep_best_never": lambda: r.KeepBest(dataset, every=0, key=key),
         "evaluate_model_instance": lambda: evaluate(model=network(key)),
         "grid_without_preprocess": lambda: r.save_grid(bare, ("a", "b"), folder / "x.png"),
+        "grid_of_a_result": lambda: r.save_grid(object(), ("a", "b"), folder / "x.png"),  # pyright: ignore
         "grid_names": lambda: r.save_grid(coreset, ("a",), folder / "x.png"),
         "dataset_unknown": lambda: r.data.load("fasion_mnist"),
         "dataset_no_file": lambda: r.data.load(folder / "none.npz"),

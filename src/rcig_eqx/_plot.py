@@ -21,8 +21,8 @@ def to_pixels(coreset: Coreset, *, compress: bool = False) -> Float[np.ndarray, 
     `compress` an image that leaves the range is scaled into it instead, all its channels alike, so
     that everything in it can be seen; others stay as they are.
     """
-    if coreset.preprocess is None:
-        raise ValueError("This coreset does not carry its preprocessing: use result.coreset.")
+    if getattr(coreset, "preprocess", None) is None:
+        raise ValueError("This is no coreset with its preprocessing: pass result.coreset.")
     pixels = np.asarray(coreset.preprocess.inverse(coreset.images))
     if compress:
         low = np.minimum(pixels.min((1, 2, 3), keepdims=True), 0.0)

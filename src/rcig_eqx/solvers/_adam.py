@@ -73,7 +73,7 @@ class Adam(AbstractDefiniteSolver):
     """Adam on ½vᵀHv − gᵀv, whose gradient is Hv − g: the paper's solver (equation 7).
 
     It needs no bound on the curvature, but a learning rate that suits the problem: `None` leaves
-    it to [`tune`][rcig_eqx.tune] before a distillation.
+    it to [`tune`][rcig_eqx.tune] before a distillation. With `steps=0` the start is the solution.
 
     The statistics are `num_steps`, `max_steps`, `residual` (‖g − Hv‖/‖g‖ at the last gradient
     taken, one step before the end), `diverged`, whether the quadratic was above its value at v = 0
