@@ -112,6 +112,7 @@ CASES: dict[str, tuple[str, str]] = {
     "cg_rtol": ("ValueError", "rtol is 2.0: it must be between 0 and 1"),
     "dual_cg_rtol": ("ValueError", "rtol is 2.0: it must be between 0 and 1"),
     "dual_cg_label_rtol": ("ValueError", "label_rtol is 0.0: it must be between"),
+    "rtol_none": ("ValueError", "rtol is None: it must be between 0 and 1"),
     "rtol_text": ("ValueError", "rtol is '1e-3': it must be between 0 and 1"),
     "damping_text": ("ValueError", "damping is '0.1': it must be a number of at least 0"),
     "margin_text": ("ValueError", "margin is 'no': pass True or False"),
@@ -122,7 +123,7 @@ CASES: dict[str, tuple[str, str]] = {
     "checkpoint_every_text": ("ValueError", "checkpoint_every is '60': it must be seconds"),
     "width_text": ("ValueError", "width is '16': it must be a whole number"),
     "softplus_text": ("ValueError", "softplus is 'papr': it must be positive, or None"),
-    "labels_from_one": ("ValueError", r"too few .* '0' \(0\).*Labels count from 0: subtract 1"),
+    "labels_from_one": ("ValueError", r"too few .* '0' \(0\): labels count from 0; subtract 1"),
     "rcig_l2_rate": ("ValueError", "l2_rate is 0.0: it must be positive"),
     "rcig_solver": ("ValueError", r"solver is ConjugateGradient\(.* pass DualCG\(\) or"),
     "frepo_l2_rate": ("ValueError", "l2_rate is -1.0: it must be positive"),
@@ -147,7 +148,7 @@ CASES: dict[str, tuple[str, str]] = {
     "keep_best_on_arrays": ("ValueError", "pass a Dataset, as hold_out returns"),
     "keep_best_never": ("ValueError", "every is 0"),
     "evaluate_model_instance": ("ValueError", "a function from a key to a network"),
-    "grid_of_a_result": ("ValueError", r"no coreset .*: pass result\.coreset"),
+    "grid_of_no_coreset": ("ValueError", r"no coreset .*: pass result\.coreset"),
     "grid_without_preprocess": ("ValueError", r"pass result\.coreset"),
     "grid_names": ("ValueError", "pass one name a class"),
     "dataset_unknown": ("ValueError", "Did you mean 'fashion_mnist'"),
@@ -330,6 +331,7 @@ def collect() -> dict[str, list[str]]:
         "cg_rtol": lambda: r.solvers.ConjugateGradient(rtol=2.0),
         "dual_cg_rtol": lambda: r.solvers.DualCG(rtol=2.0),
         "dual_cg_label_rtol": lambda: r.solvers.DualCG(label_rtol=0.0),
+        "rtol_none": lambda: r.solvers.ConjugateGradient(None),  # pyright: ignore
         "rtol_text": lambda: r.solvers.ConjugateGradient("1e-3"),  # pyright: ignore
         "damping_text": lambda: r.methods.cig(damping="0.1"),
         "margin_text": lambda: r.methods.frepo(margin="no"),  # pyright: ignore
@@ -372,7 +374,7 @@ def collect() -> dict[str, list[str]]:
         "keep_best_never": lambda: r.KeepBest(dataset, every=0, key=key),
         "evaluate_model_instance": lambda: evaluate(model=network(key)),
         "grid_without_preprocess": lambda: r.save_grid(bare, ("a", "b"), folder / "x.png"),
-        "grid_of_a_result": lambda: r.save_grid(object(), ("a", "b"), folder / "x.png"),  # pyright: ignore
+        "grid_of_no_coreset": lambda: r.save_grid(object(), ("a", "b"), folder / "x.png"),  # pyright: ignore
         "grid_names": lambda: r.save_grid(coreset, ("a",), folder / "x.png"),
         "dataset_unknown": lambda: r.data.load("fasion_mnist"),
         "dataset_no_file": lambda: r.data.load(folder / "none.npz"),

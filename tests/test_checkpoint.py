@@ -200,7 +200,7 @@ def one_step(train, tmp_path_factory):
         ({"key": 1}, "key"),
         ({"method": staged(frepo(), rcig(), 2)}, r"method\.steps: 3 there, 2 here"),
         ({"optimizer": coreset_optimizer(0.01)}, r"'coreset_optimizer\(0\.01, 0\.03\)' here"),
-        ({"average": growing_average(3.0)}, r"growing_average\(9\.0\)' there, .*\(3\.0\)' here"),
+        ({"average": growing_average(3.0)}, r"growing_average\(9\)' there, .*\(3\)' here"),
         ({"pool": PoolSchedule(size=4, max_steps=4, max_visit=2)}, r"pool\.size: 3 there, 4"),
         ({"model": convnet_for((14, 14, 1), 3, width=5, depth=1)}, r"model\.width: 4 there, 5"),
     ],

@@ -4,23 +4,27 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from jax import ShapeDtypeStruct
 from jax.core import Tracer
 
 
-def check_number(name: str, value: Any, fits: Callable[[Any], Any], must: str) -> None:
-    """Raise `ValueError` for what is no number or does not fit. Traced and missing ones pass."""
-    if value is None or isinstance(value, Tracer):
+def check_number(name: str, value: Any, fits: Callable[[Any], bool], must: str) -> None:
+    """Raise `ValueError` for what is no number or does not fit.
+
+    What is traced has no value yet, and an array of several is for `vmap`: both pass.
+    """
+    if isinstance(value, Tracer | ShapeDtypeStruct) or getattr(value, "ndim", 0):
         return
     try:
-        right = bool(fits(value))
-    except (TypeError, ValueError):  # a string, or an array of several
+        right = fits(value.item() if hasattr(value, "item") else value)
+    except TypeError:  # as of a text
         right = False
     if not right:
         raise ValueError(f"{name} is {value!r}: it must be {must}.")
 
 
 def check_flags(**flags: Any) -> None:
-    """Raise `ValueError` for what is neither `True` nor `False`: any other text counts as true."""
+    """Raise `ValueError` for what is neither `True` nor `False`: Python takes a "no" for true."""
     for name, value in flags.items():
         if not isinstance(value, bool | np.bool_):
             raise ValueError(f"{name} is {value!r}: pass True or False.")

@@ -202,7 +202,7 @@ def ema(decay: float) -> Callable[[Array], Array]:
     Returns a function from the number of iterates averaged so far to the weight of the next.
     """
     check_number("decay", decay, lambda d: 0 <= d < 1, "in [0, 1)")
-    return named(f"ema({decay})", lambda count: (1 - decay) / (1 - decay ** (count + 1.0)))
+    return named(f"ema({decay:g})", lambda count: (1 - decay) / (1 - decay ** (count + 1.0)))
 
 
 @functools.cache
@@ -214,4 +214,4 @@ def growing_average(sharpness: float = 9.0) -> Callable[[Array], Array]:
     """
     check_number("sharpness", sharpness, lambda s: s >= 0, "a number of at least 0")
     weight = lambda count: (sharpness + 1.0) / (count + sharpness + 1.0)  # noqa: E731
-    return named(f"growing_average({sharpness})", weight)
+    return named(f"growing_average({sharpness:g})", weight)

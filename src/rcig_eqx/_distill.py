@@ -146,9 +146,9 @@ def distill(
       killed or abandoned. 0 is after every step.
     - `keep_checkpoints`: how many of the newest stay in the folder.
     - `resume`: go on from the newest valid checkpoint there, or start if there is none. The run
-      ends in the same bytes as one that was never interrupted; on another number of devices, or
-      by other versions, it warns that it does not. More `steps` may be asked for; a
-      default `method` stays the one of as many steps as were asked for first.
+      ends in the same bytes as one that was never interrupted, its `seconds` aside; on another
+      number of devices, or by other versions, it warns that it does not. More `steps` may be asked
+      for; a default `method` stays the one of as many steps as were asked for first.
     - `workers`: processes that read a set on disk ahead; threads of this one do if 0. The batches
       are the same. A script that asks for workers guards its main part by
       `if __name__ == "__main__"`.
@@ -263,7 +263,7 @@ def distill(
         "preprocess": type(preprocess).__name__,
         "key": np.asarray(jr.key_data(key)).tolist(),
         "pool": describe(recipe.schedule),
-        "optimizer": called(recipe.optimizer.init),
+        "optimizer": called(recipe.optimizer.update),
         "average": called(recipe.average),
     }
 

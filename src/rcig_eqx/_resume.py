@@ -37,8 +37,9 @@ def run_card(
     - `state`: the state before the first step.
     - `images`: shape and dtype of an outer batch's.
 
-    Functions, such as losses and optimisers, have no names to compare. What they compute has: the
-    hash of the traced step. The hash of the starting state covers the key and every number passed.
+    Functions of a user's, such as losses and optimisers, have no names to compare. What they
+    compute has: the hash of the traced step. The hash of the starting state covers the key and
+    every number passed.
     """
     traced = eqx.filter_make_jaxpr(step)(tuned_structure(state, _batch(images)), _batch(images))[0]
     marks = train.marks if isinstance(train, AbstractImages) else ()

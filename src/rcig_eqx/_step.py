@@ -45,7 +45,7 @@ def falling_rate(peak: float = 0.03, hold: int = 500) -> optax.Schedule:
     if peak <= 0 or hold < 1:
         raise ValueError(f"peak is {peak}, hold {hold}: choose a positive rate and a step or more.")
     rate = lambda step: peak * jnp.sqrt(hold / jnp.maximum(step + 1, hold))  # noqa: E731
-    return named(f"falling_rate({peak}, {hold})", rate)
+    return named(f"falling_rate({peak:g}, {hold:g})", rate)
 
 
 def coreset_optimizer(
@@ -80,8 +80,11 @@ def _coreset_optimizer(
             else jax.tree.map(lambda _: "data", psi)
         ),
     )
-    rates = ", ".join(str(getattr(rate, "__name__", rate)) for rate in (data, temperature))
-    named(f"coreset_optimizer({rates})", optimizer.init)
+
+    def name(rate: float | optax.Schedule) -> str:
+        return getattr(rate, "__name__", type(rate).__name__) if callable(rate) else f"{rate:g}"
+
+    named(f"coreset_optimizer({name(data)}, {name(temperature)})", optimizer.update)
     return optimizer
 
 

@@ -94,12 +94,12 @@ class Dataset:
         short = [f"{c!r} ({len(m)})" for c, m in zip(self.class_names, members, strict=True)
                  if len(m) < k]  # fmt: skip
         if short:
-            from_one = (
-                " (Labels count from 0: subtract 1 from these?)" if not len(members[0]) else ""
-            )
+            fix = "ask for fewer or add images of these classes"
+            if short == ["'0' (0)"]:  # a class without a name of its own
+                fix = "labels count from 0; subtract 1 if these count from 1"
             raise ValueError(
                 f"{k} images of each class were asked for, but too few are there of "
-                f"{', '.join(short)}: ask for fewer or add images of these classes.{from_one}"
+                f"{', '.join(short)}: {fix}."
             )
         return np.concatenate([rng.choice(m, size=k, replace=False) for m in members])
 

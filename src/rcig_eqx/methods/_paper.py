@@ -90,6 +90,8 @@ class implicit(AbstractAdaptiveMethod):
     tally: Tally | None = None
 
     def __check_init__(self):
+        check_flags(linearized=self.linearized, reparameterized=self.reparameterized)
+        check_flags(gauss_newton=self.gauss_newton, clip=self.clip, margin=self.margin)
         check_l2_rate(self.l2_rate)
         check_subset(self.subset)
         if self.reparameterized:
@@ -103,7 +105,6 @@ class implicit(AbstractAdaptiveMethod):
                 "trains the head: leave dtype out."
             )
         check_number("below_largest", self.below_largest, lambda b: 0 < b <= 1, "in (0, 1]")
-        check_flags(gauss_newton=self.gauss_newton, clip=self.clip, margin=self.margin)
         if not isinstance(self.rule, RateRule):
             raise ValueError(f"rule is {self.rule!r}: pass a methods.RateRule, such as RateRule().")
         for name, value in (("inner", self.inner), ("solver", self.solver)):

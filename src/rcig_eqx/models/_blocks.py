@@ -152,7 +152,7 @@ def conv_block(
 def check_options(softplus: float | None, **sizes: int) -> None:
     """Raise `ValueError` for a size below one, or an activation that is none."""
     check_counts(**sizes)
-    check_number("softplus", softplus, lambda beta: beta > 0, "positive, or None for ReLU")
+    check_number("softplus", softplus, lambda b: b is None or b > 0, "positive, or None for ReLU")
 
 
 def pair(image_size: int | tuple[int, int]) -> tuple[int, int]:

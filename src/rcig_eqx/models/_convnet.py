@@ -98,7 +98,8 @@ class convnet_for(eqx.Module):
       number or `None` as in [`ConvNet`][rcig_eqx.ConvNet].
     - `normalization`, `growth`: as in [`ConvNet`][rcig_eqx.ConvNet].
 
-    Raises `ValueError` for a normalisation that is none, and names the nearest.
+    Raises `ValueError` for a size below one, an activation that is none, and a normalisation that
+    is none, naming the nearest.
     """
 
     image_shape: tuple[int, int, int] = eqx.field(static=True)
@@ -113,7 +114,8 @@ class convnet_for(eqx.Module):
         check_normalization(self.normalization)
         softplus = None if self.softplus == "paper" else self.softplus
         depth = 3 if self.depth is None else self.depth
-        check_options(softplus, num_classes=self.num_classes, width=self.width, depth=depth)
+        sizes = {"num_classes": self.num_classes, "width": self.width, "growth": self.growth}
+        check_options(softplus, **sizes, depth=depth)
 
     def __call__(self, key: PRNGKeyArray) -> ConvNet:
         """A fresh network."""

@@ -89,7 +89,7 @@ class Adam(AbstractDefiniteSolver):
         if self.steps != 0:
             check_counts(steps=self.steps)
         check_number(
-            "learning_rate", self.learning_rate, lambda rate: rate > 0, "positive, or None"
+            "learning_rate", self.learning_rate, lambda r: r is None or r > 0, "positive, or None"
         )
 
     def rate(self) -> float | Float[Array, ""]:

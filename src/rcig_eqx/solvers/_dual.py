@@ -316,7 +316,12 @@ class DualCG(AbstractDualSolver):
 
     def __check_init__(self) -> None:
         ConjugateGradient(self.rtol, self.max_steps)
-        check_number("label_rtol", self.label_rtol, lambda r: 0 < r < 1, "between 0 and 1, or None")
+        check_number(
+            "label_rtol",
+            self.label_rtol,
+            lambda r: r is None or 0 < r < 1,
+            "between 0 and 1, or None",
+        )
 
     def prepare(
         self,

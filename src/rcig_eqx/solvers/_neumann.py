@@ -44,7 +44,7 @@ class Neumann(AbstractDefiniteSolver):
     def __check_init__(self) -> None:
         check_counts(max_steps=self.max_steps, power_steps=self.power_steps)
         check_number("rtol", self.rtol, lambda r: 0 <= r < 1, "between 0 and 1")
-        check_number("step_size", self.step_size, lambda s: s > 0, "positive, or None")
+        check_number("step_size", self.step_size, lambda s: s is None or s > 0, "positive, or None")
 
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]

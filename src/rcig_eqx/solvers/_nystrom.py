@@ -70,7 +70,9 @@ class Nystrom(AbstractDefiniteSolver):
 
     def __check_init__(self) -> None:
         check_counts(rank=self.rank)
-        check_number("regularization", self.regularization, lambda r: r > 0, "positive, or None")
+        check_number(
+            "regularization", self.regularization, lambda r: r is None or r > 0, "positive, or None"
+        )
 
     def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> PyTree:
         del options
