@@ -57,8 +57,8 @@ def diagnose(
     """Why a hypergradient is not finite, and the condition number of the head's ridge system.
 
     **Returns:** an index into `CAUSES`, and the condition number of h hᵀ + λI, NaN where the
-    features h are not finite or the method is one that trains the head. Costs a forward pass over the distilled
-    set and the eigenvalues of an n × n matrix.
+    features h are not finite or the method is one that trains the head. Costs a forward pass over
+    the distilled set and the eigenvalues of an n × n matrix.
     """
     X_S, y_S = coreset.support()
     h = in_chunks(model.features, X_S)
