@@ -254,6 +254,20 @@ def test_a_close_solve_far_from_a_trained_heads_minimum_is_warned_of(setting):
     say_what_fell_short(off(method)[1], method=method)
 
 
+def test_a_dual_solve_under_a_trained_head_is_judged_by_v(setting):
+    """Its own residual says little of v, a difference divided by λ."""
+
+    def at(rtol):
+        method = cig(inner=DualCholesky(), solver=DualCG(rtol, 100))
+        return run(method.hypergradient, setting, key=jr.key(0)).stats
+
+    rough, fine = at(0.3), at(1e-8)
+    assert not rough["converged"]
+    assert rough["residual"] > 1
+    assert fine["converged"]
+    assert fine["residual"] < 1e-4
+
+
 def test_a_run_whose_descents_diverge_says_so():
     """Each is a success to its solver, which is truncated on purpose."""
     history = {"loss": [1.0] * 5, "solver_diverged": [1.0, 1.0, 0.0, 0.0, 0.0]}

@@ -24,8 +24,8 @@ from ._progress import Callback, Progress, ProgressBar
 from ._result import DistillResult
 from ._step import State, compiled_step, compiled_tune
 from .data import DataError
-from .methods import AbstractAdaptiveMethod, AbstractMethod
-from .methods._method import with_parts
+from .methods import AbstractAdaptiveMethod, AbstractMethod, implicit
+from .methods._method import is_quadratic, with_parts
 
 History = dict[str, list[float]]  # a number a step, by name
 
@@ -220,9 +220,9 @@ def say_what_fell_short(
         remedy = (
             "Where it stopped at its cap, raise the max_steps of the method's solver, for rcig as "
             "in solver=DualCG(rtol=1e-4, max_steps=1000, label_rtol=1e-2); a Nystrom needs a "
-            "higher rank; where it broke down before, as on the indefinite Hessian of a network "
-            "that is not linearised, pass the method gauss_newton=True or damping; or choose "
-            "another solver."
+            "higher rank, a DualCG under a trained head (cig) an rtol of 1e-6; where it broke "
+            "down before, as on the indefinite Hessian of a network that is not linearised, pass "
+            "the method gauss_newton=True or damping; or choose another solver."
         )
         if "step_times_curvature" in history:
             # Later ones may be those of a λ that was raised after a rejected step.
@@ -257,7 +257,8 @@ def _magnified(history: History, method: AbstractMethod) -> str:
 
     Where the head is solved for, the inner problem leaves nothing in its directions: no such harm.
     """
-    trained = not all(getattr(part, "reparameterized", True) for part in with_parts(method))
+    parts = [part for part in with_parts(method) if isinstance(part, implicit)]
+    trained = [part for part in parts if not part.reparameterized]
     if not trained or not {"residual", "inner_residual"} <= history.keys():
         return ""
     both = np.array([history["inner_residual"], history["residual"]])
@@ -265,7 +266,9 @@ def _magnified(history: History, method: AbstractMethod) -> str:
     if not both.size:
         return ""
     inner, solve = np.median(both, 1)
-    if not (inner > 0.01 and solve < 0.1):
+    # Of a quadratic the gradient is worth little above the first; others bear more.
+    quadratic = all(part.linearized and is_quadratic(part.inner_loss) for part in trained)
+    if not (inner > (2e-4 if quadratic else 1e-2) and solve < 0.1):
         return ""
     return (
         f"H⁻¹g was solved to {solve:.0e} where the inner problem was to {inner:.0e} (median "

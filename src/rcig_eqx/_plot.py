@@ -21,9 +21,10 @@ def to_pixels(coreset: Coreset, *, compress: bool = False) -> Float[np.ndarray, 
     `compress` an image that leaves the range is scaled into it instead, all its channels alike, so
     that everything in it can be seen; others stay as they are.
     """
-    if getattr(coreset, "preprocess", None) is None:
+    preprocess = getattr(coreset, "preprocess", None)
+    if preprocess is None:
         raise ValueError("This is no coreset with its preprocessing: pass result.coreset.")
-    pixels = np.asarray(coreset.preprocess.inverse(coreset.images))
+    pixels = np.asarray(preprocess.inverse(coreset.images))
     if compress:
         low = np.minimum(pixels.min((1, 2, 3), keepdims=True), 0.0)
         high = np.maximum(pixels.max((1, 2, 3), keepdims=True), 1.0)

@@ -82,8 +82,9 @@ def implicit_hypergradient(
     **Returns:** a `Hypergradient` with `accuracy`; `iterations` and `residual` of the
     inverse-Hessian solve; `inner_iterations`, and `inner_residual`, the norm of the last inner
     gradient taken relative to the first; and `converged`, whether both solvers did what was asked
-    of them. A dual solver's residuals are those of its system of n·C unknowns. Adam adds whether
-    its descent ended above its start or was monotone: `inner_diverged`, `inner_monotone`,
+    of them. A dual solver's residuals are those of its system of n·C unknowns, but where the head
+    is trained `residual` is v's own, and one above 1, which v = 0 has, is a failure. Adam adds
+    whether its descent ended above its start or was monotone: `inner_diverged`, `inner_monotone`,
     `solver_diverged`, `solver_monotone`; and a Neumann series its `step_times_curvature`, which
     must be below 2.
     """
@@ -237,9 +238,14 @@ class InnerSolution:
         padded, ridge = self.problem.pad(g), self.l2 + damping
         beta = system.solve(at.jvp(padded))
         rest = jax.tree.map(jnp.subtract, padded, at.vjp(beta.value))
-        v = jax.tree.map(lambda x: x / ridge, rest)
-        stats = {"num_steps": beta.num_steps, "residual": beta.residual}
-        return lx.Solution(self.problem.restrict(v), beta.result, stats, None)
+        v = self.problem.restrict(jax.tree.map(lambda x: x / ridge, rest))
+        residual, result = beta.residual, beta.result
+        if not self.problem.reparameterized:  # what β is short of is divided by λ in the head too
+            product = damped(self.hessian.mv, self.theta, damping).mv(v)
+            residual = relative(jax.tree.map(jnp.subtract, g, product), g)
+            result = lx.RESULTS.where(residual <= 1, result, lx.RESULTS.breakdown)
+        stats = {"num_steps": beta.num_steps, "residual": residual}
+        return lx.Solution(v, result, stats, None)
 
 
 def _descend(
