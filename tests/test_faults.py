@@ -24,10 +24,11 @@ from rcig_eqx import (
     real_coreset,
     step,
 )
-from rcig_eqx._faults import CAUSES, L2_FACTOR, MAX_RAISES, SOLVE
+from rcig_eqx._faults import CAUSES, L2_FACTOR, MAX_RAISES, SOLVE, explain
 from rcig_eqx._loop import gave_up, interruptible, say_what_fell_short
 from rcig_eqx.data import Dataset, load, standardize
-from rcig_eqx.methods import AbstractMethod, frepo
+from rcig_eqx.methods import AbstractMethod, cig, frepo
+from rcig_eqx.solvers import Adam
 
 make_model = convnet_for((14, 14, 1), 3, width=4, depth=1)
 L2_RATE = 1e-3
@@ -115,6 +116,14 @@ def test_the_first_thing_to_break_is_named(broken, cause, train, batch):
     h = np.asarray(model.features(state.coreset.images), np.float64)
     K = h @ h.T + L2_RATE * len(h) * np.eye(len(h))
     np.testing.assert_allclose(metrics["condition"], np.linalg.cond(K), rtol=1e-3)
+
+
+def test_a_trained_head_has_no_ridge_system_to_name(train, batch):
+    images, labels = batch
+    method = cig(inner=Adam(1e-3, 2), solver=Adam(1e-3, 2))
+    _, metrics = take(start(train, method), (images.at[0, 3, 3, 0].set(jnp.inf), labels))
+    assert metrics["rejected"]
+    assert "ridge head" not in explain(1, {name: float(value) for name, value in metrics.items()})
 
 
 def test_an_update_that_overflows_is_rejected(train, batch):
