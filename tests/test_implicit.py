@@ -223,9 +223,7 @@ def test_residuals_without_a_number_are_counted_apart():
     with pytest.warns(RuntimeWarning, match=r"residual up to 2\.0e\+19, not finite in 2:"):
         say_what_fell_short(history)
     history["residual"] = [np.nan] * 3
-    with pytest.warns(
-        RuntimeWarning, match="not finite in 3: .*Nystrom needs a higher rank"
-    ):
+    with pytest.warns(RuntimeWarning, match="not finite in 3: .*Nystrom needs a higher rank"):
         say_what_fell_short(history)
 
 
