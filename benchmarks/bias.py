@@ -8,7 +8,8 @@ hypergradient of the linearised problem, in float32 on real images, with n inner
 inverse-Hessian Adam steps, all with the paper's outer loss. The learning rates are the library's
 own search at 20 steps, or at each n with `--search`, on the same network and batch. Networks:
 untrained, and after 60 pool steps. FRePo's gradients, with the paper's loss and with its own, come
-first; last RCIG with conjugate gradients, and what an exact v does where n Adam steps have ended.
+first, RCIG with conjugate gradients last; beside each linearised method what an exact v does where
+n Adam steps have ended.
 """
 
 import argparse
@@ -69,7 +70,6 @@ def measure(problem, methods, steps, time, search):
     row("exact", "", hypergradient)
     frepo = functools.partial(head_hypergradient, outer_loss=mse_loss)
     rows = [row(HEADS[0], 0, head_hypergradient), row(HEADS[1], 0, frepo)]
-    mixed = []
     for name in methods:
         found = None if search else tuned(name, 20, problem)
         for n in steps:
@@ -78,13 +78,11 @@ def measure(problem, methods, steps, time, search):
             rows.append(row(name, n, hypergradient_of(truncated)))
             if n and method.linearized:
                 exact_v = dataclasses.replace(truncated, solver=DualCholesky())
-                mixed.append((f"{name}, exact v", n, exact_v))
+                row(f"{name}, exact v", n, hypergradient_of(exact_v))
     for n in steps if "rcig_paper" in methods else ():
         if n:
             cg = ConjugateGradient(1e-7, n)
             row("rcig_paper, CG", n, hypergradient_of(rcig_paper(inner=cg, solver=cg)))
-    for name, n, method in mixed:
-        row(name, n, hypergradient_of(method))
     return rows
 
 

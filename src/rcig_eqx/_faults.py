@@ -12,6 +12,7 @@ from ._coreset import Coreset
 from ._hypergradient import Hypergradient
 from ._subsample import in_chunks
 from .methods import AbstractMethod
+from .methods._method import trains_head
 from .models import AbstractNetwork
 
 L2_FACTOR = 10.0  # λ grows by so much after a rejected step, and shrinks after an accepted one
@@ -67,7 +68,7 @@ def diagnose(
     rates = [jnp.asarray(leaf, h.dtype) for path, leaf in leaves if _is_l2(path)]
     l2 = jnp.min(jnp.stack(rates)) * len(y_S) if rates else jnp.zeros((), h.dtype)
     condition = (spectrum[-1] + l2) / (jnp.maximum(spectrum[0], 0) + l2)
-    if not getattr(method, "reparameterized", True):
+    if trains_head(method):
         condition = jnp.full_like(condition, jnp.nan)
     residuals = [value for name, value in result.stats.items() if "residual" in name]
     # A rectifier may turn NaN into zero, so that finite features are no proof.

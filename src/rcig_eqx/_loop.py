@@ -24,8 +24,8 @@ from ._progress import Callback, Progress, ProgressBar
 from ._result import DistillResult
 from ._step import State, compiled_step, compiled_tune
 from .data import DataError
-from .methods import AbstractAdaptiveMethod, AbstractMethod, implicit
-from .methods._method import is_quadratic, with_parts
+from .methods import AbstractAdaptiveMethod, AbstractMethod
+from .methods._method import is_linear_in_labels, trains_head, with_parts
 
 History = dict[str, list[float]]  # a number a step, by name
 
@@ -257,8 +257,7 @@ def _magnified(history: History, method: AbstractMethod) -> str:
 
     Where the head is solved for, the inner problem leaves nothing in its directions: no such harm.
     """
-    parts = [part for part in with_parts(method) if isinstance(part, implicit)]
-    trained = [part for part in parts if not part.reparameterized]
+    trained = [part for part in with_parts(method) if trains_head(part)]
     if not trained or not {"residual", "inner_residual"} <= history.keys():
         return ""
     both = np.array([history["inner_residual"], history["residual"]])
@@ -267,7 +266,7 @@ def _magnified(history: History, method: AbstractMethod) -> str:
         return ""
     inner, solve = np.median(both, 1)
     # Of a quadratic the gradient is worth little above the first; others bear more.
-    quadratic = all(part.linearized and is_quadratic(part.inner_loss) for part in trained)
+    quadratic = all(map(is_linear_in_labels, trained))
     if not (inner > (2e-4 if quadratic else 1e-2) and solve < 0.1):
         return ""
     return (

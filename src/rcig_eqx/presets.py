@@ -17,6 +17,7 @@ from ._coreset import ema
 from ._pool import PoolSchedule
 from ._step import coreset_optimizer
 from .methods import AbstractMethod, RateRule, rcig_paper
+from .methods._method import trains_head
 
 
 def paper(method: Callable[..., AbstractMethod] = rcig_paper, **changed: Any) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def authors_code(
     """
     rule = RateRule(window=50, shrink_at=0.29, grow=1.05, grow_at=0.7, solver=False)
     given = paper(method, **changed)
-    solved = getattr(given["method"], "reparameterized", True)
+    solved = not trains_head(given["method"])
     return given | {
         "method": _with(given["method"], changed, clip=solved, margin=solved, rule=rule),
         "pool": PoolSchedule(30, 100, min_visit=1, max_visit=15, learning_rate=5e-5),

@@ -95,7 +95,7 @@ class Dataset:
                  if len(m) < k]  # fmt: skip
         if short:
             fix = "ask for fewer or add images of these classes"
-            if short == ["'0' (0)"]:  # a class without a name of its own
+            if len(short) == 1 and not len(members[0]) and self.class_names[0] == "0":
                 fix = "labels count from 0; subtract 1 if these count from 1"
             raise ValueError(
                 f"{k} images of each class were asked for, but too few are there of "

@@ -113,6 +113,11 @@ def with_parts(method: AbstractMethod) -> Iterator[AbstractMethod]:
             yield from with_parts(part)
 
 
+def trains_head(method: AbstractMethod) -> bool:
+    """Whether a method, its parts left out, trains the head instead of solving for it."""
+    return not getattr(method, "reparameterized", True)
+
+
 def is_linear_in_labels(method: AbstractMethod) -> bool:
     """Whether the inner minimum of a method, its parts left out, is linear in the labels."""
     own = getattr(method, "inner_loss", None)

@@ -90,8 +90,8 @@ class implicit(AbstractAdaptiveMethod):
     tally: Tally | None = None
 
     def __check_init__(self):
-        check_flags(linearized=self.linearized, reparameterized=self.reparameterized)
-        check_flags(gauss_newton=self.gauss_newton, clip=self.clip, margin=self.margin)
+        flags = ("linearized", "reparameterized", "gauss_newton", "clip", "margin")
+        check_flags(**{name: getattr(self, name) for name in flags})
         check_l2_rate(self.l2_rate)
         check_subset(self.subset)
         if self.reparameterized:
