@@ -24,7 +24,7 @@ from .solvers import (
     gauss_newton_operator,
     hessian_operator,
 )
-from .solvers._definite import norm, relative
+from .solvers._definite import norm, residual_of
 from .solvers._dual import dual_system
 
 # A scalar function of (inner_params, outer_params, *args); an outer one may return (loss, aux).
@@ -260,7 +260,7 @@ def _stats(
     else:  # of lineax's own iterations it is the least they may have taken
         products = given.get("products", steps)
     if "residual" not in stats:
-        stats["residual"] = relative(jax.tree.map(jnp.subtract, g, operator.mv(v)), g)
+        stats["residual"] = residual_of(operator, v, g)
         products = products + 1
     truncated = (result == lx.RESULTS.successful) | (result == lx.RESULTS.max_steps_reached)
     gone = ~truncated | ~jnp.isfinite(norm(v)) | given.get("diverged", False)

@@ -30,7 +30,7 @@ from ..solvers import (
     gauss_newton_operator,
     hessian_operator,
 )
-from ..solvers._definite import relative
+from ..solvers._definite import residual_of
 from ._inner import Expansion, InnerProblem, Nodes
 from ._method import OuterLoss, accuracy, clip_implicit, is_quadratic, over_support
 
@@ -231,8 +231,8 @@ class InnerSolution:
         that for a g with nothing in the head; the body alone is damped there, so that the head's
         part of J Jᵀ counts (λ + damping)/λ times.
         """
+        operator = damped(self.hessian.mv, self.theta, damping)
         if not isinstance(solver, AbstractDualSolver):
-            operator = damped(self.hessian.mv, self.theta, damping)
             return _solve(operator, g, solver, self.l2 + damping)
         at, system = self.dual(solver, damping)
         padded, ridge = self.problem.pad(g), self.l2 + damping
@@ -241,8 +241,7 @@ class InnerSolution:
         v = self.problem.restrict(jax.tree.map(lambda x: x / ridge, rest))
         residual, result = beta.residual, beta.result
         if not self.problem.reparameterized:  # what β is short of is divided by λ in the head too
-            product = damped(self.hessian.mv, self.theta, damping).mv(v)
-            residual = relative(jax.tree.map(jnp.subtract, g, product), g)
+            residual = residual_of(operator, v, g)
             result = lx.RESULTS.where(residual <= 1, result, lx.RESULTS.breakdown)
         stats = {"num_steps": beta.num_steps, "residual": residual}
         return lx.Solution(v, result, stats, None)
@@ -276,8 +275,7 @@ def _solve(
     solution = lx.linear_solve(operator, g, solver, throw=False)
     if "residual" in solution.stats:
         return solution
-    rest = jax.tree.map(jnp.subtract, g, operator.mv(solution.value))
-    stats = solution.stats | {"residual": relative(rest, g)}
+    stats = solution.stats | {"residual": residual_of(operator, solution.value, g)}
     return lx.Solution(solution.value, solution.result, stats, solution.state)
 
 

@@ -57,6 +57,11 @@ def relative(residual: PyTree, vector: PyTree) -> Scalar:
     return ratio(norm(residual), norm(vector))
 
 
+def residual_of(operator: lx.AbstractLinearOperator, x: PyTree, b: PyTree) -> Scalar:
+    """‖b − A x‖ / ‖b‖, by one product."""
+    return relative(jax.tree.map(jnp.subtract, b, operator.mv(x)), b)
+
+
 def ratio(part: Scalar, whole: Scalar) -> Scalar:
     """part / whole, and part itself of nothing."""
     return part / jnp.where(whole > 0, whole, 1)

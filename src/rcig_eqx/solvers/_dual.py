@@ -26,7 +26,7 @@ from .._ridge import check_dtype, solve_dtype
 from .._types import PyTree
 from ..models import AbstractNetwork, partition, split_parameters
 from ._cg import ConjugateGradient
-from ._definite import relative
+from ._definite import residual_of
 
 
 class DualSolution(eqx.Module):
@@ -86,7 +86,7 @@ class DualSystem(eqx.Module):
         x = solution.value.reshape(b.shape).astype(b.dtype)
         steps = solution.stats.get("num_steps")
         if steps is None:
-            residual = relative(given - self.operator.mv(solution.value), given).astype(b.dtype)
+            residual = residual_of(self.operator, solution.value, given).astype(b.dtype)
             steps = jnp.zeros((), jnp.int32)
         else:
             residual = solution.stats["residual"]

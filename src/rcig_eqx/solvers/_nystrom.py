@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, Scalar
 
 from .._checks import check_counts, check_number
 from .._types import PyTree
-from ._definite import AbstractDefiniteSolver, check_definite, relative
+from ._definite import AbstractDefiniteSolver, check_definite, residual_of
 
 
 def nystrom_approximation(
@@ -100,7 +100,7 @@ class Nystrom(AbstractDefiniteSolver):
         inside = U.T @ g
         scale = 1 / (eigenvalues + regularization) - 1 / regularization
         v = unravel(g / regularization + U @ (scale * inside))
-        residual = relative(jax.tree.map(jnp.subtract, vector, operator.mv(v)), vector)
+        residual = residual_of(operator, v, vector)
         result = lx.RESULTS.where(residual <= 1, lx.RESULTS.successful, lx.RESULTS.breakdown)
         steps = jnp.asarray(self.rank + 1, jnp.int32)
         stats = {"num_steps": steps, "max_steps": self.rank + 1, "residual": residual}
