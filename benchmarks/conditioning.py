@@ -2,17 +2,20 @@
 
     python benchmarks/conditioning.py --images-per-class 1
     python benchmarks/conditioning.py --images-per-class 10
+    python benchmarks/conditioning.py --images-per-class 50 --time
 
 J Jᵀ + λI of a pool-trained network is formed once, on a set distilled for `--distilled` head-only
 steps, and conjugate gradients run on it in float64, so that nothing but the conditioning is
 compared. Columns: products until the relative residual is below so much, for α (its right-hand
 side the labels) and for β (J w for the w of a real outer batch). Last, what a residual is worth:
 the cosine of the hypergradient in the images to the exact one, for each pair of stopping rules,
-with the head's kernel as preconditioner.
+with the head's kernel as preconditioner. With `--time` nothing but how long the class blocks take
+to make, and `--products` products, which they are to save.
 """
 
 import argparse
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -21,6 +24,7 @@ import scipy.linalg
 
 from _common import (
     adjoint,
+    compile_and_time,
     cosine,
     distil_head_only,
     image_gradient,
@@ -28,8 +32,8 @@ from _common import (
     print_header,
     setting,
 )
-from rcig_eqx import convnet_for, data
-from rcig_eqx.solvers import dual_gram
+from rcig_eqx import convnet_for, data, linearize
+from rcig_eqx.solvers import dual_gram, dual_operator
 
 TOLERANCES = (0.3, 1e-1, 1e-2, 1e-3)
 CAP = 150
@@ -126,6 +130,26 @@ def body_models(K, H, n, C, rng):
     }
 
 
+def time_class_blocks(model, X, y, l2, products):
+    """Print the seconds that the class blocks of J Jᵀ take, and so many products with it."""
+
+    def blocks(model, X):
+        def block(output):
+            return dual_gram(eqx.tree_at(lambda m: (m.head.kernel, m.head.bias), model, output), X)
+
+        head = model.head
+        return jax.lax.map(block, (head.kernel.T[..., None], head.bias[:, None]))
+
+    def power(model, X):
+        operator = dual_operator(linearize(model, X), l2)
+        unit = lambda u: u / jnp.linalg.norm(u)  # noqa: E731
+        return jax.lax.fori_loop(0, products, lambda _, u: unit(operator.mv(u)), y)
+
+    cases = {"class blocks": (blocks, (model, X)), f"{products} products": (power, (model, X))}
+    for name, timing in compile_and_time(cases, repeats=3).items():
+        print(f"{name:<16}{timing}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images-per-class", type=int, default=10)
@@ -133,6 +157,8 @@ def main():
     parser.add_argument("--pool-steps", type=int, default=60)
     parser.add_argument("--distilled", type=int, default=100)
     parser.add_argument("--moved", type=float, default=0.03, help="pixels, in standard deviations")
+    parser.add_argument("--time", action="store_true", help="the class blocks, and no more")
+    parser.add_argument("--products", type=int, default=15, help="that they are to save")
     args = parser.parse_args()
     print_header(f"{args}")
     fresh, coreset, images, targets = setting(args.images_per_class, 64, width=args.width)
@@ -151,6 +177,8 @@ def main():
     X, y = coreset.support()
     (n, C), rng = y.shape, np.random.default_rng(0)
     l2, identity = 5e-4 * n, np.eye(n * C)
+    if args.time:
+        return time_class_blocks(model, X, y, l2, args.products)
     gram = lambda model, X: np.asarray(jax.jit(dual_gram)(model, X), np.float64)  # noqa: E731
     K0, h = gram(model, X), np.asarray(model.features(X), np.float64)
     K = K0 + l2 * identity

@@ -103,7 +103,10 @@ CASES: dict[str, tuple[str, str]] = {
     "cig_clip": ("ValueError", r"zero where the head is trained .*leave clip out"),
     "paper_damping": ("ValueError", "damping is -1.0: it must be a number of at least 0"),
     "paper_one_step": ("ValueError", "one step shows no trend"),
-    "rate_rule": ("ValueError", "window >= 1 and 0 < shrink <= 1 <= grow"),
+    "rate_rule": ("ValueError", r"shrink is 1\.1: it must be in \(0, 1\]"),
+    "rate_rule_text": ("ValueError", "shrink_at is 'often': it must be a share"),
+    "rate_rule_flag": ("ValueError", "solver is 'no': pass True or False"),
+    "rate_rule_window": ("ValueError", "window is 0: it must be a whole number"),
     "paper_solver": ("ValueError", "solver is 'cg': pass a value of rcig_eqx.solvers"),
     "ema_of_one": ("ValueError", r"decay is 1\.0: it must be in \[0, 1\)"),
     "growing_average_negative": ("ValueError", "sharpness is -1.0: .* at least 0"),
@@ -323,6 +326,9 @@ def collect() -> dict[str, list[str]]:
         "paper_damping": lambda: r.methods.rcig_paper(damping=-1.0),
         "paper_one_step": lambda: r.methods.rcig_paper(inner=r.solvers.Adam(steps=1)),
         "rate_rule": lambda: r.methods.RateRule(shrink=1.1),
+        "rate_rule_text": lambda: r.methods.RateRule(shrink_at="often"),  # pyright: ignore
+        "rate_rule_flag": lambda: r.methods.RateRule(solver="no"),  # pyright: ignore
+        "rate_rule_window": lambda: r.methods.RateRule(window=0),
         "paper_solver": lambda: r.methods.rcig_paper(solver="cg"),
         "ema_of_one": lambda: r.ema(1.0),
         "growing_average_negative": lambda: r.growing_average(-1.0),

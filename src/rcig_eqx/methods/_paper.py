@@ -1,5 +1,6 @@
 """The paper's method and its ablations, with the learning rates they need."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from .._backend import full_precision
 from .._bilevel import Solver
-from .._checks import check_flags, check_number
+from .._checks import check_counts, check_flags, check_number
 from .._losses import SQUARED_ERROR, InnerLoss, mse_loss, platt_loss
 from .._subsample import check_subset, choose
 from ..solvers import Adam
@@ -47,8 +48,12 @@ class RateRule(eqx.Module):
     solver: bool = eqx.field(static=True, default=True)
 
     def __check_init__(self):
-        if self.window < 1 or not (0 < self.shrink <= 1 <= self.grow):
-            raise ValueError("A RateRule needs window >= 1 and 0 < shrink <= 1 <= grow.")
+        check_counts(window=self.window)
+        check_number("shrink", self.shrink, lambda factor: 0 < factor <= 1, "in (0, 1]")
+        check_number("grow", self.grow, lambda factor: 1 <= factor < math.inf, "at least 1")
+        for name in ("shrink_at", "grow_at"):
+            check_number(name, getattr(self, name), lambda share: share >= 0, "a share, from 0 up")
+        check_flags(solver=self.solver)
 
 
 class Tally(eqx.Module):
