@@ -168,14 +168,18 @@ def draw(args):
     """Mean accuracy against budget: a row a data set and size, a line a method and rate.
 
     The second panel of a row is the first one's upper end. Bands are standard errors of the mean,
-    which stops where the first of its seeds does.
+    which stops where the first of its seeds does. What has one budget alone makes no line.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    found = curves(args.lines, args.which)
+    found = {
+        panel: labels
+        for panel, labels in curves(args.lines, args.which).items()
+        if len({budget for budgets in labels.values() for budget in budgets}) > 1
+    }
     size = (11, 3.5 * len(found))
     figure, axes = plt.subplots(len(found), 2, figsize=size, squeeze=False, layout="constrained")
     known = {}  # lines are of the same colour in all panels
