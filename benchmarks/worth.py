@@ -34,6 +34,7 @@ from rcig_eqx import (
     methods,
     platt_loss,
 )
+from rcig_eqx.solvers import Adam
 
 LONG = 10**7  # steps: more than any budget has time for
 METHODS = {
@@ -55,7 +56,7 @@ def run(args):
     train = data.load(args.dataset, "train", **load)
     test = data.load(args.dataset, "test", **load)
     pool = {name: getattr(args, name) for name in POOL if getattr(args, name) is not None}
-    method = METHODS[args.method]()
+    method = METHODS[args.method](**({"inner": Adam(args.inner_rate)} if args.inner_rate else {}))
     if args.head_first:
         method = methods.staged(METHODS["frepo_platt"](), method, args.head_first)
     settings = {
@@ -91,6 +92,7 @@ def run(args):
         **settings,
     )
     kept = kept or [(0, 0.0, 0, result)]
+    print(f"method at the end: {result.recipe['method']}", flush=True)
 
     def measure(coreset):
         report = fresh_accuracies(
@@ -110,16 +112,17 @@ def run(args):
 
 
 def curves(paths, which):
-    """Accuracies by panel (a data set and size), by method and rate, and by budget; one a seed."""
+    """Accuracies by panel (a data set and size), by method and rate, by budget, and by seed."""
     found = {}
     for path in paths:
         for line in map(json.loads, pathlib.Path(path).read_text().splitlines()):
             panel = f"{line['dataset']}, {line['images_per_class']} a class, width {line['width']}"
             label = line["method"] + (f", rate {line['rate']} held" if line["rate"] else "")
             label += f" after {line['head_first']:,} head-only" if line["head_first"] else ""
+            label += f", inner rate {line['inner_rate']}" if line.get("inner_rate") else ""
             budgets = found.setdefault(panel, {}).setdefault(label, {})
             if which in line:
-                budgets.setdefault(line["budget"], []).append(line[which])
+                budgets.setdefault(line["budget"], {})[line["seed"]] = line[which]
     for labels in found.values():
         at = {budget for budgets in labels.values() for budget in budgets if budget}
         for label, budgets in labels.items():
@@ -133,7 +136,8 @@ def mean_and_error(accuracies):
 
     A single network has none, which is NaN.
     """
-    each = [np.mean(a) for a in accuracies] if len(accuracies) > 1 else accuracies[0]
+    sets = list(accuracies.values())
+    each = [np.mean(a) for a in sets] if len(sets) > 1 else sets[0]
     error = np.std(each, ddof=1) / len(each) ** 0.5 if len(each) > 1 else np.nan
     return 100 * np.mean(each), 100 * error
 
@@ -168,7 +172,8 @@ def draw(args):
     """Mean accuracy against budget: a row a data set and size, a line a method and rate.
 
     The second panel of a row is the first one's upper end. Bands are standard errors of the mean,
-    which stops where the first of its seeds does. What has one budget alone makes no line.
+    which is where all of its seeds are; thin lines are these, where there are several. What has one
+    budget alone makes no line.
     """
     import matplotlib
 
@@ -186,8 +191,8 @@ def draw(args):
     for row, (panel, labels) in zip(axes, sorted(found.items()), strict=True):
         best = 0.0
         for label, budgets in labels.items():
-            seeds = max(map(len, budgets.values()))
-            at = sorted(b for b in budgets if len(budgets[b]) == seeds)
+            seeds = {seed for there in budgets.values() for seed in there}
+            at = sorted(b for b in budgets if len(budgets[b]) == len(seeds))
             mean, error = np.array([mean_and_error(budgets[b]) for b in at]).T
             best = max(best, *mean)
             number = list(known).index(label) if label in known else len(known)
@@ -196,6 +201,10 @@ def draw(args):
                 (known[label],) = axis.plot(at, mean, dashes, markersize=3, color=colour)
                 low, high = mean - error, mean + error
                 axis.fill_between(at, low, high, alpha=0.2, color=colour, linewidth=0)
+                for seed in seeds if len(seeds) > 1 else ():
+                    own = sorted(b for b in budgets if seed in budgets[b])
+                    of_seed = [100 * np.mean(budgets[b][seed]) for b in own]
+                    axis.plot(own, of_seed, ".-", markersize=2, linewidth=0.6, color=colour)
         ticks = sorted({budget for budgets in labels.values() for budget in budgets})
         for axis in row:
             axis.set(xscale="log", xlabel="seconds of distilling", ylabel="test accuracy, %")
@@ -230,6 +239,7 @@ def main():
     one.add_argument("--head-first", type=int, help="steps by the head-only gradient")
     one.add_argument("--batch-size", type=int)
     one.add_argument("--rate", type=float, help="of images and labels, held")
+    one.add_argument("--inner-rate", type=float, help="of Adam's inner steps, else searched for")
     for name in POOL:
         one.add_argument(f"--{name.replace('_', '-')}", type=int, help="of the pool")
     rows, many = commands.add_parser("table"), commands.add_parser("draw")
