@@ -53,16 +53,16 @@ def main():
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     args = parser.parse_args()
     print_header(f"{args}")
-    _, *problem = setting(args.images_per_class, 64)
+    _, coreset, images, targets = setting(args.images_per_class, 64)
     train = data.load("fashion_mnist_small", "train")
     make = convnet_for(train.image_shape, train.num_classes, width=32)
     for name in args.methods:
         print(f"{name}: inner rate, inverse-Hessian rate, inner losses at 1e-5 to {RATES[-1]:.0e}")
         for seed in range(args.networks):
-            model = pool_network(make, *problem[0].support(), 0, seed=seed)
-            method = METHODS[name]()
-            inner, inverse = found(method, (model, *problem))
-            monotone, diverged = scan(method, (model, *problem))
+            model = pool_network(make, *coreset.support(), 0, seed=seed)
+            method, problem = METHODS[name](), (model, coreset, images, targets)
+            inner, inverse = found(method, problem)
+            monotone, diverged = scan(method, problem)
             marks = np.where(monotone, "+", np.where(diverged, "×", "·"))
             print(f"{inner:9.2g} {inverse:9.2g}   {''.join(marks)}", flush=True)
 
