@@ -419,7 +419,9 @@ def test_truncated_adam_nears_the_exact_one(setting, exact):
 ORDINARY = {
     "cg": (lambda _: CG, False, 1e-8),
     "neumann": (lambda _: Neumann(10_000, rtol=1e-11), False, 1e-8),
-    "adam": (lambda _: Adam(3e-3, 3000), False, 1e-3),
+    # Few enough steps: once gradients are tiny, Adam at a held rate breaks out of the minimum again,
+    # at steps that rounding decides.
+    "adam": (lambda _: Adam(3e-3, 500), False, 1e-3),
     "gauss-newton-cg": (lambda _: CG, True, 1e-8),
     "gauss-newton-nystrom": (Nystrom, True, 1e-8),
 }
