@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from _common import pool_network, print_header, setting
-from rcig_eqx import convnet_for, data
+from rcig_eqx import convnet_for
 from rcig_eqx.methods import cig, rcig_paper, rig, vig
 from rcig_eqx.solvers import Adam
 
@@ -54,8 +54,7 @@ def main():
     args = parser.parse_args()
     print_header(f"{args}")
     _, coreset, images, targets = setting(args.images_per_class, 64)
-    train = data.load("fashion_mnist_small", "train")
-    make = convnet_for(train.image_shape, train.num_classes, width=32)
+    make = convnet_for(images.shape[1:], targets.shape[1], width=32)
     for name in args.methods:
         print(f"{name}: inner rate, inverse-Hessian rate, inner losses at 1e-5 to {RATES[-1]:.0e}")
         for seed in range(args.networks):
