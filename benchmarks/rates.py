@@ -54,7 +54,8 @@ def main():
     args = parser.parse_args()
     print_header(f"{args}")
     _, coreset, images, targets = setting(args.images_per_class, 64)
-    make = convnet_for(images.shape[1:], targets.shape[1], width=32)
+    _, rows, columns, channels = images.shape
+    make = convnet_for((rows, columns, channels), targets.shape[1], width=32)
     for name in args.methods:
         print(f"{name}: inner rate, inverse-Hessian rate, inner losses at 1e-5 to {RATES[-1]:.0e}")
         for seed in range(args.networks):
