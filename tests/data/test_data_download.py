@@ -11,7 +11,8 @@ import pytest
 from official_files import random_set, write_cifar, write_idx
 
 from rcig_eqx.data import DataError, _load, load
-from rcig_eqx.data._download import cache_folder
+from rcig_eqx.data._cache import cache_folder
+from rcig_eqx.data._official import OfficialFile
 from rcig_eqx.data._sources import SOURCES
 
 
@@ -61,11 +62,12 @@ def official(server, monkeypatch):
     """Makes what is served now the official files, by their checksums."""
 
     def declare(name):
-        digests = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in server[0].iterdir()}
-        checksums = {f: f"sha256:{digest}" for f, digest in digests.items()}
-        monkeypatch.setitem(
-            _load.SOURCES, name, dataclasses.replace(SOURCES[name], checksums=checksums)
-        )
+        files = {
+            f.name: OfficialFile(size, f"sha256:{hashlib.sha256(f.read_bytes()).hexdigest()}")
+            for f in server[0].iterdir()
+            for size in [f.stat().st_size]
+        }
+        monkeypatch.setitem(_load.SOURCES, name, dataclasses.replace(SOURCES[name], files=files))
 
     return declare
 
@@ -171,5 +173,5 @@ def test_without_pooch(monkeypatch):
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_every_download_has_a_checksum(name, split):
     for file in SOURCES[name].downloads(split):
-        kind, digest = SOURCES[name].checksums[file].split(":")
+        kind, digest = SOURCES[name].files[file].digest.split(":")
         assert len(bytes.fromhex(digest)) == {"sha256": 32, "md5": 16}[kind]

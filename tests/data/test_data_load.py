@@ -9,7 +9,7 @@ import pytest
 from official_files import DEBIAN, REAL, idx_bytes, random_set, write_idx, write_images
 
 from rcig_eqx.data import DataError, Dataset, _load, load
-from rcig_eqx.data._download import cache_folder
+from rcig_eqx.data._cache import cache_folder
 
 MD5_OF_IDX = {  # of the official files' contents, unzipped
     ("mnist", "train"): ("6bbc9ace898e44ae57da46a324031adb", "a25bea736e30d166cdddb491f175f624"),

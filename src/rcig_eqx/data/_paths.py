@@ -12,4 +12,6 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise ValueError(f"{path} begins with ~, and no home folder is known: give a whole path.") from error
+        raise ValueError(
+            f"{path} begins with ~, and no home folder is known: give a whole path."
+        ) from error
