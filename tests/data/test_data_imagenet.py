@@ -200,7 +200,7 @@ CASES = {
         r"val_data\.npz is truncated or damaged \(it has no labels\.npy\)",
     ),
     "labels from 0": (
-        "batches", "test", damage("val_data.npz", rewrite(labels=LABELS)), "1-dimensional int64 from 0"
+        "batches", "test", damage("val_data.npz", rewrite(labels=LABELS)), "int64 from 0"
     ),
     "32 pixels": (
         "batches", "test",

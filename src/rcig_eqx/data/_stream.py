@@ -1,6 +1,9 @@
 """Endless batches, reshuffled every epoch, as a grain iterator whose state can be saved."""
 
+import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -99,8 +102,22 @@ def _ahead(batches: grain.MapDataset[Any], workers: int) -> grain.DatasetIterato
     if workers:
         if not absl.flags.FLAGS.is_parsed():
             absl.flags.FLAGS.mark_as_parsed()  # grain's workers ask for theirs
-        ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        ahead = ahead.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers), _end_with_parent
+        )
     return iter(ahead)
+
+
+def _end_with_parent(*_: int) -> None:
+    """End this worker once the process that started it is gone, by whatever signal."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has a parent"
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)  # at once: what is read ahead waits for a reader that is gone
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def sample(
