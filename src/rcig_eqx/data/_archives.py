@@ -26,6 +26,7 @@ _MAX_FILE = 2**25  # bytes; the largest image of these sets has some 15 MB
 _MAX_UNPACKED = 2**33  # bytes that a gzipped tar may hold; the largest of these sets has 1.2 GB
 _MAX_NAME = 2**20  # bytes of a tar's long names and other notes on a member
 _BLOCK = 2**16
+_ZIP_END = 22  # bytes of the record that ends a zip
 _DAMAGE = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error),
     *(EOFError, OSError, NotImplementedError, RuntimeError, ValueError),
@@ -114,11 +115,25 @@ def damage_named(where: Path | str) -> Iterator[None]:
     except DataError:
         raise
     except _DAMAGE as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.EIO):
+        if isinstance(error, OSError) and error.errno not in (None, errno.EIO, errno.EINVAL):
             raise  # no right to read it, too many open files, no memory: nothing is damaged
         raise DataError(
             f"{where} is truncated or damaged ({error}): delete it and get it again."
         ) from error
+
+
+@contextlib.contextmanager
+def opened_zip(file: Path | BufferedIOBase) -> Iterator[zipfile.ZipFile]:
+    """A zip that lists as many members as it says it has, which zipfile does not compare."""
+    with zipfile.ZipFile(file) as archive:
+        with contextlib.ExitStack() as stack:
+            opened = stack.enter_context(file.open("rb")) if isinstance(file, Path) else file
+            opened.seek(-_ZIP_END - len(archive.comment), os.SEEK_END)
+            end = opened.read(_ZIP_END)
+        (count,) = struct.unpack_from("<H", end, 10)
+        if end[:4] != b"PK\5\6" or count not in (len(archive.infolist()) % 2**16, 0xFFFF):
+            raise zipfile.BadZipFile("it does not list all of its members")
+        yield archive
 
 
 def check_ratio(size: int, packed: int) -> None:
@@ -141,7 +156,7 @@ def _of_zip(path: Path) -> Iterator[Entry]:
         with archive.open(info) as file:
             return file.read(info.file_size + 1)  # to its end, where its checksum is compared
 
-    with damage_named(path), zipfile.ZipFile(path) as archive:
+    with damage_named(path), opened_zip(path) as archive:
         for info in sorted(archive.infolist(), key=lambda info: info.filename):
             if not info.is_dir():
                 name = _safe(info.filename, path)

@@ -10,7 +10,15 @@ from typing import IO
 import numpy as np
 from jaxtyping import UInt8
 
-from ._archives import Entry, damage_named, entries, nested_tar_entries, ordered, tar_names
+from ._archives import (
+    Entry,
+    damage_named,
+    entries,
+    nested_tar_entries,
+    opened_zip,
+    ordered,
+    tar_names,
+)
 from ._dataset import DataError
 from ._matlab import load_mat
 from ._npy import read_header, read_npz
@@ -157,7 +165,7 @@ def _batches(folder: Path) -> dict[str, Place]:
     names = [file for files in _BATCHES.values() for file in files]
     found: dict[str, Place] = {}
     for zipped in sorted(folder.glob(_ZIPS)):
-        with damage_named(zipped), zipfile.ZipFile(zipped) as archive:
+        with damage_named(zipped), opened_zip(zipped) as archive:
             members = {PurePosixPath(n).name: (zipped, n) for n in archive.namelist()}
             if members.keys().isdisjoint(names):  # cut, it can pass for one of the zips within
                 raise zipfile.BadZipFile("it has no batch file")
@@ -192,7 +200,7 @@ def _of_batches(files: list[Place]) -> Iterator[Item]:
     """Rows of batch files, a few at a time: each would take 1.6 GB."""
     for path, member in files:
         where = f"{path}:{member}" if member else path
-        with damage_named(where), _opened(path, member) as file, zipfile.ZipFile(file) as archive:
+        with damage_named(where), _opened(path, member) as file, opened_zip(file) as archive:
             lacking = {"labels.npy", "data.npy"} - set(archive.namelist())
             if lacking:
                 raise ValueError(f"it has no {' and no '.join(sorted(lacking))}")
@@ -220,5 +228,5 @@ def _opened(path: Path, member: str | None) -> Iterator[IO[bytes]]:
         with path.open("rb") as file:
             yield file
     else:
-        with zipfile.ZipFile(path) as archive, archive.open(member) as file:
+        with opened_zip(path) as archive, archive.open(member) as file:
             yield file

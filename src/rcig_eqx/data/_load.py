@@ -4,13 +4,13 @@ import difflib
 import hashlib
 import mimetypes
 import os
-import zipfile
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
+from ._archives import opened_zip
 from ._cache import cache_folder
 from ._dataset import DataError, Dataset
 from ._download import download as fetch
@@ -200,9 +200,9 @@ def _has_images(folder: Path) -> bool:
 
 
 def _load_embedded(split: str) -> Dataset:
-    file = resources.files("rcig_eqx.data") / "embedded" / f"{_EMBEDDED}.npz"
     names = (f"{split}_images", f"{split}_labels")
-    with file.open("rb") as opened, zipfile.ZipFile(opened) as archive:
+    file = resources.files("rcig_eqx.data") / "embedded" / f"{_EMBEDDED}.npz"
+    with resources.as_file(file) as path, opened_zip(path) as archive:
         arrays = read_npz(archive, names)
     images, labels = (arrays[name] for name in names)
     return Dataset(images, labels, SOURCES["fashion_mnist"].class_names, _EMBEDDED)
@@ -211,7 +211,7 @@ def _load_embedded(split: str) -> Dataset:
 def _read_npz(file: Path, class_names: tuple[str, ...] | None = None) -> Dataset:
     """The dataset in `file`; `class_names` stands in for names it does not hold."""
     try:
-        with zipfile.ZipFile(file) as archive:
+        with opened_zip(file) as archive:
             arrays = read_npz(archive, ("images", "labels", "class_names"))
         images, labels = arrays["images"], arrays["labels"]
         if "class_names" in arrays:
