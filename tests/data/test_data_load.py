@@ -2,13 +2,14 @@
 
 import hashlib
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 from official_files import DEBIAN, REAL, idx_bytes, random_set, write_idx, write_images
 
-from rcig_eqx.data import DataError, Dataset, _load, load
+from rcig_eqx.data import DataError, Dataset, _load, _paths, load
 from rcig_eqx.data._cache import cache_folder
 
 MD5_OF_IDX = {  # of the official files' contents, unzipped
@@ -242,3 +243,63 @@ def test_folder_of_images_of_one_split(tmp_path):
     assert data.class_names == ("cat", "train")
     with pytest.raises(ValueError, match="no split 'test': it has images of one split"):
         load(tmp_path, "test")
+
+
+def beside_nothing(folder):
+    pass
+
+
+def of_a_mac(folder):
+    (folder / "__MACOSX" / "cat").mkdir(parents=True)
+    (folder / "__MACOSX" / "cat" / "._000.png").write_bytes(b"x")
+
+
+def below_a_class(folder):
+    write_images(folder / "cat" / "originals", {"raw": 1})
+
+
+def notes(folder):
+    (folder / "README.txt").write_text("x")
+
+
+@pytest.mark.parametrize("more", [beside_nothing, of_a_mac, below_a_class, notes])
+@pytest.mark.parametrize("split", ["", "train"])
+def test_what_lies_beside_the_classes_is_no_split(split, more, tmp_path):
+    write_images(tmp_path / split, {"cat": 3, "dog": 2})
+    more(tmp_path / split)
+    if split:
+        notes(tmp_path)
+        of_a_mac(tmp_path)
+    with warnings.catch_warnings(action="ignore"):  # ImageFolder may name what it passes over
+        data = load(tmp_path)
+    assert (data.class_names, len(data)) == (("cat", "dog"), 5)
+
+
+def test_paths_in_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    small_mnist(tmp_path / "sets" / "mnist", 11)
+    save_npz(tmp_path / "mine.npz")
+    assert len(load("mnist", "test", directory="~/sets", download=False)) == 11
+    assert len(load("~/mine.npz")) == 6
+    monkeypatch.setenv(_load.ENVIRONMENT, "~/sets")
+    assert len(load("mnist", "test", download=False)) == 11
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/cache")
+    assert cache_folder() == tmp_path / "cache" / "rcig_eqx"
+
+
+def test_without_a_home(tmp_path, monkeypatch):
+    """As in a container whose user has no entry in the table of users."""
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def nowhere(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", nowhere)
+    monkeypatch.setattr(_paths, "Path", Path)
+    for call in (
+        lambda: load("mnist", download=False),
+        lambda: load("~/mine.npz"),
+        lambda: load("mnist", directory="~/sets"),
+    ):
+        with pytest.raises(ValueError, match="home folder"):
+            call()

@@ -24,6 +24,7 @@ B = TypeVar("B")
 
 _MAX_FILE = 2**25  # bytes; the largest image of these sets has some 15 MB
 _MAX_UNPACKED = 2**33  # bytes that a gzipped tar may hold; the largest of these sets has 1.2 GB
+_UNSUSPICIOUS = 2**30  # bytes that may come of anything
 _MAX_NAME = 2**20  # bytes of a tar's long names and other notes on a member
 _BLOCK = 2**16
 _ZIP_END = 22  # bytes of the record that ends a zip
@@ -138,7 +139,7 @@ def opened_zip(file: Path | BufferedIOBase) -> Iterator[zipfile.ZipFile]:
 
 def check_ratio(size: int, packed: int) -> None:
     """Raise `ValueError` for what unpacks to far more than any images do."""
-    if size > 2**30 and size > 100 * packed:
+    if size > _UNSUSPICIOUS and size > 100 * packed:
         raise ValueError(f"its {packed:,} bytes would unpack to {size:,}")
 
 

@@ -20,7 +20,7 @@ from ._archives import (
     tar_names,
 )
 from ._dataset import DataError
-from ._matlab import load_mat
+from ._matlab import read_mat
 from ._npy import read_header, read_npz
 from ._records import Stream
 from ._resize import decode
@@ -144,15 +144,15 @@ def _devkit(folder: Path) -> tuple[list[int], dict[int, str]]:
             found[name] = entry.read()
     try:
         truth = [int(line) for line in found["ILSVRC2012_validation_ground_truth.txt"].split()]
-        synsets = np.atleast_1d(load_mat(found["meta.mat"])["synsets"])
+        synsets = read_mat(found["meta.mat"], f"{place}:meta.mat")["synsets"]
         wnids = {
-            int(synset["ILSVRC2012_ID"]): str(synset["WNID"])
+            int(synset["ILSVRC2012_ID"][0]): synset["WNID"]
             for synset in synsets
-            if int(synset["num_children"]) == 0
+            if synset["num_children"][0] == 0
         }
         if not set(truth) <= wnids.keys():
             raise ValueError("there are labels of no class")
-    except Exception as error:  # a damaged .mat fails in as many ways as it has parts
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise DataError(
             f"{place} is damaged or not the official devkit ({type(error).__name__}: {error}): get "
             "it again."

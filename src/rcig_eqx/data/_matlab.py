@@ -1,42 +1,57 @@
-"""MATLAB files, checked as far as their sizes go before anything is made of what they claim."""
+"""MATLAB 5 files, as far as tables of numbers and text go: nothing is made but of bytes there are.
 
-import io
+`scipy.io.loadmat` believes the sizes that a file claims, and damaged ones can end the process.
+"""
+
 import math
 import struct
 import zlib
 from typing import Any
 
+import numpy as np
+
+from ._dataset import DataError
+
 _MOST = 2**26  # bytes unpacked; the class table of ImageNet has a fraction of that
-_MATRIX, _PACKED = 14, 15
-_CELL, _STRUCT, _PLAIN = 1, 2, (4, *range(6, 16))  # text and numbers
 _DEEPEST = 8
+_MATRIX, _PACKED = 14, 15  # types of elements
+_CELL, _STRUCT, _TEXT, _NUMBERS = 1, 2, 4, range(6, 16)  # classes of arrays
+_DTYPES = {1: "<i1", 2: "<u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8",
+           12: "<i8", 13: "<u8"}  # fmt: skip
+_ENCODINGS = {1: "latin-1", 2: "latin-1", 4: "utf-16-le", 16: "utf-8", 17: "utf-16-le",
+              18: "utf-32-le"}  # fmt: skip
 
 
-def load_mat(content: bytes) -> dict[str, Any]:
-    """The variables of a MATLAB 5 file, as `scipy.io.loadmat` gives them with `squeeze_me`.
+def read_mat(content: bytes, where: Any) -> dict[str, Any]:
+    """The variables by name: text, and lists of numbers, of parts or, for a struct, of mappings.
 
-    Raises `ValueError` for one of another version, or whose parts do not fit into each other: no
-    more is ever made than the file has bytes for.
+    Lists are flat, first dimension first. `DataError` names `where` the file is if it is damaged,
+    of another version or holds anything else.
     """
-    if content[:10] != b"MATLAB 5.0" or content[124:128] != b"\x00\x01IM":
-        raise ValueError("it is not a MATLAB 5 file")
-    plain = bytearray(content[:128])
-    for kind, part in _parts(content[128:]):
+    try:
+        if content[:10] != b"MATLAB 5.0" or content[124:128] != b"\x00\x01IM":
+            raise ValueError("it is no MATLAB 5 file")
+        return dict(_array(*part, 0) for part in _unpacked(content[128:]))
+    except (ValueError, struct.error, zlib.error, IndexError, KeyError) as error:
+        raise DataError(
+            f"{where} is damaged ({type(error).__name__}: {error}): get the official file again."
+        ) from error
+
+
+def _unpacked(content: bytes) -> list[tuple[int, bytes]]:
+    parts: list[tuple[int, bytes]] = []
+    room = _MOST
+    for kind, part in _parts(content):
         if kind == _PACKED:
             unpacker = zlib.decompressobj()
-            part = unpacker.decompress(part, _MOST - len(plain))
-            if not unpacker.eof:
+            plain = unpacker.decompress(part, room)
+            room -= len(plain)
+            if not unpacker.eof or room < 1:
                 raise ValueError("a variable is cut off or unpacks to too much")
-            plain += part
-            ((kind, part),) = _parts(part)
+            parts += _parts(plain)
         else:
-            plain += struct.pack("<II", kind, len(part)) + part
-        if kind != _MATRIX:
-            raise ValueError(f"a variable is of type {kind}")
-        _check_matrix(part)
-    from scipy.io import loadmat  # JAX brings it along
-
-    return loadmat(io.BytesIO(plain), squeeze_me=True)
+            parts.append((kind, part))
+    return parts
 
 
 def _parts(content: bytes) -> list[tuple[int, bytes]]:
@@ -44,37 +59,42 @@ def _parts(content: bytes) -> list[tuple[int, bytes]]:
     parts, place = [], 0
     while place < len(content):
         kind, size = struct.unpack_from("<II", content, place)
-        if kind >> 16:  # a small one: its size is in the upper half, up to four bytes follow
-            kind, size, start, end = kind & 0xFFFF, kind >> 16, place + 4, place + 8
-        else:
-            start = place + 8
-            # Compressed variables are not padded to whole eights, all else is.
-            end = start + size + (0 if kind == _PACKED else -size % 8)
-        if size > end - start or start + size > len(content):
+        start, room = place + 8, len(content)
+        if kind >> 16:  # a small one: its size is in the upper half, four bytes follow
+            kind, size, start, room = kind & 0xFFFF, kind >> 16, place + 4, place + 8
+        if start + size > min(room, len(content)):
             raise ValueError("an element is longer than what it lies in")
         parts.append((kind, content[start : start + size]))
-        place = end
+        # Elements fill whole eights, but for packed ones.
+        place = start + size if kind == _PACKED else place + -(-(start + size - place) // 8) * 8
     return parts
 
 
-def _check_matrix(content: bytes, depth: int = 0) -> None:
-    """Raise `ValueError` unless an array has a byte or more for each of its items."""
+def _array(kind: int, content: bytes, depth: int) -> tuple[str, Any]:
+    """The name of an array and what is in it."""
+    if kind != _MATRIX or depth > _DEEPEST:
+        raise ValueError(f"an element of type {kind} lies {depth} deep")
     if not content:
-        return  # how an empty array may be written
-    parts = _parts(content)
-    (_, flags), (_, lengths), *rest = parts
-    kind, shape = flags[0], struct.unpack(f"<{len(lengths) // 4}i", lengths)
-    items = math.prod(shape)
-    if min(shape) < 0 or items > len(content) or depth > _DEEPEST:
-        raise ValueError(f"an array of shape {shape} in {len(content)} bytes, {depth} deep")
-    inner = [part for of, part in rest if of == _MATRIX]
-    if kind == _STRUCT:
-        (_, width), (_, fields) = rest[1:3]
-        items *= len(fields) // max(int.from_bytes(width, "little"), 1)
-    if kind in (_CELL, _STRUCT):
-        if len(inner) != items:
-            raise ValueError(f"an array of {items} parts has {len(inner)}")
-        for part in inner:
-            _check_matrix(part, depth + 1)
-    elif kind not in _PLAIN:
-        raise ValueError(f"an array is of class {kind}")
+        return "", []  # how an empty array may be written
+    (_, flags), (_, lengths), (_, name), *rest = _parts(content)
+    of, shape = flags[0], struct.unpack(f"<{len(lengths) // 4}i", lengths)
+    if of == _STRUCT:
+        (_, width), (_, fields), *rest = rest
+        each = int.from_bytes(width, "little")
+        names = [fields[i : i + each].rstrip(b"\0").decode() for i in range(0, len(fields), each)]
+        values = [_array(*part, depth + 1)[1] for part in rest]
+        value: Any = [
+            dict(zip(names, values[i : i + len(names)], strict=True))
+            for i in range(0, len(values), len(names))
+        ]
+    elif of == _CELL:
+        value = [_array(*part, depth + 1)[1] for part in rest]
+    elif of == _TEXT:
+        value = rest[0][1].decode(_ENCODINGS[rest[0][0]]) if rest else ""
+    elif of in _NUMBERS:
+        value = np.frombuffer(rest[0][1], _DTYPES[rest[0][0]]).tolist() if rest else []
+    else:
+        raise ValueError(f"an array is of class {of}")
+    if min(shape) < 0 or len(value) != math.prod(shape):
+        raise ValueError(f"an array of shape {shape} has {len(value)} items")
+    return name.decode(), value
