@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import http.server
+import os
 import sys
 import threading
 
@@ -146,6 +147,35 @@ def test_a_failure_leaves_nothing_and_is_mended_by_the_next_call(server, officia
     handler.promise = 0
     write_idx(folder, "train", images, labels)
     np.testing.assert_array_equal(load("mnist", mirror=url).images, images)
+
+
+def test_more_than_the_official_size_is_not_taken(server, official, monkeypatch):
+    """Nor waited for."""
+    folder, url, _ = server
+    write_idx(folder, "test", *random_set(20, (28, 28, 1), 10))
+    official("mnist")
+    (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(bytes(2**20))
+    with pytest.raises(DataError, match=r"more than \d+ bytes came"):
+        load("mnist", "test", mirror=url)
+    left = [f.name for f in (cache_folder() / "mnist").iterdir()]
+    assert left == ["t10k-images-idx3-ubyte.gz"]
+
+
+def test_who_may_read_a_download_is_left_to_the_mask(server, official):
+    folder, url, _ = server
+    write_idx(folder, "test", *random_set(20, (28, 28, 1), 10))
+    official("mnist")
+    old = os.umask(0o027)
+    try:
+        load("mnist", "test", mirror=url)
+    finally:
+        os.umask(old)
+    files = (cache_folder() / "mnist").iterdir()
+    assert {f.stat().st_mode & 0o777 for f in files} == {0o640}
+
+
+def test_every_official_address_is_https():
+    assert all(source.url.startswith("https://") for source in SOURCES.values())
 
 
 def test_unofficial_files_are_refused(server):

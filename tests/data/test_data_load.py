@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from official_files import DEBIAN, REAL, idx_bytes, random_set, write_idx, write_images
 
-from rcig_eqx.data import DataError, Dataset, _load, _paths, load
+from rcig_eqx.data import DataError, Dataset, _load, load
 from rcig_eqx.data._cache import cache_folder
 
 MD5_OF_IDX = {  # of the official files' contents, unzipped
@@ -295,7 +295,6 @@ def test_without_a_home(tmp_path, monkeypatch):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "expanduser", nowhere)
-    monkeypatch.setattr(_paths, "Path", Path)
     for call in (
         lambda: load("mnist", download=False),
         lambda: load("~/mine.npz"),

@@ -14,13 +14,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from ._dataset import DataError
 from ._official import check, opened
 
 A = TypeVar("A")
 B = TypeVar("B")
+Binary = IO[bytes] | BufferedIOBase
+"""An open file of bytes: the library's types name these in two ways."""
 
 _MAX_FILE = 2**25  # bytes; the largest image of these sets has some 15 MB
 _MAX_UNPACKED = 2**33  # bytes that a gzipped tar may hold; the largest of these sets has 1.2 GB
@@ -124,7 +126,7 @@ def damage_named(where: Path | str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def opened_zip(file: Path | BufferedIOBase) -> Iterator[zipfile.ZipFile]:
+def opened_zip(file: Path | Binary) -> Iterator[zipfile.ZipFile]:
     """A zip that lists as many members as it says it has, which zipfile does not compare."""
     with zipfile.ZipFile(file) as archive:
         with contextlib.ExitStack() as stack:
@@ -164,13 +166,13 @@ def _of_zip(path: Path) -> Iterator[Entry]:
                 yield Entry(name, f"{path}:{name}", info.file_size, partial(read, info))
 
 
-def _of_tar(file: BufferedIOBase, where: Path | str) -> Iterator[Entry]:
+def _of_tar(file: Binary, where: Path | str) -> Iterator[Entry]:
     for member, content in _members(file):
         name = _safe(member.name, where)
         yield Entry(name, f"{where}:{name}", member.size, content.read)
 
 
-def _members(file: BufferedIOBase) -> Iterator[tuple[tarfile.TarInfo, BufferedIOBase]]:
+def _members(file: Binary) -> Iterator[tuple[tarfile.TarInfo, Binary]]:
     """The regular files of a tar in one pass to the very end, where gzip has its checksum."""
     tape: Any = _Tape(file)  # all that a stream needs is `read`
     with tarfile.open(fileobj=tape, mode="r|", bufsize=_BLOCK, tarinfo=_Member) as archive:
@@ -187,7 +189,7 @@ def _members(file: BufferedIOBase) -> Iterator[tuple[tarfile.TarInfo, BufferedIO
 class _Tape:
     """A file read in one pass. `used` is where its last byte other than 0 lies."""
 
-    def __init__(self, file: BufferedIOBase):
+    def __init__(self, file: Binary):
         self._file, self._length, self.used = file, 0, 0
         self._most = _MAX_UNPACKED if isinstance(file, gzip.GzipFile) else None
 

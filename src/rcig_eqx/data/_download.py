@@ -35,7 +35,6 @@ def download(
         ) from error
     base = (mirror or source.url).rstrip("/")
     bar = importlib.util.find_spec("tqdm") is not None
-    # pooch's protocol names this argument's parameters otherwise than its own class.
     fetch: Any = pooch.HTTPDownloader(progressbar=bar, timeout=_TIMEOUT)
     for file in source.downloads(split):
         url, (size, digest) = f"{base}/{file}", source.files[file]
@@ -46,7 +45,8 @@ def download(
                 fetch(url, _Bounded(opened, most), pooch)
 
         try:
-            pooch.retrieve(url, digest, fname=file, path=folder, downloader=bounded)
+            # pooch's protocol names a downloader's parameters otherwise than its own classes.
+            pooch.retrieve(url, digest, fname=file, path=folder, downloader=bounded)  # pyright: ignore[reportArgumentType]
         except Exception as error:  # network, server, disk and checksum: one way out for all
             raise DataError(
                 f"{source.title} could not be downloaded: {url}: {error}. "

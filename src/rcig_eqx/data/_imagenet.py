@@ -5,7 +5,6 @@ import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 import numpy as np
 from jaxtyping import UInt8
@@ -222,7 +221,7 @@ def _of_batches(files: list[Place]) -> Iterator[Item]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, member: str | None) -> Iterator[IO[bytes]]:
+def _opened(path: Path, member: str | None) -> Iterator[Binary]:
     """A batch file; one in a zip is gone through some six times, since every seek starts anew."""
     if member is None:
         with path.open("rb") as file:

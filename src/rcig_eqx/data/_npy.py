@@ -3,14 +3,13 @@
 import math
 import zipfile
 from collections.abc import Collection
-from io import BufferedIOBase
 
 import numpy as np
 
-from ._archives import check_ratio
+from ._archives import Binary, check_ratio
 
 
-def read_npy(file: BufferedIOBase, size: int) -> np.ndarray:
+def read_npy(file: Binary, size: int) -> np.ndarray:
     """The array of an open `.npy` that has `size` bytes, all of which are read.
 
     Raises `ValueError` for an array of objects and for a header of another size; of a zip's member,
@@ -25,7 +24,7 @@ def read_npy(file: BufferedIOBase, size: int) -> np.ndarray:
     return array
 
 
-def read_header(file: BufferedIOBase, size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
+def read_header(file: Binary, size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, whether it lies column by column, and dtype, which make up `size` bytes."""
     version = np.lib.format.read_magic(file)
     read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}

@@ -122,7 +122,8 @@ def opened(path: Path, name: str | None = None) -> Iterator[io.BufferedReader]:
     with path.open("rb") as file:
         digests = _wanted(path, name or path.name)
         found = {kind: hashlib.new(kind, usedforsecurity=False) for kind, _ in digests}
-        reader = io.BufferedReader(_Hashing(file, found.values()), _CHUNK)
+        hashing: Any = _Hashing(file, found.values())
+        reader = io.BufferedReader(hashing, _CHUNK)
         yield reader
         while reader.read(_CHUNK):
             pass

@@ -126,7 +126,8 @@ class Records(AbstractImages):
         record = self._record(index)
         if len(record) != math.prod(self.image_shape) * self.dtype.itemsize:
             raise DataError(
-                f"image {index} of {self.folder} has {len(record)} bytes: write it again."
+                f"image {index} of {self.folder} has {len(record)} bytes, not {self.image_shape} "
+                f"{self.dtype}: write it again."
             )
         return np.frombuffer(record, self.dtype).reshape(self.image_shape)
 
