@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ._archives import (
+    Binary,
     Entry,
     damage_named,
     entries,
