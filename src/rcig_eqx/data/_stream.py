@@ -10,6 +10,7 @@ from typing import Any
 import absl.flags
 import grain
 import numpy as np
+from grain.multiprocessing import MultiprocessingOptions
 from jaxtyping import Array, Shaped
 
 from ._adapt import Examples, adapted
@@ -102,9 +103,7 @@ def _ahead(batches: grain.MapDataset[Any], workers: int) -> grain.DatasetIterato
     if workers:
         if not absl.flags.FLAGS.is_parsed():
             absl.flags.FLAGS.mark_as_parsed()  # grain's workers ask for theirs
-        ahead = ahead.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers), _end_with_parent
-        )
+        ahead = ahead.mp_prefetch(MultiprocessingOptions(num_workers=workers), _end_with_parent)
     return iter(ahead)
 
 
