@@ -14,6 +14,7 @@ from ._dataset import DataError, Dataset
 from ._download import cache_folder, download as fetch
 from ._folder import ImageFolder
 from ._sources import LABELS_MD5, SOURCES, SPLITS, Source
+from ._zip import verify_zip
 
 ENVIRONMENT = "RCIG_EQX_DATA"
 SYSTEM_FOLDER = Path("/usr/share/datasets")  # where Debian's dataset packages put them
@@ -196,16 +197,16 @@ def _load_embedded(split: str) -> Dataset:
 def _read_npz(file: Path, class_names: tuple[str, ...] | None = None) -> Dataset:
     """The dataset in `file`; `class_names` stands in for names it does not hold."""
     try:
+        verify_zip(file)  # numpy stops before the checksum where a header is damaged
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             images, labels = arrays["images"], arrays["labels"]
-            if "class_names" in arrays:
-                class_names = tuple(str(c) for c in arrays["class_names"])
+            names = arrays.get("class_names", class_names)
     except Exception as error:  # a damaged archive fails in as many ways as zip and npy have parts
         raise DataError(
             f"{file} cannot be read as an .npz of plain arrays ({error}): "
             "write it again with np.savez_compressed(file, images=..., labels=...)."
         ) from error
-    return _checked(images, labels, class_names, file.stem, str(file))
+    return _checked(images, labels, names, file.stem, str(file))
 
 
 def _checked(

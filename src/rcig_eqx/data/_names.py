@@ -1,5 +1,6 @@
 """Class names as everything here compares them: text, one form of each letter, no two alike."""
 
+import reprlib
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
@@ -22,10 +23,10 @@ def class_names_of(names: Any, what: str = "class_names") -> tuple[str, ...]:
         names = names.tolist()
     if isinstance(names, str | bytes | Set) or not isinstance(names, Iterable):
         raise ValueError(
-            f"{what} is {names!r} ({type(names).__name__}): pass a list of text, one name per "
-            "class in the order of the class numbers."
+            f"{what} is {reprlib.repr(names)} ({type(names).__name__}): pass a list of text, one "
+            "name per class in the order of the class numbers."
         )
-    composed = tuple(unicodedata.normalize("NFC", _text(name, what)) for name in names)
+    composed = tuple(text_of(name, what) for name in names)
     if not composed or "" in composed:
         raise ValueError(f"{what} must hold at least one name and no empty one.")
     twice = sorted(name for name, count in Counter(composed).items() if count > 1)
@@ -42,7 +43,7 @@ def _in_order(names: Mapping[Any, Any], what: str) -> list[Any]:
     numbered = {number: name for number, name in pairs if _is_number(number)}
     if len(numbered) != len(pairs) or sorted(numbered) != list(range(len(pairs))):
         raise ValueError(
-            f"{what} is the mapping {dict(names)!r}, which does not number its classes from 0: "
+            f"{what} is {reprlib.repr(dict(names))}, which does not number its classes from 0: "
             "pass a list of text, one name per class."
         )
     return [numbered[number] for number in range(len(pairs))]
@@ -52,7 +53,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def _text(name: Any, what: str) -> str:
+def text_of(name: Any, what: str) -> str:
+    """The name as text in NFC. Raises `ValueError` for what is neither text nor UTF-8."""
     if isinstance(name, bytes):
         try:
             return name.decode()
@@ -63,4 +65,4 @@ def _text(name: Any, what: str) -> str:
             f"{what} holds {name!r} ({type(name).__name__}): pass text, as in "
             "[str(name) for name in names]."
         )
-    return str(name)
+    return unicodedata.normalize("NFC", name)
