@@ -1,6 +1,6 @@
 """The labelled image set every other room receives, and the checks it passes once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,7 @@ class Dataset:
         cls,
         images: Any,
         labels: Any,
-        class_names: Sequence[str] | Mapping[str, int] | Mapping[int, str] | None = None,
+        class_names: Any = None,
         *,
         name: str = "custom",
     ) -> "Dataset":

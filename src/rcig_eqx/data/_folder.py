@@ -127,9 +127,9 @@ def _is_hidden(name: str) -> bool:
 def _passed_over(root: Path, classes: list[Path]) -> Iterator[Path]:
     """The image files below `root` that are not read: of other formats, or in other folders."""
     for place, folders, files in os.walk(root):
-        folder, folders[:] = Path(place), [name for name in folders if not _is_hidden(name)]
+        folder, folders[:] = Path(place), sorted(f for f in folders if not _is_hidden(f))
         read = is_readable if folder in classes else lambda _: False
-        for name in files:
+        for name in sorted(files):
             if is_image_like(name) and not _is_hidden(name) and not read(name):
                 yield folder / name
 
