@@ -127,8 +127,9 @@ class _Adapted(AbstractImages):
         """The class number of each image."""
         labels, _ = self._numbered
         if labels.dtype.kind not in "iu" or labels.ndim != 1 or labels.min() < 0:
+            least = f" from {labels.min()}" if labels.dtype.kind in "iuf" else ""
             raise DataError(
-                f"{self._label!r} of {self.name} holds {labels.dtype} from {labels.min()}: it must "
+                f"{self._label!r} of {self.name} holds {labels.dtype}{least}: it must "
                 "be one class number an image, from 0; remove images without a class first."
             )
         return labels.astype(np.int32)

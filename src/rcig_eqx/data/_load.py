@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -212,7 +213,7 @@ def _read_npz(file: Path, class_names: tuple[str, ...] | None = None) -> Dataset
 def _checked(
     images: np.ndarray,
     labels: np.ndarray,
-    class_names: tuple[str, ...] | None,
+    class_names: Any,
     name: str,
     where: str,
 ) -> Dataset:
