@@ -115,9 +115,10 @@ class _Adapted(AbstractImages):
         self.image_shape = self._decode(0).shape
         names = getattr(features[self._label], "names", None)
         count = getattr(features[self._label], "num_classes", None)
-        if not names and not count:
-            names, count = self._numbered[1], int(self.labels.max()) + 1
-        self.class_names = class_names_of(names or map(str, range(count or 0)))
+        known = names or (map(str, range(count)) if count else None)
+        self._names = None if known is None else class_names_of(known)
+        seen = self._names or self._numbered[1] or map(str, range(int(self.labels.max()) + 1))
+        self.class_names = tuple(seen)
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -141,7 +142,7 @@ class _Adapted(AbstractImages):
             column = self._dataset.select_columns(self._label).with_format("numpy")[:][self._label]
         else:
             column = [self._dataset[i][self._label] for i in range(len(self))]
-        return numbered(plain_array(np.asanyarray(column), self._label), None)
+        return numbered(plain_array(np.asanyarray(column), self._label), self._names)
 
     @property
     def marks(self) -> list[str]:
