@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray, PyTree
 from ._checks import check_number
 from ._types import named
 from .data import AbstractPreprocess, Dataset
+from .data._arrays import plain_array
 
 Initialization = Literal["real", "noise"]
 
@@ -28,6 +29,9 @@ class Coreset(eqx.Module):
     - `log_temperature`: log τ, the Platt scaling of the outer loss.
     - `preprocess`: what the images went through and a test image must; `None` inside the loop.
     - `flip`: whether the set stands for itself and its mirror images.
+
+    Raises `ValueError` for numpy arrays that JAX does not take: masked ones, floats of more than 64
+    bits, another byte order.
     """
 
     images: Float[Array, "n h w c"]
@@ -35,6 +39,15 @@ class Coreset(eqx.Module):
     log_temperature: Float[Array, ""]
     preprocess: AbstractPreprocess | None = None
     flip: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self) -> None:
+        for name in ("images", "labels", "log_temperature"):
+            array = getattr(self, name)
+            if plain_array(array, name) is not array:
+                raise ValueError(
+                    f"{name} is {array.dtype} {type(array).__name__}, which JAX does not take: "
+                    f"pass {name}.astype(np.float32)."
+                )
 
     def support(self) -> tuple[Float[Array, "m h w c"], Float[Array, "m classes"]]:
         """The images and labels to train on: mirrored copies are appended under `flip`."""
@@ -74,6 +87,16 @@ class AbstractParameterization(eqx.Module):
 
         There may be any number of each class, the same of all.
         """
+
+
+def check_rows(coreset: Coreset) -> None:
+    """Raise `ValueError` unless a set made by hand has one row of labels for each image."""
+    images, labels = np.shape(coreset.images), np.shape(coreset.labels)
+    if len(images) != 4 or len(labels) != 2 or images[0] != labels[0]:
+        raise ValueError(
+            f"The coreset has images of shape {images} and labels of shape {labels}: pass images "
+            "[n h w c] and labels [n classes], one row per image."
+        )
 
 
 def fold_temperature(coreset: Coreset) -> Coreset:

@@ -24,6 +24,7 @@ from ._coreset import (
     Initialization,
     check_initialization,
     check_parameterization,
+    check_rows,
     fold_temperature,
     growing_average,
     real_coreset,
@@ -431,6 +432,7 @@ def check_model(make_model: MakeModel, coreset: Coreset) -> None:
             f"{type(model).__name__} stores statistics of batches, which it must know to move: "
             "make it an rcig_eqx.models.AbstractBatchNetwork."
         )
+    check_rows(coreset)
     try:
         outputs = eqx.filter_eval_shape(model, coreset.images)
     except (TypeError, ValueError) as error:
@@ -440,6 +442,11 @@ def check_model(make_model: MakeModel, coreset: Coreset) -> None:
         ) from error
     if not (is_ready(model) or isinstance(model, Network)):
         check_independent(make_model(jr.key(0)), coreset.images[0])
+    if outputs.shape[:-1] != coreset.labels.shape[:1]:
+        raise ValueError(
+            f"The network gives outputs of shape {outputs.shape} for {len(coreset.images)} images: "
+            "it must give one row per image, [n classes]."
+        )
     if outputs.shape != coreset.labels.shape:
         raise ValueError(
             f"The network gives {outputs.shape[-1]} outputs for {coreset.num_classes} classes: "

@@ -18,7 +18,7 @@ from rich.progress import track
 from ._augment import Augmentation, as_augmentation, describe_augmentation
 from ._backend import networks_at_once
 from ._checks import check_counts
-from ._coreset import Coreset, hard_labels
+from ._coreset import Coreset, check_rows, hard_labels
 from ._distill import check_key, check_model
 from ._evaluation import Evaluation
 from ._losses import InnerLoss
@@ -220,6 +220,7 @@ def _check_fit(coreset: Any, test: Dataset, names: tuple[str, ...]) -> None:
         raise ValueError(
             f"distilled is a {type(coreset).__name__}: pass what distill or load_result returned."
         )
+    check_rows(coreset)
     if coreset.preprocess is None:
         raise ValueError(
             "This coreset does not carry its preprocessing: pass the DistillResult itself, or set "

@@ -180,6 +180,8 @@ def test_folder_of_npz_splits(tmp_path):
         ({"labels": np.arange(5)}, "6 images but labels have shape"),
         ({"images": np.zeros((6, 5, 4), np.uint8)}, r"images\[\.\.\., None\]"),
         ({"class_names": np.array(["one"])}, "there are 1 class_names"),
+        ({"class_names": np.array("cat")}, "class_names is 'cat'"),
+        ({"class_names": np.array([1, 2])}, "class_names holds 1"),
     ],
 )
 def test_npz_of_the_wrong_content(tmp_path, changes, message):
@@ -206,6 +208,35 @@ def test_damaged_npz(tmp_path):
     np.savez(file, images=np.zeros((1, 1, 1, 1), np.uint8))
     with pytest.raises(DataError, match="labels"):
         load(file)
+
+
+def test_npz_of_bytes_and_text(tmp_path):
+    save_npz(tmp_path / "mine.npz", class_names=np.array([b"cat", b"dog"]))
+    assert load(tmp_path / "mine.npz").class_names == ("cat", "dog")
+    save_npz(tmp_path / "mine.npz", labels=np.array(["dog", "cat"] * 3))
+    data = load(tmp_path / "mine.npz")
+    assert (data.class_names, data.labels.tolist()) == (("cat", "dog"), [1, 0] * 3)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_every_damaged_byte_of_an_npz_is_refused_or_harmless(tmp_path, save):
+    file = tmp_path / "mine.npz"
+    images, labels = random_set(4, (3, 2, 1), 2)
+    save(file, images=images, labels=labels.astype(np.int64), class_names=np.array(["cat", "dog"]))
+    content, flips = file.read_bytes(), np.random.default_rng(0).integers(1, 256, 2000)
+    refused = 0
+    for place in range(len(content)):
+        damaged = bytes([content[place] ^ int(flips[place])])
+        file.write_bytes(content[:place] + damaged + content[place + 1 :])
+        try:
+            data = load(file)
+        except DataError:
+            refused += 1
+            continue
+        np.testing.assert_array_equal(data.images, images)
+        np.testing.assert_array_equal(data.labels, labels)
+        assert data.class_names == ("cat", "dog")
+    assert refused > len(content) / 2
 
 
 def test_npz_of_an_official_name_must_be_that_set(tmp_path):

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -214,20 +215,18 @@ def _read_npz(file: Path, class_names: tuple[str, ...] | None = None) -> Dataset
         with opened_zip(file) as archive:
             arrays = read_npz(archive, ("images", "labels", "class_names"))
         images, labels = arrays["images"], arrays["labels"]
-        if "class_names" in arrays:
-            class_names = tuple(map(str, arrays["class_names"].astype(np.str_)))
     except Exception as error:  # a damaged archive fails in as many ways as zip and npy have parts
         raise DataError(
             f"{file} cannot be read as an .npz of plain arrays ({error}): "
             "write it again with np.savez_compressed(file, images=..., labels=...)."
         ) from error
-    return _checked(images, labels, class_names, file.stem, str(file))
+    return _checked(images, labels, arrays.get("class_names", class_names), file.stem, str(file))
 
 
 def _checked(
     images: np.ndarray,
     labels: np.ndarray,
-    class_names: tuple[str, ...] | None,
+    class_names: Any,
     name: str,
     where: str,
 ) -> Dataset:

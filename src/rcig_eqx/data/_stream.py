@@ -14,6 +14,7 @@ from grain.multiprocessing import MultiprocessingOptions
 from jaxtyping import Array, Shaped
 
 from ._adapt import Examples, adapted
+from ._arrays import plain_array
 from ._dataset import DataError, Dataset
 from ._images import AbstractImages
 
@@ -83,7 +84,7 @@ def stream(
             "(images, labels), an ImageFolder, Records or a grain.MapDataset."
         )
     # Views of the plain class: a gather from it gives plain arrays, memory-mapped or not.
-    images, labels = map(np.asarray, train)
+    images, labels = (np.asarray(plain_array(np.asanyarray(x), "train")) for x in train)
     if len(images) != len(labels):
         raise ValueError(f"there are {len(images)} images but {len(labels)} labels.")
     _check_sizes(len(images), batch_size, rows)
@@ -210,9 +211,9 @@ class _Rows(grain.MapDataset):
 
 def _as_pair(element: Any) -> tuple[Any, Any]:
     if isinstance(element, dict) and {"image", "label"} <= element.keys():
-        return element["image"], element["label"]
+        element = element["image"], element["label"]
     if isinstance(element, tuple | list) and len(element) == 2:
-        return element[0], element[1]
+        return plain_array(element[0], "image"), plain_array(element[1], "label")
     what = (
         f"a dictionary with {sorted(element)}" if isinstance(element, dict) else repr(type(element))
     )
