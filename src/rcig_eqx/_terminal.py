@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # tabs and line breaks apart
 
@@ -17,7 +17,7 @@ class Unfailing:
     reader has ended, everything is dropped, and `failed` is the error.
     """
 
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream: Any):
         self._stream = stream
         self.failed: Exception | None = None
 
