@@ -67,8 +67,8 @@ def test_images_that_are_no_colours_are_shown_by_their_mean(channels, tmp_path):
     one = drawn(save_grid(shown, names, tmp_path / "one.png", title="T"))
     other = drawn(save_grid(mean, names, tmp_path / "other.png", title=said))
     np.testing.assert_array_equal(one, other)
-    strips = [_strips(to_pixels(x), 3) for x in (shown, mean)]
-    np.testing.assert_allclose(*strips, atol=1e-6)
+    a, b = (_strips(to_pixels(x), 3) for x in (shown, mean))
+    np.testing.assert_allclose(a, b, atol=1e-6)
     save_class(to_pixels(shown), tmp_path / "class.png")
 
 

@@ -542,11 +542,12 @@ def run() -> None:
     try:
         main()
     except SystemExit as end:
-        if end.code != _INTERRUPTED and end.code not in map(_status_of, received):
-            raise
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(int(end.code))
+        for status in (_INTERRUPTED, *map(_status_of, received)):
+            if end.code == status:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+        raise
 
 
 def _status_of(number: int) -> int:

@@ -302,7 +302,8 @@ def interruptible(say: bool = False) -> Iterator[Callable[[], bool]]:
         yield pressed.is_set  # signals belong to the main thread
         return
     always = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    if hangup := getattr(signal, "SIGHUP", None):  # Windows has none
+    hangup: Any = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup:
         always[hangup] = signal.SIG_DFL
     handlers = {number: signal.getsignal(number) for number in always}
     before = {n: usual for n, usual in handlers.items() if usual is not None}  # else not Python's
