@@ -13,6 +13,7 @@ from ._evaluation import Evaluation
 from ._progress import Progress
 from ._result import DistillResult, load_result
 from .data import Dataset
+from .data._paths import user_path
 
 
 class KeepBest:
@@ -60,14 +61,14 @@ class KeepBest:
         self.result: DistillResult | None = None
         self.history: list[tuple[int, Evaluation]] = []
         self._validation, self._every, self._key = validation, every, key
-        self._patience, self._path = patience, path
+        self._patience, self._path = patience, None if path is None else user_path(path)
         self._options = {"num_networks": num_networks, "progress": False} | options
 
     def __call__(self, progress: Progress) -> bool:
         """Test, where one is due; `True` once patience is at its end."""
         if progress.step % self._every and progress.step < progress.steps:
             return False
-        if not self.history and self._path is not None and os.path.exists(self._path):
+        if not self.history and self._path is not None and self._path.exists():
             earlier = load_result(self._path)
             self._test(earlier.recipe["steps_done"], earlier)
         result = progress.result()

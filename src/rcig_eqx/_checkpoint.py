@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from ._files import damage_named, read_checked, write_checked
+from ._files import damage_named, read_checked, sweep, write_checked
+from ._lock import hold
 from ._step import State
 from .data import DataError
 
@@ -114,16 +115,17 @@ class CheckpointFolder:
         return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
 
     def prepare(self) -> None:
-        """Make the folder and sweep up what a killed writer left. `OSError` if it cannot be."""
+        """Hold the folder and sweep up what a killed writer left.
+
+        Raises `BlockingIOError` if another run holds it, `OSError` if it cannot be written.
+        """
         if not self.writes:
             return
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for part in self.folder.glob(".step-*.part"):
-                part.unlink()
-            probe = self.folder / ".writable"
-            probe.write_bytes(b"")
-            probe.unlink()
+            hold(self.folder)
+            sweep(self.folder, "step-*")
+        except BlockingIOError:
+            raise
         except OSError as error:
             raise OSError(
                 error.errno,

@@ -3,7 +3,6 @@
 import importlib.metadata
 import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -42,6 +41,7 @@ from ._devices import (
     shared_batch,
     wait_for_all,
 )
+from ._lock import releasing
 from ._loop import Loop
 from ._pool import MakeModel, PoolSchedule
 from ._progress import Callback, ProgressBar
@@ -62,6 +62,7 @@ from .data import (
     to_state,
 )
 from .data._adapt import Examples, adapted, is_foreign
+from .data._paths import user_path
 from .methods import AbstractMethod, default_method
 from .methods._method import is_linear_in_labels, scales_predictions, with_parts
 from .models import (
@@ -80,6 +81,7 @@ Train = Dataset | AbstractImages | grain.MapDataset[Any] | Examples | tuple[Any,
 _FLIP_UP_TO = 1000  # distilled images, mirrored ones not counted (paper, appendix C)
 
 
+@releasing()
 def distill(
     train: Train,
     *,
@@ -160,9 +162,9 @@ def distill(
     - `callbacks`: functions of a `Progress`, called after every step; `True` ends the run.
     - `progress`: whether to show a progress bar.
 
-    **Returns:** a `DistillResult`. Ctrl-C or SIGTERM ends the run after the present step and
-    returns what there is, which `result.interrupted` tells; the program goes on from there. Twice
-    abandons it, without a further checkpoint.
+    **Returns:** a `DistillResult`. Ctrl-C, SIGTERM or SIGHUP ends the run after the present step
+    and returns what there is, which `result.interrupted` tells; the program goes on from there.
+    Twice abandons it, without a further checkpoint.
 
     **Several processes** each make this call, with the same arguments and `devices=jax.devices()`.
     Each reads its own rows of every batch, and all return the same result; process 0 alone shows
@@ -173,7 +175,8 @@ def distill(
     with its error.
 
     Raises `ValueError` before any work starts for input that cannot be distilled, for a folder
-    that holds another run, and `OSError` for one that cannot be written or has no room.
+    that holds another run, `BlockingIOError` for one that another run is writing to, and `OSError`
+    for one that cannot be written or has no room.
     """
     check_initialization(initialization)
     check_counts(images_per_class=images_per_class, steps=steps, keep_checkpoints=keep_checkpoints)
@@ -233,7 +236,7 @@ def distill(
     checkpoints, found = None, None
     if checkpoint_dir is not None:
         checkpoints = CheckpointFolder(
-            Path(checkpoint_dir), checkpoint_every, keep_checkpoints, writes=leads(mesh)
+            user_path(checkpoint_dir), checkpoint_every, keep_checkpoints, writes=leads(mesh)
         )
         found = look(checkpoints, resume=resume)
     asked_first = found[0]["steps"] if found else steps

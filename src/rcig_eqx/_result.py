@@ -1,6 +1,7 @@
 """What a run returns, and the file it is kept in."""
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,10 @@ class DistillResult:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one safetensors file: arrays, and the rest as JSON in its header.
 
-        The file appears under its name only once it is complete. Raises `OSError` if it cannot
-        be written, and leaves what stood there before.
+        The file appears under its name only once it is complete. Raises `ValueError` for what
+        `load_result` would refuse, `OSError` if it cannot be written, and leaves what stood there
+        before.
         """
-        path = Path(path)
         preprocess = self.coreset.preprocess
         assert preprocess is not None, "a result's coreset carries its preprocessing"
         preprocess_config, preprocess_arrays = to_state(preprocess)
@@ -77,6 +78,11 @@ class DistillResult:
             "preprocess": preprocess_config,
             "recipe": self.recipe,
         }
+        arrays = {name: np.asarray(value) for name, value in arrays.items()}
+        try:
+            _assemble(json.loads(json.dumps(card)), arrays, preprocess)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"This result cannot be kept: {error}.") from error
         return write_checked(path, card, arrays)
 
 

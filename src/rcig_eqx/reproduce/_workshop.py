@@ -20,6 +20,7 @@ from .._distill import describe, describe_model, distill, versions
 from .._evaluate import evaluate
 from .._evaluation import Evaluation
 from .._files import read_checked, write_atomically, write_checked
+from .._lock import hold, releasing
 from .._loop import gave_up
 from .._pool import MakeModel, PoolSchedule
 from .._result import DistillResult, load_result
@@ -133,6 +134,7 @@ class Workshop:
         """The file of one distilled set, there or not."""
         return self.place(row, seed, **how) / "distilled.safetensors"
 
+    @releasing()
     def distilled(
         self,
         row: Row,
@@ -163,6 +165,7 @@ class Workshop:
         if self.devices and self.scale.batch_size is None:
             settings["batch_size"] = shared_batch(make_mesh(self.devices), settings["batch_size"])
         what = f"{folder.parent.parent.name}, seed {seed}"
+        hold(folder)
         if file.exists():
             result = load_result(file)
             _check_filed(file, result, settings, len(train))
@@ -189,7 +192,7 @@ class Workshop:
         result.save(file)
         self._remark(what, result)
         for old in (folder / "checkpoints").glob("*.safetensors"):
-            old.unlink()
+            old.unlink(missing_ok=True)
         return result
 
     def _remark(self, what: str, result: DistillResult) -> None:
