@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save as serialize
 
+from ._coreset import check_coreset
 from ._distill import versions
-from ._evaluate import default_steps, fresh_network, training_recipe
+from ._evaluate import default_steps, fresh_network
 from ._evaluation import Evaluation
 from ._files import checksum, file_checksum, write_atomically
 from ._plot import save_class, save_grid, to_pixels
 from ._result import DistillResult
+from ._train_network import training_recipe
 from .data import to_state
 
 SCHEMA = "rcig_eqx.export/1"
@@ -71,6 +73,12 @@ def export(
     `FileExistsError` if something stands there, `OSError` if it cannot be written, and leaves what
     stood there before.
     """
+    if not isinstance(result, DistillResult):
+        raise ValueError(
+            f"result is a {type(result).__name__}, which has no class names and no recipe: pass "
+            "what distill or load_result returned."
+        )
+    check_coreset(result.coreset, "result.coreset")
     folder = Path(folder).expanduser().resolve()
     if evaluation and (evaluation.class_names != result.class_names or not evaluation.training):
         raise ValueError(
@@ -307,5 +315,6 @@ def _accuracies(evaluation: dict[str, Any] | None) -> str:
             each = ", ".join(f"{x:.2%}" for x in part["accuracies"])
             lines.append(f"| {name} | {part['mean']:.2%} ± {part['std']:.2%} | {each} |")
     on = f"{tested['images']:,} test images of {tested['dataset']}" if tested else "test images"
-    lines.append(f"\nMean and standard deviation over fresh networks, on {on}.")
+    count = len(evaluation["accuracies"])
+    lines.append(f"\nMean ± standard deviation over {count} fresh networks, on {on}.")
     return "\n".join(lines)
