@@ -454,14 +454,14 @@ _DRAWS, _DRAWS_BYTES = 5, 2**24
 
 def _further_draws(
     seen: Dataset, baseline: Coreset, preprocess: AbstractPreprocess, *, key: PRNGKeyArray
-) -> np.ndarray:
+) -> np.ndarray | None:
     """Images of further random draws such as the baseline: four, or fewer where they are large or
     a class has too few images for draws to differ."""
     each = len(baseline.images) // seen.num_classes
     smallest = int(np.bincount(seen.labels, minlength=seen.num_classes).min())
     count = min(_DRAWS - 1, smallest // each - 1, _DRAWS_BYTES // baseline.images.nbytes)
     draws = [real_coreset(seen, each, preprocess, key=k).images for k in jr.split(key, count)]
-    return np.array(draws, np.float32).reshape(-1, *baseline.images.shape)
+    return np.array(draws, np.float32) if draws else None
 
 
 def check_preprocess(preprocess: AbstractPreprocess, images: np.ndarray) -> None:
