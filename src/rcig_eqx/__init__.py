@@ -32,14 +32,7 @@ from ._coreset import (
 from ._devices import make_mesh as make_mesh, place as place, shard_rows as shard_rows
 from ._differentiable import implicitly_differentiable as implicitly_differentiable
 from ._distill import distill as distill
-from ._evaluate import (
-    correct as correct,
-    cross_entropy as cross_entropy,
-    evaluate as evaluate,
-    evaluation_schedule as evaluation_schedule,
-    train_network as train_network,
-    training_recipe as training_recipe,
-)
+from ._evaluate import correct as correct, evaluate as evaluate
 from ._evaluation import Evaluation as Evaluation
 from ._export import export as export
 from ._hypergradient import Hypergradient as Hypergradient, hypergradient as hypergradient
@@ -66,6 +59,12 @@ from ._step import (
     init as init,
     step as step,
     tune as tune,
+)
+from ._train_network import (
+    cross_entropy as cross_entropy,
+    evaluation_schedule as evaluation_schedule,
+    train_network as train_network,
+    training_recipe as training_recipe,
 )
 from .methods import (
     exact_hypergradient as exact_hypergradient,

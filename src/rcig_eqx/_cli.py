@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import jax.random as jr
 
 from . import methods
+from ._classes import match_classes
 from ._coreset import Initialization
 from ._devices import first_devices
 from ._distill import describe_model, distill
@@ -196,6 +197,8 @@ def _distill(
         normalization=normalization,
     )
     test = load_test(dataset, directory) if evaluate_ else None
+    if test is not None:
+        match_classes(test, train.class_names, train.num_classes)  # before the run, not after it
     if resume and file.exists() and not any(checkpoints.glob("*.safetensors")):
         raise FileNotFoundError(
             f"{file} is there, but no checkpoint of its run: pass --overwrite to start anew."

@@ -28,7 +28,10 @@ class Coreset(eqx.Module):
       they need not be positive nor sum to one.
     - `log_temperature`: log τ, the Platt scaling of the outer loss.
     - `preprocess`: what the images went through and a test image must; `None` inside the loop.
-    - `flip`: whether the set stands for itself and its mirror images.
+    - `flip`: whether the set stands for itself and its mirror images: networks are then trained on
+      both. `distill` turns it on for RGB sets of up to 1,000 images. State it for a set made by
+      hand, as whoever made the images did: a set distilled with mirror images loses half of its
+      accuracy without them. It is `False` if not stated.
 
     Raises `ValueError` for numpy arrays that JAX does not take: masked ones, floats of more than 64
     bits, another byte order.
@@ -69,6 +72,34 @@ def hard_labels(coreset: Coreset) -> Coreset:
     return eqx.tree_at(lambda c: c.labels, coreset, one_hot)
 
 
+def check_coreset(coreset: Any, name: str) -> None:
+    """Raise `ValueError` for what is no `Coreset`, or has arrays that no network can train on."""
+    if not isinstance(coreset, Coreset):
+        raise ValueError(
+            f"{name} is a {type(coreset).__name__}: pass what distill or load_result returned."
+        )
+    images, labels = np.shape(coreset.images), np.shape(coreset.labels)
+    if len(images) != 4 or len(labels) != 2 or labels[0] != images[0]:
+        raise ValueError(
+            f"{name} has images {images} and labels {labels}: make them [n h w c] and [n classes], "
+            "one row of labels per image."
+        )
+    for field in ("images", "labels"):
+        if not jnp.issubdtype(getattr(coreset, field).dtype, jnp.floating):
+            raise ValueError(
+                f"{name} has {field} of {getattr(coreset, field).dtype}: make them floats; images "
+                "are preprocessed, and labels are targets such as centred_labels(labels, classes)."
+            )
+    check_finite(coreset, name)
+
+
+def check_finite(coreset: Coreset, name: str) -> None:
+    """Raise `ValueError` for images, labels or a temperature that are not finite."""
+    for field in ("images", "labels", "log_temperature"):
+        if not np.isfinite(getattr(coreset, field)).all():
+            raise ValueError(f"{name} has {field} that are NaN or infinite.")
+
+
 class AbstractParameterization(eqx.Module):
     """What is optimised in place of images and labels: ψ, and the set it stands for.
 
@@ -87,16 +118,6 @@ class AbstractParameterization(eqx.Module):
 
         There may be any number of each class, the same of all.
         """
-
-
-def check_rows(coreset: Coreset) -> None:
-    """Raise `ValueError` unless a set made by hand has one row of labels for each image."""
-    images, labels = np.shape(coreset.images), np.shape(coreset.labels)
-    if len(images) != 4 or len(labels) != 2 or images[0] != labels[0]:
-        raise ValueError(
-            f"The coreset has images of shape {images} and labels of shape {labels}: pass images "
-            "[n h w c] and labels [n classes], one row per image."
-        )
 
 
 def fold_temperature(coreset: Coreset) -> Coreset:
@@ -174,8 +195,7 @@ def starting_coreset(given: Any, baseline: Coreset, *, key: PRNGKeyArray) -> Cor
                 f"initialization has {name} {np.shape(own)}, where images_per_class and the data "
                 f"make them {right.shape}: pass preprocessed images [n h w c], labels [n classes]."
             )
-        if not np.isfinite(own).all():
-            raise ValueError(f"initialization has {name} that are NaN or infinite.")
+    check_finite(given, "initialization")
     fields = (given.images, given.labels, given.log_temperature)
     images, labels, log_temperature = (jnp.asarray(x, jnp.float32) for x in fields)
     return Coreset(images, labels, log_temperature, flip=baseline.flip)

@@ -23,7 +23,6 @@ from ._coreset import (
     Initialization,
     check_initialization,
     check_parameterization,
-    check_rows,
     fold_temperature,
     growing_average,
     real_coreset,
@@ -227,6 +226,7 @@ def distill(
         flip = seen.image_shape[2] == 3 and images_per_class * seen.num_classes <= _FLIP_UP_TO
 
     baseline = real_coreset(seen, images_per_class, preprocess, flip=flip, key=coreset_key)
+    draws = _further_draws(seen, baseline, preprocess, key=coreset_key)
     start = starting_coreset(given, baseline, key=noise_key)
     model = model or convnet_for(seen.image_shape, seen.num_classes)
     check_model(model, baseline)
@@ -291,7 +291,8 @@ def distill(
         done = {"steps_done": int(state.step), "method": describe(state.recipe.method)}
         done["versions"] = versions()
         arrays = {name: np.asarray(values, np.float32) for name, values in history.items()}
-        return DistillResult(coreset, last, first, seen.class_names, settings | done, arrays, psi)
+        names, recipe_of = seen.class_names, settings | done
+        return DistillResult(coreset, last, first, names, recipe_of, arrays, psi, draws)
 
     state, history = init(start, recipe, key=init_key), {}
     card = {}
@@ -435,7 +436,6 @@ def check_model(make_model: MakeModel, coreset: Coreset) -> None:
             f"{type(model).__name__} stores statistics of batches, which it must know to move: "
             "make it an rcig_eqx.models.AbstractBatchNetwork."
         )
-    check_rows(coreset)
     try:
         outputs = eqx.filter_eval_shape(model, coreset.images)
     except (TypeError, ValueError) as error:
@@ -455,6 +455,21 @@ def check_model(make_model: MakeModel, coreset: Coreset) -> None:
             f"The network gives {outputs.shape[-1]} outputs for {coreset.num_classes} classes: "
             f"build it with num_classes={coreset.num_classes}."
         )
+
+
+_DRAWS, _DRAWS_BYTES = 5, 2**24
+
+
+def _further_draws(
+    seen: Dataset, baseline: Coreset, preprocess: AbstractPreprocess, *, key: PRNGKeyArray
+) -> np.ndarray | None:
+    """Images of further random draws such as the baseline: four, or fewer where they are large or
+    a class has too few images for draws to differ."""
+    each = len(baseline.images) // seen.num_classes
+    smallest = int(np.bincount(seen.labels, minlength=seen.num_classes).min())
+    count = min(_DRAWS - 1, smallest // each - 1, _DRAWS_BYTES // baseline.images.nbytes)
+    draws = [real_coreset(seen, each, preprocess, key=k).images for k in jr.split(key, count)]
+    return np.array(draws, np.float32) if draws else None
 
 
 def check_preprocess(preprocess: AbstractPreprocess, images: np.ndarray) -> None:

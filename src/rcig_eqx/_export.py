@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save as serialize
 
+from ._coreset import check_coreset
 from ._distill import versions
-from ._evaluate import default_steps, fresh_network, training_recipe
+from ._evaluate import default_steps, fresh_network
 from ._evaluation import Evaluation
 from ._files import MAX_TEXT, check_length, checksum, file_checksum, write_atomically
 from ._plot import VISIBLE, drawing, printable, save_class, save_grid, to_pixels
 from ._result import DistillResult
+from ._train_network import training_recipe
 from .data import to_state
 from .data._paths import user_path
 
@@ -77,6 +79,12 @@ def export(
     `load_export` would refuse, `FileExistsError` if something stands there, `OSError` if it cannot
     be written, and leaves what stood there before.
     """
+    if not isinstance(result, DistillResult):
+        raise ValueError(
+            f"result is a {type(result).__name__}, which has no class names and no recipe: pass "
+            "what distill or load_result returned."
+        )
+    check_coreset(result.coreset, "result.coreset")
     folder = user_path(folder).resolve()
     if evaluation and (evaluation.class_names != result.class_names or not evaluation.training):
         raise ValueError(
@@ -385,5 +393,6 @@ def _accuracies(evaluation: dict[str, Any] | None) -> str:
     on = "test images"
     if tested:
         on = f"{tested['images']:,} test images of {_escaped(str(tested['dataset']))}"
-    lines.append(f"\nMean and standard deviation over fresh networks, on {on}.")
+    count = len(evaluation["accuracies"])
+    lines.append(f"\nMean ± standard deviation over {count} fresh networks, on {on}.")
     return "\n".join(lines)

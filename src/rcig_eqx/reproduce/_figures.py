@@ -246,7 +246,7 @@ def _along(workshop: Workshop, row: Row) -> Iterator[tuple[int, float, Evaluatio
     model = model_of(row, workshop.scale, softplus=None)
     for mark in marks:
         result = load_result(folder / f"after-{mark}.safetensors")
-        report = workshop.evaluated(row, result.coreset, f"after-{mark}", folder, model=model)
+        report = workshop.evaluated(row, result, f"after-{mark}", folder, model=model)
         yield mark, float(clock[mark - 1] - clock[0]), report
 
 

@@ -57,7 +57,7 @@ def attacked(workshop: Workshop, row: Row) -> PrivacyReport:
 
         name = f"attacks-{networks}x{'-'.join(map(str, scale.snapshots()))}.json"
         file = workshop.place(row, seed, **how) / name
-        reports.append(PrivacyReport.from_json(filed(file, result.coreset, attack)))
+        reports.append(PrivacyReport.from_json(filed(file, (result.coreset,), attack)))
     return join(reports)
 
 
