@@ -36,6 +36,7 @@ from ._devices import (
     make_mesh,
     own_rows,
     place,
+    raised_on_all,
     shard_rows,
     shared_batch,
     wait_for_all,
@@ -45,7 +46,7 @@ from ._loop import Loop
 from ._pool import MakeModel, PoolSchedule
 from ._progress import Callback, ProgressBar
 from ._result import DistillResult
-from ._resume import begin, look, run_card
+from ._resume import as_fitted, begin, fitted_arrays, look, run_card
 from ._ridge import check_dtype
 from ._step import Recipe, State, coreset_optimizer, init
 from ._types import Device, called
@@ -214,6 +215,14 @@ def distill(
                 "initialization carries another preprocessing than preprocess=: leave one out."
             )
         preprocess = given.preprocess
+    checkpoints, found = None, None
+    if checkpoint_dir is not None:
+        checkpoints = CheckpointFolder(
+            user_path(checkpoint_dir), checkpoint_every, keep_checkpoints, writes=leads(mesh)
+        )
+        with raised_on_all(mesh):
+            found = look(checkpoints, resume=resume)
+    preprocess = as_fitted(found, preprocess, seen.images[:8])
     if preprocess is None:
         on_disk = isinstance(train, AbstractImages)
         preprocess = default_preprocess(
@@ -233,12 +242,6 @@ def distill(
     decoded = check_parameterization(parameterization, start) if parameterization else start
     for part in with_parts(method) if method is not None else ():
         check_method(part, decoded, batch_size)
-    checkpoints, found = None, None
-    if checkpoint_dir is not None:
-        checkpoints = CheckpointFolder(
-            user_path(checkpoint_dir), checkpoint_every, keep_checkpoints, writes=leads(mesh)
-        )
-        found = look(checkpoints, resume=resume)
     asked_first = found[0]["steps"] if found else steps
     recipe = Recipe(
         method or default_method(asked_first),
@@ -298,14 +301,17 @@ def distill(
     card = {}
     if checkpoints is not None:
         batch = jax.ShapeDtypeStruct((batch_size, *seen.image_shape), jnp.float32)
+        checkpoints.kept = fitted_arrays(preprocess)
         settings_of_run = settings | {"method": describe(recipe.method)}
-        card = run_card(settings_of_run, train, seen, state, batch)
+        card = run_card(settings_of_run, train, seen, state, preprocess)
         card |= {"steps": asked_first, "devices": mesh.size if mesh else 1}
-        state, history = begin(checkpoints, found, card, state, batch)
-        if int(state.step) > steps:
-            raise ValueError(
-                f"{checkpoint_dir} has {int(state.step)} steps already: ask for at least as many."
-            )
+        with raised_on_all(mesh):
+            state, history = begin(checkpoints, found, card, state, batch)
+            if int(state.step) > steps:
+                raise ValueError(
+                    f"{checkpoint_dir} has {int(state.step)} steps already: ask for at least as "
+                    "many."
+                )
     first, state = int(state.step), place(state, mesh) if mesh else state
     batches = _batches(train, seen, preprocess, mesh, batch_size, seed, first, workers)
     with ProgressBar(enabled=progress and leads(mesh)) as bar:
