@@ -49,6 +49,7 @@ def evaluate(
     *,
     key: PRNGKeyArray,
     baseline: Images | Literal[False] | None = None,
+    class_names: Sequence[str] | None = None,
     model: MakeModel | None = None,
     num_networks: int = 5,
     steps: int | None = None,
@@ -74,6 +75,8 @@ def evaluate(
     - `baseline`: training images, of which each network gets as many random ones as are distilled,
       its own draw, to compare with; `False` for no comparison. If `None`, the random draws that a
       `DistillResult` keeps, and no comparison for a bare `Coreset`.
+    - `class_names`: those of a bare `Coreset`, such as `load_export(…).class_names`, to match test
+      classes with. If `None`, only their number is compared. A `DistillResult` has its own.
     - `model`: a function from a key to a network. If `None`, the ready network that the set was
       distilled with, its normalisation included, with ReLU; where that is not known, or it is one
       of your own, the paper's `ConvNet`.
@@ -106,14 +109,14 @@ def evaluate(
     if not learning_rate > 0:
         raise ValueError(f"A learning_rate of {learning_rate} learns nothing: make it positive.")
     loss = loss or (mean_squared if labels == "learned" else cross_entropy)
-    names = distilled.class_names if isinstance(distilled, DistillResult) else None
     coreset = distilled.coreset if isinstance(distilled, DistillResult) else distilled
     check_coreset(coreset, "distilled")
+    names = _names_of(distilled, class_names)
     test = as_images(test)
     numbers = _check_fit(coreset, test, names)
     model = model or fresh_network(distilled)
     check_model(model, coreset)
-    draws = _random_sets(distilled, baseline, num_networks, key)
+    draws = _random_sets(distilled, baseline, names, num_networks, key)
     augmentation = as_augmentation(augment, coreset.images.shape[3])
     steps = int(steps or default_steps(len(coreset.images)))
     at_once = min(at_once or networks_at_once(num_networks), num_networks)
@@ -159,8 +162,29 @@ def _warn(message: str) -> None:
     warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
+def _names_of(
+    distilled: DistillResult | Coreset, given: Sequence[str] | None
+) -> tuple[str, ...] | None:
+    """The class names of a set, or those given for a bare one; `ValueError` for what is none."""
+    if isinstance(distilled, DistillResult):
+        if given is not None:
+            raise ValueError("A DistillResult has class names: leave class_names out.")
+        return distilled.class_names
+    if given is None:
+        return None
+    if not isinstance(given, list | tuple) or len(set(given)) != distilled.num_classes:
+        raise ValueError(
+            f"class_names is {given!r}: pass a list of {distilled.num_classes} distinct names."
+        )
+    return tuple(map(str, given))
+
+
 def _random_sets(
-    distilled: DistillResult | Coreset, train: Any, count: int, key: PRNGKeyArray
+    distilled: DistillResult | Coreset,
+    train: Any,
+    names: tuple[str, ...] | None,
+    count: int,
+    key: PRNGKeyArray,
 ) -> Sequence[Coreset]:
     """Random real images as many as are distilled, a set of them per network where there are."""
     is_result = isinstance(distilled, DistillResult)
@@ -168,9 +192,7 @@ def _random_sets(
         return distilled.baselines if is_result and train is None else ()
     coreset = distilled.coreset if is_result else distilled
     train, (n, classes) = as_images(train), coreset.labels.shape
-    numbers = match_classes(
-        train, distilled.class_names if is_result else None, classes, what="baseline"
-    )
+    numbers = match_classes(train, names, classes, what="baseline")
     if train.image_shape != coreset.images.shape[1:] or n % classes or len(numbers) < classes:
         raise ValueError(
             f"baseline has images {train.image_shape} of {len(numbers)} classes and distilled has "
