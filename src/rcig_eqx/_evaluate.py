@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Scalar, Shaped
 from rich.progress import track
 
 from ._augment import Augmentation, as_augmentation, describe_augmentation
-from ._backend import networks_at_once
+from ._backend import networks_at_once, usual_settings
 from ._checks import check_counts
 from ._coreset import Coreset, hard_labels
 from ._distill import check_key, check_model
@@ -69,6 +69,7 @@ _LOSSES = (
 )
 
 
+@usual_settings()
 def evaluate(
     distilled: DistillResult | Coreset,
     test: Dataset | AbstractImages | Examples | tuple[Any, Any],
@@ -157,7 +158,7 @@ def evaluate(
             f"{diverged} of {len(sets) * num_networks} networks diverged in training: none of "
             f"their answers counts as right. Lower learning_rate={learning_rate}.",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     reports = [_report(np.concatenate(h), test.labels, names, steps) for h in hits]
     return dataclasses.replace(
