@@ -198,9 +198,7 @@ class CheckpointFolder:
         return path
 
 
-def differences(
-    there: Mapping[str, Any], here: Mapping[str, Any]
-) -> dict[str, tuple[Any, Any]]:
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """What two cards say differently, by name, with dots into nested ones."""
 
     def flat(card: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

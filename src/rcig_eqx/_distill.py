@@ -15,6 +15,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray
 
+from ._backend import usual_settings
 from ._checkpoint import CheckpointFolder
 from ._checks import check_counts, check_number
 from ._coreset import (
@@ -82,6 +83,7 @@ _FLIP_UP_TO = 1000  # distilled images, mirrored ones not counted (paper, append
 
 
 @releasing()
+@usual_settings()
 def distill(
     train: Train,
     *,
@@ -150,8 +152,9 @@ def distill(
     - `keep_checkpoints`: how many of the newest stay in the folder.
     - `resume`: go on from the newest valid checkpoint there, or start if there is none. The run
       ends in the same bytes as one that was never interrupted, its `seconds` aside; on another
-      number of devices, or by other versions, it warns that it does not. More `steps` may be asked
-      for; a default `method` stays the one of as many steps as were asked for first.
+      number of devices, cores or threads, or by other versions, it warns that it does not. Other
+      source of your own functions is a warning, too. More `steps` may be asked for; a default
+      `method` stays the one of as many steps as were asked for first.
     - `workers`: processes that read a set on disk ahead; threads of this one do if 0. The batches
       are the same. A script that asks for workers guards its main part by
       `if __name__ == "__main__"`.

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 from rich.progress import track
 
 from ._augment import Augmentation, as_augmentation
-from ._backend import networks_at_once
+from ._backend import networks_at_once, usual_settings
 from ._checks import check_counts
 from ._classes import match_classes
 from ._coreset import Coreset, check_coreset, hard_labels, real_coreset
@@ -34,6 +34,7 @@ from ._train_network import (
 from ._types import PyTree
 from .data import AbstractImages, Dataset, apply_in_chunks, sample
 from .data._adapt import Examples, as_images
+from .data._names import class_names_of
 from .models import AbstractNetwork, network_for
 from .models._architectures import ARCHITECTURES, architecture_name
 from .models._normalize import check_known
@@ -43,6 +44,7 @@ Images = Dataset | AbstractImages | Examples | tuple[Any, Any]
 _TEST_BATCH = 500
 
 
+@usual_settings()
 def evaluate(
     distilled: DistillResult | Coreset,
     test: Images,
@@ -159,7 +161,7 @@ def evaluate(
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=3)
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
 def _names_of(
@@ -172,11 +174,13 @@ def _names_of(
         return distilled.class_names
     if given is None:
         return None
-    if not isinstance(given, list | tuple) or len(set(given)) != distilled.num_classes:
+    names = class_names_of(given)
+    if len(names) != distilled.num_classes:
         raise ValueError(
-            f"class_names is {given!r}: pass a list of {distilled.num_classes} distinct names."
+            f"class_names has {len(names)} names for {distilled.num_classes} classes: pass one per "
+            "class."
         )
-    return tuple(map(str, given))
+    return names
 
 
 def _random_sets(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Scalar
 
+from ._backend import transfers_allowed
 from ._bilevel import (
     RESULTS,
     InnerMinimum,
@@ -85,6 +86,7 @@ def hypergradient(
 ) -> tuple[Hypergradient, Any]: ...
 
 
+@transfers_allowed()
 def hypergradient(
     outer_loss: Loss,
     inner_loss: Loss,

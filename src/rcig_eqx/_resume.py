@@ -178,7 +178,7 @@ def check_same_run(
     if elsewhere:
         arrays = {k: v for k, v in arrays.items() if not _alike(there, here, k)}
         code, carried = code | carried, {}
-    wrong = {k.partition(".")[2]: v for k, v in settings.items() if k not in renamed} or (
+    wrong = _within({k: v for k, v in settings.items() if k not in renamed}) or (
         of("preprocess", "fitted") | arrays | carried
     )
     if wrong:
@@ -189,8 +189,8 @@ def check_same_run(
     changed = sorted({k.split(".")[1] for k in {*code, *renamed}})
     for said, differs in (
         (f"on {there['devices']} devices and goes on with {here.get('devices', 1)}", devices),
-        (f"by other versions ({_lines(versions)})", versions),
-        (f"on other cores or threads ({_lines(machine)})", machine),
+        (f"by other versions ({_lines(_within(versions))})", versions),
+        (f"on other cores or threads ({_lines(_within(machine))})", machine),
     ):
         if differs:
             _warn(f"a run {said}: the run goes on, but does not end in the same bytes.")
@@ -219,12 +219,16 @@ def _alike(there: Mapping[str, Any], here: Mapping[str, Any], part: str) -> bool
     return a.shape == b.shape and bool((np.abs(a - b) <= _CLOSE * b[:, 2:]).all())
 
 
+def _within(differ: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+    return {name.partition(".")[2]: values for name, values in differ.items()}
+
+
 def _lines(differ: Mapping[str, tuple[Any, Any]]) -> str:
     return "; ".join(f"{name}: {a!r} there, {b!r} here" for name, (a, b) in differ.items())
 
 
 def _warn(text: str) -> None:
-    warnings.warn(f"The checkpoint is of {text}", RuntimeWarning, stacklevel=5)
+    warnings.warn(f"The checkpoint is of {text}", RuntimeWarning, stacklevel=6)
 
 
 def sketch(array: np.ndarray) -> list[float]:
