@@ -421,7 +421,8 @@ def test_errors_are_one_line_and_exit_code_2(case, folder, out, tmp_path, capsys
     (names["damaged"] / "test.npz").write_bytes(b"damaged")
     names["other"] = shutil.copytree(folder, tmp_path / "other")
     with np.load(folder / "test.npz") as arrays:
-        np.savez(names["other"] / "test.npz", **dict(arrays) | {"class_names": ["ant", "bright"]})
+        others: Any = dict(arrays) | {"class_names": ["ant", "bright"]}
+        np.savez(names["other"] / "test.npz", **others)
     assert run(*arguments.format(**names).split()) == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error

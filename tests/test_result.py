@@ -5,6 +5,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ def make(kind: str = "standardize", *, size: int = 4) -> DistillResult:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (20, size, size, 3)).astype(np.uint8)
     preprocess = PREPROCESS[kind](images)
-    coresets = {
+    coresets: dict[str, Any] = {
         name: Coreset(
             jr.normal(key, (6, size, size, 3)),
             jr.normal(key, (6, 3)),
