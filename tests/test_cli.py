@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -247,10 +247,21 @@ def test_export_refuses_the_evaluation_of_another_result(out, tmp_path, capsys):
         assert not (tmp_path / "e").exists()
 
 
-def command(*arguments: object, **options: Any) -> subprocess.Popen:
-    """The command in a process of its own."""
-    line = [sys.executable, "-c", "from rcig_eqx._cli import run; run()", *map(str, arguments)]
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+@pytest.fixture
+def command() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts the command in a process of its own, which ends with the test."""
+    started: list[subprocess.Popen] = []
+
+    def start(*arguments: object, **options: Any) -> subprocess.Popen:
+        line = [sys.executable, "-c", "from rcig_eqx._cli import run; run()", *map(str, arguments)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen(line, **pipes, **options))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def written(out) -> set[str]:
@@ -295,7 +306,7 @@ def test_names_that_the_terminal_cannot_show_lose_nothing(folder, tmp_path, monk
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
-def test_a_run_in_a_folder_keeps_others_out_and_its_end_is_told(folder, tmp_path, capsys):
+def test_a_run_in_a_folder_keeps_others_out_and_its_end_is_told(command, folder, tmp_path, capsys):
     """Others are refused by its name; hung up, it keeps what there is; killed, it holds nothing."""
     out = tmp_path / "out"
     arguments = ["distill", folder, "--steps", 10**6, *SMALL, "--no-evaluate", "--out", out]
