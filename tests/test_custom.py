@@ -22,10 +22,12 @@ from rcig_eqx import (
     Hypergradient,
     Network,
     PoolSchedule,
+    Recipe,
     SquaredError,
     evaluate,
     exact_hypergradient,
     head_hypergradient,
+    init,
     load_result,
     partition,
     platt_loss,
@@ -450,6 +452,43 @@ def test_any_optax_optimiser(train):
     result = distill(train, optimizer=optimizer)
     assert finite(result)
     assert np.abs(np.asarray(result.last.images - result.baseline.images)).max() < 0.03
+
+
+def test_an_optimiser_that_asks_for_the_loss_gets_it(train):
+    """`value` is the outer loss of the step, `grad` its gradient in ψ."""
+    distill(train, optimizer=optax.chain(optax.adam(0.01), optax.contrib.reduce_on_plateau()))
+
+    def update(gradient, state, psi, *, value, grad):
+        same = [jnp.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (gradient, grad)))]  # noqa: B905
+        return jax.tree.map(jnp.zeros_like, psi), (value, jnp.stack(same).all())
+
+    start = lambda psi: (jnp.zeros(()), jnp.asarray(False))  # noqa: E731
+    losses = []
+    optimizer = optax.GradientTransformationExtraArgs(start, update)  # pyright: ignore[reportArgumentType]
+    distill(
+        train,
+        steps=3,
+        method=frepo(outer_loss=platt_loss),
+        optimizer=optimizer,
+        callbacks=[lambda p: losses.append([*map(float, (p.metrics["loss"], *p.state.opt_state))])],
+    )
+    assert len(losses) == 3
+    assert all(loss == value != 0 and same == 1.0 for loss, value, same in losses)
+
+
+def test_an_optimiser_that_asks_for_more_is_refused(train):
+    with pytest.raises(ValueError, match=r"optimizer fails .*value_fn"):
+        distill(train, optimizer=optax.lbfgs())
+
+
+def test_a_number_of_a_set_may_be_a_python_float():
+    """It is learned from the first step on, in the type it will keep."""
+    start = Coreset(jnp.ones((2, 7, 7, 1)), jnp.eye(2), jnp.zeros(()))
+    start = eqx.tree_at(lambda c: c.log_temperature, start, 0.5)
+    recipe = Recipe(frepo(), convnet_for((7, 7, 1), 2, 2, 1))
+    state = init(start, recipe, key=jr.key(0))
+    assert state.coreset.log_temperature.dtype == jnp.float32
+    assert not state.coreset.log_temperature.weak_type
 
 
 def test_a_start_of_ones_own(train):

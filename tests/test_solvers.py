@@ -139,6 +139,24 @@ def test_labels_have_a_tolerance_of_their_own(network):
     assert close_.residual <= 1e-5
 
 
+@pytest.mark.parametrize("l2", [1e-6, 1e-4, 1e-2])
+def test_dual_cg_reports_the_true_residual(network, l2):
+    """In float32, where its recurrence falls on and b − K x, taken in float64, does not."""
+    model, images, *_ = network
+    rtol, b = 1e-4, jr.normal(jr.key(8), (N, CLASSES))
+    small = 1e-2 * images
+    system = DualCG(rtol, 300).prepare(model, small, linearize(model, small), l2)
+    solution = system.solve(b)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (model, small))
+        K = np.asarray(dual_gram(*wide)) + l2 * np.eye(b.size)
+    x, right = (np.asarray(a, np.float64).ravel() for a in (solution.value, b))
+    true = np.linalg.norm(right - K @ x) / np.linalg.norm(right)
+    assert float(solution.residual) == pytest.approx(true, rel=0.6)
+    assert bool(solution.converged) == (solution.residual <= rtol) == (l2 == 1e-2)
+    assert solution.products - solution.num_steps <= 4  # what it costs to know
+
+
 def test_dual_cg_reports_its_cap(network):
     model, images, *_ = network
     system = DualCG(rtol=1e-6, max_steps=2).prepare(model, images, linearize(model, images), 1e-3)
