@@ -36,9 +36,9 @@ from rcig_eqx import (
     shard_rows,
     step,
 )
-from rcig_eqx._devices import collective_bytes, on_mesh, own_rows
 from rcig_eqx.methods import rcig
 from rcig_eqx.models import count_parameters
+from rcig_eqx.run._devices import collective_bytes, on_mesh, own_rows
 
 STEPS, BATCH, POOL = 3, 64, 8
 QUICK = "--xla_backend_optimization_level=0"  # nothing is timed: half the time to compile

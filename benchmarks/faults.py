@@ -190,7 +190,7 @@ def main() -> None:
             kind = "a real disk of 0.5 MB" if real else "every write failing"
             _, said = run(train, root / "small")
             show(f"no room from the start, {kind}", "before any work", said[-1:])
-            with mock.patch("rcig_eqx._checkpoint.CheckpointFolder.check_room"):
+            with mock.patch("rcig_eqx.run._checkpoint.CheckpointFolder.check_room"):
                 result, said = run(train, root / "small")
             show(
                 f"disk full during the run, {kind}", f"same bytes: {same(result, whole)}", said[:1]

@@ -25,7 +25,7 @@ import numpy as np
 
 from _common import print_header
 from rcig_eqx import PoolSchedule, convnet_for, data, distill, load_result
-from rcig_eqx._progress import Progress
+from rcig_eqx.run._progress import Progress
 
 
 def child(args: argparse.Namespace) -> None:

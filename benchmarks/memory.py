@@ -32,7 +32,7 @@ from rcig_eqx import (
     init,
     real_coreset,
 )
-from rcig_eqx._step import compiled_step
+from rcig_eqx._algorithm import compiled_step
 from rcig_eqx.methods import frepo, rcig, rcig_paper
 from rcig_eqx.solvers import Adam
 

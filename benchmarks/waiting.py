@@ -15,7 +15,7 @@ import jax.random as jr
 
 from _common import print_header
 from rcig_eqx import Coreset, convnet_for
-from rcig_eqx._step import Recipe, compiled_step, init
+from rcig_eqx._algorithm import Recipe, compiled_step, init
 from rcig_eqx.methods import frepo
 
 STEPS = 20

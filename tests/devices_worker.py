@@ -34,8 +34,8 @@ from rcig_eqx import (
     shard_rows,
     step,
 )
-from rcig_eqx._devices import collective_bytes, on_mesh
 from rcig_eqx.methods import AbstractMethod, frepo, rcig, rcig_paper, staged
+from rcig_eqx.run._devices import collective_bytes, on_mesh
 from rcig_eqx.solvers import Adam, DualCholesky
 
 CLASSES, SIZE, BATCH = 3, 8, 16

@@ -28,10 +28,10 @@ from rcig_eqx import (
     real_coreset,
     save_state,
 )
-from rcig_eqx._checkpoint import CheckpointFolder, arrays_of
-from rcig_eqx._resume import check_same_run
 from rcig_eqx.data import DataError, Dataset, ImageFolder, load, standardize
 from rcig_eqx.methods import frepo, rcig, rcig_paper, staged
+from rcig_eqx.run._checkpoint import CheckpointFolder, arrays_of
+from rcig_eqx.run._resume import check_same_run
 from rcig_eqx.solvers import Adam
 
 STEPS = 6
@@ -258,7 +258,7 @@ def test_a_broken_terminal_does_not_cost_the_checkpoint(train, whole, tmp_path, 
             raise BrokenPipeError("closed")
 
     with monkeypatch.context() as patch:
-        patch.setattr("rcig_eqx._progress.ProgressBar.update", broken)
+        patch.setattr("rcig_eqx.run._progress.ProgressBar.update", broken)
         with pytest.raises(BrokenPipeError):
             distill(train, checkpoint_dir=tmp_path, checkpoint_every=1e9)
     assert same_run(distill(train, checkpoint_dir=tmp_path, resume=True), whole)

@@ -32,15 +32,15 @@ from rcig_eqx import (
     place,
     step,
 )
-from rcig_eqx._devices import (
+from rcig_eqx._pool import average_networks, draw
+from rcig_eqx.methods import AbstractMethod, frepo, rcig, staged
+from rcig_eqx.run._devices import (
     Agreement,
     check_batch_divides,
     collective_bytes,
     rows_of,
     shared_batch,
 )
-from rcig_eqx._pool import average_networks, draw
-from rcig_eqx.methods import AbstractMethod, frepo, rcig, staged
 
 QUICK = "--xla_backend_optimization_level=0"  # half the time to compile
 WORKER = Path(__file__).with_name("devices_worker.py")

@@ -26,8 +26,8 @@ from rcig_eqx import (
     privacy,
     train_network,
 )
-from rcig_eqx._evaluate import correct
 from rcig_eqx.data import Dataset, hold_out
+from rcig_eqx.evaluation._evaluate import correct
 from rcig_eqx.methods import frepo
 
 NETWORK = convnet_for((14, 14, 1), 3, width=4, depth=1, softplus=None)

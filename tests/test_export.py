@@ -26,8 +26,6 @@ from rcig_eqx import (
     load_result,
     training_recipe,
 )
-from rcig_eqx._export import ARRAYS, CARD, count_bytes
-from rcig_eqx._files import checksum, file_checksum
 from rcig_eqx.data import (
     DataError,
     Identity,
@@ -37,6 +35,8 @@ from rcig_eqx.data import (
     write_records,
     zca,
 )
+from rcig_eqx.io._export import ARRAYS, CARD, count_bytes
+from rcig_eqx.io._files import checksum, file_checksum
 from rcig_eqx.models import AbstractNetwork, Head, convnet_for
 
 pytest.importorskip("matplotlib")

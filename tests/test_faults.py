@@ -24,10 +24,10 @@ from rcig_eqx import (
     real_coreset,
     step,
 )
-from rcig_eqx._faults import CAUSES, L2_FACTOR, MAX_RAISES, SOLVE, explain
-from rcig_eqx._loop import gave_up, interruptible, say_what_fell_short
 from rcig_eqx.data import Dataset, load, standardize
 from rcig_eqx.methods import AbstractMethod, cig, frepo
+from rcig_eqx.run._guard import CAUSES, L2_FACTOR, MAX_RAISES, SOLVE, explain
+from rcig_eqx.run._loop import gave_up, interruptible, say_what_fell_short
 from rcig_eqx.solvers import Adam
 
 make_model = convnet_for((14, 14, 1), 3, width=4, depth=1)

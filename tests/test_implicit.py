@@ -24,8 +24,6 @@ from rcig_eqx import (
     platt_loss,
     presets,
 )
-from rcig_eqx._faults import raise_l2
-from rcig_eqx._loop import say_what_fell_short
 from rcig_eqx.methods import (
     RateRule,
     cig,
@@ -38,6 +36,8 @@ from rcig_eqx.methods import (
     staged,
     vig,
 )
+from rcig_eqx.run._guard import raise_l2
+from rcig_eqx.run._loop import say_what_fell_short
 from rcig_eqx.solvers import (
     AbstractDualSolver,
     Adam,

@@ -30,10 +30,9 @@ from rcig_eqx import (
     train_network,
     training_recipe,
 )
-from rcig_eqx._checkpoint import arrays_of
-from rcig_eqx._evaluate import evaluation_schedule, fresh_network
+from rcig_eqx._algorithm import Recipe
 from rcig_eqx._pool import new_member, train_member
-from rcig_eqx._step import Recipe
+from rcig_eqx.evaluation._evaluate import evaluation_schedule, fresh_network
 from rcig_eqx.models import (
     Normalize,
     conv2d,
@@ -44,6 +43,7 @@ from rcig_eqx.models import (
     with_statistics,
 )
 from rcig_eqx.models._network import check_independent
+from rcig_eqx.run._checkpoint import arrays_of
 from rcig_eqx.solvers import DualCholesky
 
 KINDS = ("none", "batch", "instance", "layer", "group")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from rcig_eqx import Coreset, save_grid, to_pixels
-from rcig_eqx._plot import _strips
 from rcig_eqx.data import DataError, Identity, load, zca
+from rcig_eqx.io._plot import _strips
 
 Image = pytest.importorskip("PIL.Image")
 

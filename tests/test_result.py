@@ -14,8 +14,8 @@ from safetensors.numpy import save as serialize
 
 from _corrupt import damaged, mutated
 from rcig_eqx import Coreset, DistillResult, load_result
-from rcig_eqx._files import checksum
 from rcig_eqx.data import AbstractPreprocess, DataError, Identity, standardize, zca
+from rcig_eqx.io._files import checksum
 
 PREPROCESS = {
     "identity": lambda images: Identity(),

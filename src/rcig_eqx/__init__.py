@@ -9,15 +9,20 @@ from . import (
     reproduce as reproduce,
     solvers as solvers,
 )
-from ._across import CrossEvaluation as CrossEvaluation, cross_evaluate as cross_evaluate
-from ._augment import Augment as Augment, paper_strategy as paper_strategy
-from ._best import KeepBest as KeepBest
+from ._algorithm import (
+    Recipe as Recipe,
+    State as State,
+    coreset_optimizer as coreset_optimizer,
+    falling_rate as falling_rate,
+    init as init,
+    step as step,
+    tune as tune,
+)
 from ._bilevel import (
     RESULTS as RESULTS,
     GaussNewton as GaussNewton,
     LeastSquares as LeastSquares,
 )
-from ._checkpoint import load_state as load_state, save_state as save_state
 from ._coreset import (
     AbstractParameterization as AbstractParameterization,
     Coreset as Coreset,
@@ -29,22 +34,10 @@ from ._coreset import (
     noise_coreset as noise_coreset,
     real_coreset as real_coreset,
 )
-from ._devices import make_mesh as make_mesh, place as place, shard_rows as shard_rows
 from ._differentiable import implicitly_differentiable as implicitly_differentiable
 from ._distill import distill as distill
-from ._evaluate import (
-    correct as correct,
-    cross_entropy as cross_entropy,
-    evaluate as evaluate,
-    evaluation_schedule as evaluation_schedule,
-    train_network as train_network,
-    training_recipe as training_recipe,
-)
-from ._evaluation import Evaluation as Evaluation
-from ._export import export as export
 from ._hypergradient import Hypergradient as Hypergradient, hypergradient as hypergradient
 from ._linearize import Linearization as Linearization, linearize as linearize
-from ._load_export import Export as Export, load_export as load_export
 from ._losses import (
     SquaredError as SquaredError,
     inner_loss as inner_loss,
@@ -52,21 +45,24 @@ from ._losses import (
     mse_loss as mse_loss,
     platt_loss as platt_loss,
 )
-from ._memory import MemoryEstimate as MemoryEstimate, estimate_memory as estimate_memory
-from ._plot import save_grid as save_grid, to_pixels as to_pixels
 from ._pool import PoolSchedule as PoolSchedule
-from ._progress import Callback as Callback, Progress as Progress
-from ._result import DistillResult as DistillResult, load_result as load_result
 from ._ridge import kernel_ridge as kernel_ridge, ridge_head as ridge_head
-from ._step import (
-    Recipe as Recipe,
-    State as State,
-    coreset_optimizer as coreset_optimizer,
-    falling_rate as falling_rate,
-    init as init,
-    step as step,
-    tune as tune,
+from .evaluation._across import CrossEvaluation as CrossEvaluation, cross_evaluate as cross_evaluate
+from .evaluation._augment import Augment as Augment, paper_strategy as paper_strategy
+from .evaluation._best import KeepBest as KeepBest
+from .evaluation._evaluate import (
+    correct as correct,
+    cross_entropy as cross_entropy,
+    evaluate as evaluate,
+    evaluation_schedule as evaluation_schedule,
+    train_network as train_network,
+    training_recipe as training_recipe,
 )
+from .evaluation._report import Evaluation as Evaluation
+from .io._export import export as export
+from .io._load_export import Export as Export, load_export as load_export
+from .io._plot import save_grid as save_grid, to_pixels as to_pixels
+from .io._result import DistillResult as DistillResult, load_result as load_result
 from .methods import (
     exact_hypergradient as exact_hypergradient,
     head_hypergradient as head_hypergradient,
@@ -77,6 +73,10 @@ from .models import (
     convnet_for as convnet_for,
     partition as partition,
 )
+from .run._checkpoint import load_state as load_state, save_state as save_state
+from .run._devices import make_mesh as make_mesh, place as place, shard_rows as shard_rows
+from .run._memory import MemoryEstimate as MemoryEstimate, estimate_memory as estimate_memory
+from .run._progress import Callback as Callback, Progress as Progress
 
 # So that help() lists them.
 __all__ = [name for name in dir() if not name.startswith("_")]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -16,22 +16,22 @@ from typing import Annotated, Literal
 import jax.random as jr
 
 from . import methods
+from ._algorithm import coreset_optimizer
 from ._coreset import Initialization
-from ._devices import first_devices
 from ._distill import describe_model, distill
-from ._evaluate import evaluate, fresh_network
-from ._evaluation import Evaluation
-from ._export import check_place, export
-from ._files import write_atomically
-from ._plot import save_grid
 from ._pool import MakeModel
-from ._result import DistillResult, load_result
-from ._step import coreset_optimizer
 from .data import AbstractImages, DataError, Dataset, load, open_records
 from .data._load import KNOWN, TOO_LARGE
+from .evaluation._evaluate import evaluate, fresh_network
+from .evaluation._report import Evaluation
+from .io._export import check_place, export
+from .io._files import write_atomically
+from .io._plot import save_grid
+from .io._result import DistillResult, load_result
 from .models import network_for
 from .models._architectures import ARCHITECTURES
 from .models._normalize import NORMALIZATIONS
+from .run._devices import first_devices
 
 try:
     from typer import Argument, Exit, Option, Typer, echo

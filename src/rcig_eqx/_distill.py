@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray
 
-from ._checkpoint import CheckpointFolder
+from ._algorithm import Recipe, State, coreset_optimizer, init
 from ._checks import check_counts, check_number
 from ._coreset import (
     AbstractParameterization,
@@ -29,25 +29,8 @@ from ._coreset import (
     real_coreset,
     starting_coreset,
 )
-from ._devices import (
-    check_agreement,
-    check_batch_divides,
-    leads,
-    local,
-    make_mesh,
-    own_rows,
-    place,
-    shard_rows,
-    shared_batch,
-    wait_for_all,
-)
-from ._loop import Loop
 from ._pool import MakeModel, PoolSchedule
-from ._progress import Callback, ProgressBar
-from ._result import DistillResult
-from ._resume import begin, look, run_card
 from ._ridge import check_dtype
-from ._step import Recipe, State, coreset_optimizer, init
 from ._types import Device, called
 from .data import (
     AbstractImages,
@@ -61,6 +44,7 @@ from .data import (
     to_state,
 )
 from .data._adapt import Examples, adapted, is_foreign
+from .io._result import DistillResult
 from .methods import AbstractMethod, default_method
 from .methods._method import is_linear_in_labels, scales_predictions, with_parts
 from .models import (
@@ -73,6 +57,22 @@ from .models import (
 from .models._architectures import is_ready
 from .models._network import check_independent
 from .models._training import has_statistics
+from .run._checkpoint import CheckpointFolder
+from .run._devices import (
+    check_agreement,
+    check_batch_divides,
+    leads,
+    local,
+    make_mesh,
+    own_rows,
+    place,
+    shard_rows,
+    shared_batch,
+    wait_for_all,
+)
+from .run._loop import Loop
+from .run._progress import Callback, ProgressBar
+from .run._resume import begin, look, run_card
 
 Train = Dataset | AbstractImages | grain.MapDataset[Any] | Examples | tuple[Any, Any]
 

@@ -11,12 +11,12 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Scalar
 
 from ._checks import check_counts, check_number
-from ._devices import NETWORK, split
 from ._hypergradient import Hypergradient
 from ._subsample import in_chunks
 from ._types import PyTree
 from .models import AbstractNetwork, split_parameters
 from .models._training import has_statistics, running_rate, split_for_training, training_outputs
+from .run._devices import NETWORK, split
 
 T = TypeVar("T")
 MakeModel = Callable[[PRNGKeyArray], AbstractNetwork]

@@ -15,11 +15,11 @@ from .._backend import networks_at_once
 from .._checks import check_counts
 from .._coreset import Coreset, centred_labels
 from .._distill import check_key, check_model, describe_model
-from .._evaluate import check_same_numbers, each_row, fresh_network, mean_squared
 from .._losses import InnerLoss
 from .._pool import MakeModel
-from .._result import DistillResult
 from ..data import Dataset, apply_in_chunks, default_preprocess
+from ..evaluation._evaluate import check_same_numbers, each_row, fresh_network, mean_squared
+from ..io._result import DistillResult
 from ._attacks import AbstractAttack, Observations, all_attacks
 from ._report import PrivacyCurve, PrivacyReport
 from ._roc import Auc

@@ -9,11 +9,11 @@ from typing import Annotated
 import jax
 from typer import Argument, Exit, Option, echo
 
-from .._devices import first_devices
 from ..data import DataError
 from ..data._load import check_directory
 from ..data._sources import SPLITS
 from ..models._normalize import check_known
+from ..run._devices import first_devices
 from ._dry import dry_run
 from ._plan import METHODS, SCALES, SETTINGS
 from ._report import Report, counted

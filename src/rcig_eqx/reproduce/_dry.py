@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
+from .._algorithm import Recipe
 from .._coreset import Coreset
-from .._memory import estimate_memory
-from .._step import Recipe
 from ..models import split_parameters
+from ..run._memory import estimate_memory
 from ._plan import arguments
 from ._rows import Row
 from ._workshop import Workshop

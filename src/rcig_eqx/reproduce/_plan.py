@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 from .. import presets
 from .._distill import default_batch_size
-from .._evaluate import default_steps
 from .._losses import platt_loss
 from .._pool import PoolSchedule
 from ..data import AbstractPreprocess, standardize, zca
+from ..evaluation._evaluate import default_steps
 from ..methods import (
     AbstractMethod,
     cig,

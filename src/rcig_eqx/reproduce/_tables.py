@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .._across import percent
 from .._distill import versions
-from .._evaluate import default_steps
 from .._pool import MakeModel
+from ..evaluation._across import percent
+from ..evaluation._evaluate import default_steps
 from ..models import network_for
 from ._plan import Scale, model_of
 from ._report import Report, counted, of_paper

@@ -13,21 +13,21 @@ import jax
 import jax.random as jr
 import numpy as np
 
-from .._across import pooled
 from .._coreset import Coreset
-from .._devices import make_mesh, shared_batch
 from .._distill import describe, describe_model, distill, versions
-from .._evaluate import evaluate
-from .._evaluation import Evaluation
-from .._files import read_checked, write_atomically, write_checked
-from .._loop import gave_up
 from .._pool import MakeModel, PoolSchedule
-from .._result import DistillResult, load_result
-from .._resume import digest
 from .._types import Device
 from ..data import AbstractPreprocess, DataError, Dataset, load, open_records
 from ..data._preprocess import from_state, to_state
 from ..data._sources import SPLITS
+from ..evaluation._across import pooled
+from ..evaluation._evaluate import evaluate
+from ..evaluation._report import Evaluation
+from ..io._files import read_checked, write_atomically, write_checked
+from ..io._result import DistillResult, load_result
+from ..run._devices import make_mesh, shared_batch
+from ..run._loop import gave_up
+from ..run._resume import digest
 from ._plan import Scale, arguments, model_of, preprocess_of
 from ._report import counted
 from ._rows import Row

@@ -16,16 +16,16 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from .._algorithm import State, compiled_step, compiled_tune
+from ..data import DataError
+from ..io._result import DistillResult
+from ..methods import AbstractAdaptiveMethod, AbstractMethod
+from ..methods._method import is_linear_in_labels, trains_head, with_parts
 from ._checkpoint import CheckpointFolder
 from ._devices import Agreement, leads, on_mesh, shard_rows
-from ._faults import CAUSES, SOLVE, explain
+from ._guard import CAUSES, SOLVE, explain
 from ._memory import check_memory, memory_of
 from ._progress import Callback, Progress, ProgressBar
-from ._result import DistillResult
-from ._step import State, compiled_step, compiled_tune
-from .data import DataError
-from .methods import AbstractAdaptiveMethod, AbstractMethod
-from .methods._method import is_linear_in_labels, trains_head, with_parts
 
 History = dict[str, list[float]]  # a number a step, by name
 

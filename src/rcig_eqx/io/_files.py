@@ -12,7 +12,7 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save as serialize
 
-from .data import DataError
+from ..data import DataError
 
 _MAX_HEADER = 2**20  # bytes
 
@@ -23,7 +23,7 @@ def write_checked(
     """Write one safetensors file: arrays, and a header of plain values with their checksum.
 
     The header says which `format` it is. Raises `OSError` as
-    [`write_atomically`][rcig_eqx._files.write_atomically] does.
+    [`write_atomically`][rcig_eqx.io._files.write_atomically] does.
     """
     path = Path(path)
     content = {name: np.asarray(value, order="C") for name, value in arrays.items()}

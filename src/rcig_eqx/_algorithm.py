@@ -13,8 +13,6 @@ from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray, Scalar
 
 from ._backend import compiler_options
 from ._coreset import AbstractParameterization, Coreset, growing_average
-from ._devices import replicate
-from ._faults import all_finite, diagnose, next_raises, raise_l2
 from ._hypergradient import Hypergradient
 from ._pool import (
     MakeModel,
@@ -31,6 +29,8 @@ from ._pool import (
 from ._types import PyTree, named
 from .methods import AbstractAdaptiveMethod, AbstractMethod
 from .models import AbstractNetwork, with_statistics
+from .run._devices import replicate
+from .run._guard import all_finite, diagnose, next_raises, raise_l2
 
 
 @functools.cache

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import PyTree
 
-from ._backend import available_memory, compiler_options, library_workspace
-from ._coreset import Coreset
-from ._step import Recipe, init, step, tuned_structure
-from ._types import Device
+from .._algorithm import Recipe, init, step, tuned_structure
+from .._backend import available_memory, compiler_options, library_workspace
+from .._coreset import Coreset
+from .._types import Device
 
 
 @dataclasses.dataclass(frozen=True)

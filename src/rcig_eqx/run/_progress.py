@@ -14,8 +14,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ._result import DistillResult
-from ._step import State
+from .._algorithm import State
+from ..io._result import DistillResult
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save as serialize
 
-from ._distill import versions
-from ._evaluate import default_steps, fresh_network, training_recipe
-from ._evaluation import Evaluation
+from .._distill import versions
+from ..data import to_state
+from ..evaluation._evaluate import default_steps, fresh_network, training_recipe
+from ..evaluation._report import Evaluation
 from ._files import checksum, file_checksum, write_atomically
 from ._plot import save_class, save_grid, to_pixels
 from ._result import DistillResult
-from .data import to_state
 
 SCHEMA = "rcig_eqx.export/1"
 CARD, ARRAYS, README, GRID = "card.json", "arrays.safetensors", "README.md", "grid.png"

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._coreset import Coreset
+from .._coreset import Coreset
+from .._types import PyTree
+from ..data import AbstractPreprocess, from_state, to_state
 from ._files import damage_named, read_checked, write_checked
-from ._types import PyTree
-from .data import AbstractPreprocess, from_state, to_state
 
 FORMAT = "rcig_eqx/1"
 

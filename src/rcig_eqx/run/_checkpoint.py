@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from ._files import damage_named, read_checked, write_checked
-from ._step import State
-from .data import DataError
+from .._algorithm import State
+from ..data import DataError
+from ..io._files import damage_named, read_checked, write_checked
 
 FORMAT = "rcig_eqx/checkpoint/1"
 _STATE = "state"  # what the names of its arrays begin with

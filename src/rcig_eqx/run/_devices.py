@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Integer, Shaped
 
-from ._types import Device
+from .._types import Device
 
 T = TypeVar("T")
 

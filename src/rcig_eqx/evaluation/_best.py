@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from ._checks import check_counts
-from ._distill import check_key
+from .._checks import check_counts
+from .._distill import check_key
+from ..data import Dataset
+from ..io._result import DistillResult, load_result
+from ..run._progress import Progress
 from ._evaluate import evaluate, fresh_network
-from ._evaluation import Evaluation
-from ._progress import Progress
-from ._result import DistillResult, load_result
-from .data import Dataset
+from ._report import Evaluation
 
 
 class KeepBest:

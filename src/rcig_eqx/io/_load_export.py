@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from ._coreset import Coreset
-from ._evaluation import Evaluation
+from .._coreset import Coreset
+from ..data import AbstractPreprocess, DataError, from_state, to_state
+from ..data._preprocess import check_block
+from ..evaluation._report import Evaluation
 from ._export import ARRAYS, CARD, FORMULAS, SCHEMA, count_bytes
 from ._files import check_header, checksum, file_checksum
-from .data import AbstractPreprocess, DataError, from_state, to_state
-from .data._preprocess import check_block
 
 _MAX_CARD = 2**20  # bytes
 _MAX_FILE = 2**32  # bytes

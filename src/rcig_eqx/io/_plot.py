@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ._coreset import Coreset
+from .._coreset import Coreset
 from ._files import write_atomically
 
 _MAX_SHOWN = 10  # images of one class

@@ -8,13 +8,13 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from ._coreset import Coreset
+from .._coreset import Coreset
+from .._pool import MakeModel
+from ..data import AbstractImages, Dataset
+from ..data._adapt import Examples
+from ..io._result import DistillResult
 from ._evaluate import evaluate, in_memory
-from ._evaluation import Evaluation
-from ._pool import MakeModel
-from ._result import DistillResult
-from .data import AbstractImages, Dataset
-from .data._adapt import Examples
+from ._report import Evaluation
 
 Distilled = DistillResult | Coreset
 

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from .._algorithm import State, step, tuned_structure
+from ..data import AbstractImages, Dataset
 from ._checkpoint import CheckpointFolder, arrays_of, differences, numbers_of, restore
-from ._step import State, step, tuned_structure
-from .data import AbstractImages, Dataset
 
 _COMPUTES = ("rcig-eqx", "jax", "jaxlib", "equinox", "optax", "lineax", "grain", "numpy")
 

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Scalar
 
-from ._coreset import Coreset
-from ._hypergradient import Hypergradient
-from ._subsample import in_chunks
-from .methods import AbstractMethod
-from .methods._method import trains_head
-from .models import AbstractNetwork
+from .._coreset import Coreset
+from .._hypergradient import Hypergradient
+from .._subsample import in_chunks
+from ..methods import AbstractMethod
+from ..methods._method import trains_head
+from ..models import AbstractNetwork
 
 L2_FACTOR = 10.0  # λ grows by so much after a rejected step, and shrinks after an accepted one
 MAX_RAISES = 4  # at most so many times

@@ -1,0 +1,1 @@
+"""Results, exports and pictures: what is written and read."""

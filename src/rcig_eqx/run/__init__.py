@@ -1,0 +1,1 @@
+"""What surrounds the algorithm: the loop, its guard, checkpoints, devices, memory, progress."""
