@@ -79,7 +79,7 @@ CASES = {
     "mse_loss_classes": (lambda g: r.mse_loss(g["targets"], g["targets"][:, 1:], jnp.zeros(())), "targets"),
     "inner_loss_l2": (lambda g: r.inner_loss(g["targets"], g["targets"], 0.1, g["model"]), "l2"),
     "label_margin_rank": (lambda g: r.label_margin(g["labels"] / 1), "labels"),
-    "centred_labels_dtype": (lambda g: r.centred_labels(g["labels"] / 1, CLASSES), "labels"),
+    "centered_labels_dtype": (lambda g: r.centered_labels(g["labels"] / 1, CLASSES), "labels"),
     "coreset_swapped": (lambda g: r.Coreset(g["targets"], g["images"], jnp.zeros(())), "images"),
     "coreset_rows": (lambda g: r.Coreset(g["images"], g["targets"][1:], jnp.zeros(())), "labels"),
     "coreset_dtype": (lambda g: r.Coreset(g["images"], g["labels"], jnp.zeros(())), "labels"),

@@ -2,37 +2,26 @@
 
 from . import (
     data as data,
+    initializers as initializers,
     methods as methods,
     models as models,
+    parameterizations as parameterizations,
     presets as presets,
     privacy as privacy,
     reproduce as reproduce,
     solvers as solvers,
 )
-from ._algorithm import (
-    Recipe as Recipe,
-    State as State,
-    coreset_optimizer as coreset_optimizer,
-    falling_rate as falling_rate,
-    init as init,
-    step as step,
-    tune as tune,
-)
+from ._algorithm import State as State, init as init
 from ._bilevel import (
     RESULTS as RESULTS,
     GaussNewton as GaussNewton,
     LeastSquares as LeastSquares,
 )
 from ._coreset import (
-    AbstractParameterization as AbstractParameterization,
     Coreset as Coreset,
-    centred_labels as centred_labels,
-    ema as ema,
+    centered_labels as centered_labels,
     fold_temperature as fold_temperature,
-    growing_average as growing_average,
     hard_labels as hard_labels,
-    noise_coreset as noise_coreset,
-    real_coreset as real_coreset,
 )
 from ._differentiable import implicitly_differentiable as implicitly_differentiable
 from ._distill import distill as distill
@@ -46,6 +35,13 @@ from ._losses import (
     platt_loss as platt_loss,
 )
 from ._pool import PoolSchedule as PoolSchedule
+from ._recipe import (
+    Recipe as Recipe,
+    coreset_optimizer as coreset_optimizer,
+    ema as ema,
+    falling_rate as falling_rate,
+    growing_average as growing_average,
+)
 from ._ridge import kernel_ridge as kernel_ridge, ridge_head as ridge_head
 from .evaluation._across import CrossEvaluation as CrossEvaluation, cross_evaluate as cross_evaluate
 from .evaluation._augment import Augment as Augment, paper_strategy as paper_strategy
@@ -59,6 +55,7 @@ from .evaluation._evaluate import (
     training_recipe as training_recipe,
 )
 from .evaluation._report import Evaluation as Evaluation
+from .initializers import AbstractInitializer as AbstractInitializer, real_coreset as real_coreset
 from .io._export import export as export
 from .io._load_export import Export as Export, load_export as load_export
 from .io._plot import save_grid as save_grid, to_pixels as to_pixels
@@ -73,10 +70,13 @@ from .models import (
     convnet_for as convnet_for,
     partition as partition,
 )
+from .parameterizations import AbstractParameterization as AbstractParameterization
 from .run._checkpoint import load_state as load_state, save_state as save_state
 from .run._devices import make_mesh as make_mesh, place as place, shard_rows as shard_rows
+from .run._guard import step as step
 from .run._memory import MemoryEstimate as MemoryEstimate, estimate_memory as estimate_memory
 from .run._progress import Callback as Callback, Progress as Progress
+from .run._step import tune as tune
 
 # So that help() lists them.
 __all__ = [name for name in dir() if not name.startswith("_")]  # pyright: ignore[reportUnsupportedDunderAll]

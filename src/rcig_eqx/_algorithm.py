@@ -1,131 +1,29 @@
-"""One iteration of Algorithm 1: its state, and the pure function that advances it."""
+"""Algorithm 1: its state, and one iteration of it as a pure function."""
 
-import functools
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import optax
-from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray, Scalar
+from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
 
-from ._backend import compiler_options
-from ._coreset import AbstractParameterization, Coreset, growing_average
+from ._coreset import Coreset
 from ._hypergradient import Hypergradient
-from ._pool import (
-    MakeModel,
-    Member,
-    PoolSchedule,
-    average_networks,
-    draw,
-    each_network,
-    get_member,
-    new_pool,
-    set_member,
-    visit,
-)
-from ._types import PyTree, named
-from .methods import AbstractAdaptiveMethod, AbstractMethod
+from ._pool import Member, choose, get_member, new_pool, set_member, visit
+from ._recipe import Recipe
+from ._types import PyTree
+from .methods import AbstractAdaptiveMethod
 from .models import AbstractNetwork, with_statistics
-from .run._devices import replicate
-from .run._guard import all_finite, diagnose, next_raises, raise_l2
 
-
-@functools.cache
-def falling_rate(peak: float = 0.03, hold: int = 500) -> optax.Schedule:
-    """A learning rate that falls with the square root of the steps, after `hold` steps at `peak`.
-
-    peak · √(hold / step): it needs no length of the run, as
-    [`growing_average`][rcig_eqx.growing_average] needs none. Large at first, where it is the step
-    size that limits a distilled set, and small later, where it is the gradient's noise. The paper's
-    rate does not change during a run.
-    """
-    if peak <= 0 or hold < 1:
-        raise ValueError(f"peak is {peak}, hold {hold}: choose a positive rate and a step or more.")
-    rate = lambda step: peak * jnp.sqrt(hold / jnp.maximum(step + 1, hold))  # noqa: E731
-    return named(f"falling_rate({peak:g}, {hold:g})", rate)
-
-
-def coreset_optimizer(
-    learning_rate: float | Scalar | optax.Schedule | None = None,
-    temperature_learning_rate: float | Scalar | optax.Schedule = 0.03,
-) -> optax.GradientTransformation:
-    """AdaBelief, with one rate for images and labels and one for log τ (paper, appendix C).
-
-    The paper's rates are 0.003 and 0.03. If `None`, the first one is
-    [`falling_rate()`][rcig_eqx.falling_rate]: it starts tenfold, which goes further in short runs.
-    Either may be an optax schedule. A parameterisation's ψ that is no `Coreset` takes the first
-    throughout.
-    """
-    data = falling_rate() if learning_rate is None else learning_rate
-    rates = [r if callable(r) else float(r) for r in (data, temperature_learning_rate)]
-    for rate in rates:
-        if not callable(rate) and not rate > 0:
-            raise ValueError(f"A learning rate of {rate} learns nothing: make it positive.")
-    return _coreset_optimizer(*rates)
-
-
-@functools.cache  # the same strategy object twice is compiled once
-def _coreset_optimizer(
-    data: float | optax.Schedule, temperature: float | optax.Schedule
-) -> optax.GradientTransformation:
-    where = lambda c: (c.images, c.labels, c.log_temperature)  # noqa: E731
-    optimizer = optax.partition(
-        {"data": optax.adabelief(data), "temperature": optax.adabelief(temperature)},
-        lambda psi: (
-            eqx.tree_at(where, psi, ("data", "data", "temperature"))
-            if isinstance(psi, Coreset)
-            else jax.tree.map(lambda _: "data", psi)
-        ),
-    )
-
-    def name(rate: float | optax.Schedule) -> str:
-        return getattr(rate, "__name__", type(rate).__name__) if callable(rate) else f"{rate:g}"
-
-    named(f"coreset_optimizer({name(data)}, {name(temperature)})", optimizer.update)
-    return optimizer
-
-
-class Recipe(eqx.Module):
-    """The strategies of a run. Only an adaptive method has arrays, its learning rates.
-
-    - `method`: how the hypergradient is computed.
-    - `make_model`: a function from a key to a network.
-    - `optimizer`: of the distilled set; its updates are shaped like the `Coreset`.
-    - `schedule`: of the pool.
-    - `average`: weights of the averaged ψ, such as [`ema`][rcig_eqx.ema].
-    - `parameterization`: what ψ is; `None` where it is the images and labels themselves.
-    """
-
-    method: AbstractMethod
-    make_model: MakeModel
-    optimizer: optax.GradientTransformation = coreset_optimizer()
-    schedule: PoolSchedule = PoolSchedule()
-    average: Callable[[Array], Array] = eqx.field(default_factory=growing_average)
-    parameterization: AbstractParameterization | None = None
-
-    def encode(self, coreset: Coreset) -> PyTree:
-        """ψ to start from."""
-        return coreset if self.parameterization is None else self.parameterization.encode(coreset)
-
-    def decode(self, psi: PyTree) -> Coreset:
-        """The set that ψ stands for."""
-        return psi if self.parameterization is None else self.parameterization.decode(psi)
-
-    def decode_vjp(self, psi: PyTree) -> tuple[Coreset, Callable[[Coreset], PyTree]]:
-        """The set that ψ stands for, and what takes a gradient in the set to one in ψ."""
-        if self.parameterization is None:
-            return psi, lambda gradient: gradient
-        coreset, transpose = jax.vjp(self.parameterization.decode, psi)
-        return coreset, lambda gradient: transpose(gradient)[0]
+Batch = tuple[Float[Array, "b h w c"], Integer[Array, " b"]]
 
 
 class State(eqx.Module):
     """Everything that changes: one pytree.
 
-    - `coreset`: ψ, a `Coreset`, or what the recipe's parameterisation has in its place.
+    - `psi`: ψ, a `Coreset`, or what the recipe's parameterisation has in its place.
     - `average`: the averaged ψ. Not an average of decoded sets, so that what a run returns is a
       set that ψ's few numbers stand for.
     - `opt_state`: the optimiser's.
@@ -136,7 +34,7 @@ class State(eqx.Module):
     - `recipe`: the strategies, with the rates that an adaptive method has come to.
     """
 
-    coreset: PyTree
+    psi: PyTree
     average: PyTree
     opt_state: PyTree
     pool: Member
@@ -147,10 +45,17 @@ class State(eqx.Module):
 
 
 def init(coreset: Coreset, recipe: Recipe, *, key: PRNGKeyArray) -> State:
-    """The state before the first step: a pool of fresh networks around a starting ψ."""
+    """The state before the first step: a pool of fresh networks around a starting ψ.
+
+    Raises `ValueError` for a recipe without a method or a model: only `distill` has defaults.
+    """
+    if recipe.method is None or recipe.model is None:
+        raise ValueError(
+            "recipe has no method or no model: give it both, as Recipe(rcig(), model)."
+        )
     pool_key, run_key = jr.split(key)
     coreset = eqx.tree_at(lambda c: c.preprocess, coreset, None, is_leaf=lambda x: x is None)
-    psi = recipe.encode(coreset)
+    psi = recipe.parameterization.encode(coreset)
 
     def copy(tree: PyTree) -> PyTree:  # what the caller has stays the caller's
         return jax.tree.map(lambda x: jnp.copy(x) if eqx.is_array(x) else x, tree)
@@ -158,8 +63,8 @@ def init(coreset: Coreset, recipe: Recipe, *, key: PRNGKeyArray) -> State:
     return State(
         copy(psi),
         copy(psi),
-        copy(recipe.optimizer.init(psi)),  # pyright: ignore[reportArgumentType]
-        new_pool(recipe.make_model, recipe.schedule, key=pool_key),
+        copy(recipe.optimizer.init(psi)),
+        new_pool(recipe.model, recipe.pool, key=pool_key),
         run_key,
         jnp.zeros((), jnp.int32),
         jnp.zeros((), jnp.int32),
@@ -167,39 +72,34 @@ def init(coreset: Coreset, recipe: Recipe, *, key: PRNGKeyArray) -> State:
     )
 
 
-def tune(state: State, batch: tuple[Float[Array, "b h w c"], Integer[Array, " b"]]) -> State:
-    """The state with its adaptive method's learning rates found (paper, appendix C).
+class Drawn(NamedTuple):
+    """What a step works on: a network of the pool and its place, two keys, the outer batch."""
 
-    On the (first) network and the batch that the next `step` would take; other methods are left
-    alone. Pure and jittable (`equinox.filter_jit`). `distill` does this before its first step.
-    """
-    method = state.recipe.method
-    if not isinstance(method, AbstractAdaptiveMethod):
-        return state
-    _, member, _, images, targets = _draw(state, batch)
-    if state.recipe.schedule.networks_per_step > 1:
-        member = get_member(member, jnp.zeros((), jnp.int32))
-    coreset = state.recipe.decode(state.coreset)
-    tuned = method.tune(on_set(member.model, coreset), coreset, images, targets)
-    return replicate(eqx.tree_at(lambda s: s.recipe.method, state, tuned))
+    index: Int[Array, "..."]
+    member: Member
+    key: PRNGKeyArray
+    visit_key: PRNGKeyArray
+    images: Float[Array, "b h w c"]
+    targets: Float[Array, "b classes"]
 
 
-def tuned_structure(state: State, batch: Any) -> State:
-    """The state with an adaptive method's arrays, or their shapes, as a run has them once tuned."""
-    if not isinstance(state.recipe.method, AbstractAdaptiveMethod):
-        return state
-    tuned = eqx.filter_eval_shape(tune, state, batch).recipe.method
-    return eqx.tree_at(lambda s: s.recipe.method, state, tuned)
+class Moved(NamedTuple):
+    """The network as it is to be visited, its hypergradient, and ψ after the update."""
+
+    member: Member
+    result: Hypergradient
+    psi: PyTree
+    opt_state: PyTree
 
 
-def _draw(state: State, batch: tuple[Array, Array]):
-    """What a step works on: network(s) of the pool with their index, two keys, the outer batch."""
+def draw(state: State, batch: Batch) -> Drawn:
+    """A random network of the pool, or several where the recipe's pool asks for several a step."""
     images, labels = batch
-    index_key, *keys = jr.split(jr.fold_in(state.key, state.step), 3)
-    index = draw(state.recipe.schedule, key=index_key)
-    classes = state.recipe.decode(state.coreset).num_classes
+    index_key, key, visit_key = jr.split(jr.fold_in(state.key, state.step), 3)
+    index = choose(state.recipe.pool, key=index_key)
+    classes = state.recipe.parameterization.decode(state.psi).num_classes
     targets = jax.nn.one_hot(labels, classes, dtype=images.dtype)
-    return index, get_member(state.pool, index), keys, images, targets
+    return Drawn(index, get_member(state.pool, index), key, visit_key, images, targets)
 
 
 def on_set(model: AbstractNetwork, coreset: Coreset) -> AbstractNetwork:
@@ -210,115 +110,48 @@ def on_set(model: AbstractNetwork, coreset: Coreset) -> AbstractNetwork:
     return with_statistics(model, coreset.support()[0])
 
 
+def update(state: State, gradient: PyTree) -> tuple[PyTree, PyTree]:
+    """ψ and the optimiser's state after one update along a gradient in ψ."""
+    updates, opt_state = state.recipe.optimizer.update(gradient, state.opt_state, state.psi)
+    return eqx.apply_updates(state.psi, updates), opt_state
+
+
+def move(state: State, drawn: Drawn) -> Moved:
+    """ψ moved along the method's hypergradient at one network."""
+    recipe, member = state.recipe, drawn.member
+    coreset, pull_back = jax.vjp(recipe.parameterization.decode, state.psi)
+    problem = on_set(member.model, coreset), coreset, drawn.images, drawn.targets
+    result = recipe.method.hypergradient(*problem, key=drawn.key)
+    return Moved(member, result, *update(state, *pull_back(result.gradient)))
+
+
 def step(
-    state: State, batch: tuple[Float[Array, "b h w c"], Integer[Array, " b"]]
+    state: State, batch: Batch, move: Callable[[State, Drawn], Moved] = move
 ) -> tuple[State, dict[str, Array]]:
     """One iteration of Algorithm 1. Pure and jittable (`equinox.filter_jit`).
 
     Draws a network from the pool, moves ψ along the method's hypergradient on the outer batch,
     averages it, then trains that network on the new ψ. A network that normalises by batches is
-    differentiated at its statistics on ψ, held fixed, and trained with those of each training
-    step. A step whose hypergradient or update is
-    not finite is rejected: ψ and its optimiser stay, the network that gave it is replaced, and
-    the method's λ is ten times larger in the next step, up to 10⁴ times; every accepted step takes
-    one such raise back. Of several networks a step (`PoolSchedule.networks_per_step`) the
-    hypergradients are averaged, and one that is not finite is left out and its network replaced.
+    differentiated at its statistics on ψ, held fixed, and trained with those of each training step.
 
-    **Arguments:** the state, and a batch of preprocessed images and integer labels.
-
-    **Returns:** the next state, and metrics: `loss`, `gradient_norm` (of the images), `network`
-    (its place in the pool), `rejected`, and the method's own, such as `accuracy`, `iterations` and
-    `residual`. Where a network's hypergradient was not finite, or the update was not, also the
-    `cause` and the `condition` number of the ridge head there; both are zero else.
+    `move` is what gives the new ψ; `run/_guard.py` has one that rejects what is not finite.
     """
     recipe = state.recipe
-    index, member, (key, visit_key), images, targets = _draw(state, batch)
-    decoded, pull_back = recipe.decode_vjp(state.coreset)
-    method = raise_l2(recipe.method, state.raises, decoded.labels.dtype)
-
-    def at(member: Member, key: PRNGKeyArray) -> tuple[Hypergradient, Bool[Array, ""]]:
-        model = on_set(member.model, decoded)
-        result = method.hypergradient(model, decoded, images, targets, key=key)
-        return result, all_finite((result.value, result.gradient))
-
-    each, sound = each_network(at, member, recipe.schedule, key=key)
-    several = recipe.schedule.networks_per_step > 1
-    result = average_networks(each, sound) if several else each
-    gradient = pull_back(result.gradient)
+    drawn = draw(state, batch)
+    member, result, psi, opt_state = move(state, drawn)
+    weight = recipe.average(state.step)
+    average = jax.tree.map(lambda a, x: a + weight * (x - a), state.average, psi)
+    X_S, y_S = recipe.parameterization.decode(psi).support()
+    member = visit(member, X_S, y_S, recipe.model, recipe.pool, key=drawn.visit_key)
+    pool = set_member(state.pool, drawn.index, member)
     if isinstance(recipe.method, AbstractAdaptiveMethod):
         adapted = recipe.method.adapt(result.stats)
         recipe = eqx.tree_at(lambda r: r.method, recipe, adapted)
-    updates, opt_state = recipe.optimizer.update(
-        gradient,
-        state.opt_state,
-        state.coreset,  # pyright: ignore[reportArgumentType]
-    )
-    coreset = eqx.apply_updates(state.coreset, updates)
-    finite = jnp.any(sound) & all_finite((gradient, coreset))
-    # An optimiser may hold infinities of its own; what overflows now would stall it for ever.
-    kept = jax.tree.map(
-        lambda new, old: jnp.isfinite(new) | ~jnp.isfinite(old),
-        *(eqx.filter(tree, eqx.is_inexact_array) for tree in (opt_state, state.opt_state)),
-    )
-    finite = finite & jnp.all(jnp.stack([jnp.asarray(True), *map(jnp.all, jax.tree.leaves(kept))]))
-    keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
-    coreset = jax.tree.map(keep, coreset, state.coreset)
-    opt_state = jax.tree.map(keep, opt_state, state.opt_state)
-
-    def explained() -> tuple[Int[Array, ""], Scalar]:
-        one = get_member((member, each), worst) if several else (member, each)
-        model = on_set(one[0].model, decoded)
-        cause, condition = diagnose(method, model, decoded, images, one[1])
-        return cause, condition.astype(result.value.dtype)
-
-    worst = jnp.argmin(sound)  # the first network to give no finite hypergradient, if one did
-    cause, condition = jax.lax.cond(
-        finite & jnp.all(sound),
-        lambda: (jnp.zeros((), jnp.int32), jnp.zeros_like(result.value)),
-        explained,
-    )
-    weight = recipe.average(state.step)
-    average = jax.tree.map(lambda a, x: a + weight * (x - a), state.average, coreset)
-
-    # A network that gave no finite hypergradient is due for replacement.
-    age = jnp.where(sound & finite, member.age, recipe.schedule.max_steps)
-    member = Member(member.model, member.opt_state, age)
-    X_S, y_S = recipe.decode(coreset).support()
-
-    def train(member: Member, key: PRNGKeyArray) -> Member:
-        return visit(member, X_S, y_S, recipe.make_model, recipe.schedule, key=key)
-
-    member = each_network(train, member, recipe.schedule, key=visit_key)
     metrics = {
         "loss": result.value,
-        "network": index[worst] if several else index,
-        "rejected": ~finite,
-        "cause": cause,
-        "condition": condition,
+        "network": drawn.index,
         "gradient_norm": jnp.linalg.norm(result.gradient.images.ravel()),
         **result.stats,
     }
-    done, raises = state.step + 1, next_raises(state.raises, finite)
-    pool = set_member(state.pool, index, replicate(member))
-    state = State(coreset, average, opt_state, pool, state.key, done, raises, recipe)
-    return replicate((state, metrics))
-
-
-@functools.cache  # so that a second run with the very same strategies compiles nothing
-def compiled_step() -> Any:
-    """`step`, batch first, jitted for the backend; the state's memory is taken over."""
-    return _compiled(lambda batch, state: step(state, batch))
-
-
-@functools.cache
-def compiled_tune() -> Any:
-    """`tune`, batch first, likewise."""
-    return _compiled(lambda batch, state: tune(state, batch))
-
-
-def _compiled(function: Callable) -> Any:
-    return eqx.filter_jit(
-        function,
-        donate="all-except-first",
-        compiler_options=compiler_options(),  # pyright: ignore[reportCallIssue]
-    )
+    done = state.step + 1
+    return State(psi, average, opt_state, pool, state.key, done, state.raises, recipe), metrics

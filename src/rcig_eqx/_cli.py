@@ -16,10 +16,9 @@ from typing import Annotated, Literal
 import jax.random as jr
 
 from . import methods
-from ._algorithm import coreset_optimizer
-from ._coreset import Initialization
 from ._distill import describe_model, distill
 from ._pool import MakeModel
+from ._recipe import coreset_optimizer
 from .data import AbstractImages, DataError, Dataset, load, open_records
 from .data._load import KNOWN, TOO_LARGE
 from .evaluation._evaluate import evaluate, fresh_network
@@ -121,7 +120,7 @@ def _distill(
             show_default="0.03 for 500 steps, then falling",
         ),
     ] = None,
-    initialization: Annotated[Initialization, Option(help="What to start from.")] = _DISTILL[
+    initialization: Annotated[str, Option(help="What to start from.")] = _DISTILL[
         "initialization"
     ].default,
     flip: Annotated[

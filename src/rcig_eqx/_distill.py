@@ -16,22 +16,13 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray
 
-from ._algorithm import Recipe, State, coreset_optimizer, init
+from ._algorithm import State, init
 from ._checks import check_counts, check_number
-from ._coreset import (
-    AbstractParameterization,
-    Coreset,
-    Initialization,
-    check_initialization,
-    check_parameterization,
-    fold_temperature,
-    growing_average,
-    real_coreset,
-    starting_coreset,
-)
+from ._coreset import Coreset, fold_temperature
 from ._pool import MakeModel, PoolSchedule
+from ._recipe import Recipe, coreset_optimizer, described, growing_average
 from ._ridge import check_dtype
-from ._types import Device, called
+from ._types import Device
 from .data import (
     AbstractImages,
     AbstractPreprocess,
@@ -44,6 +35,7 @@ from .data import (
     to_state,
 )
 from .data._adapt import Examples, adapted, is_foreign
+from .initializers import INITIALIZERS, AbstractInitializer, Given, check_start, real_coreset
 from .io._result import DistillResult
 from .methods import AbstractMethod, default_method
 from .methods._method import is_linear_in_labels, scales_predictions, with_parts
@@ -57,6 +49,7 @@ from .models import (
 from .models._architectures import is_ready
 from .models._network import check_independent
 from .models._training import has_statistics
+from .parameterizations import AbstractParameterization, check_parameterization, plain
 from .run._checkpoint import CheckpointFolder
 from .run._devices import (
     check_agreement,
@@ -89,7 +82,7 @@ def distill(
     optimizer: optax.GradientTransformation | None = None,
     steps: int = 1000,
     batch_size: int | None = None,
-    initialization: Initialization | Coreset | Callable[[PRNGKeyArray], Coreset] = "real",
+    initialization: str | Coreset | AbstractInitializer = "real",
     parameterization: AbstractParameterization | None = None,
     preprocess: AbstractPreprocess | None = None,
     flip: bool | None = None,
@@ -174,7 +167,7 @@ def distill(
     Raises `ValueError` before any work starts for input that cannot be distilled, for a folder
     that holds another run, and `OSError` for one that cannot be written or has no room.
     """
-    check_initialization(initialization)
+    initializer = _initializer(initialization)
     check_counts(images_per_class=images_per_class, steps=steps, keep_checkpoints=keep_checkpoints)
     if batch_size is not None:
         check_counts(batch_size=batch_size)
@@ -204,7 +197,7 @@ def distill(
     if batch_size is None:
         default = min(default_batch_size(images_per_class * seen.num_classes), len(train))
         batch_size = _check_batch_size(shared_batch(mesh, default), len(train), mesh)
-    given = initialization(noise_key) if callable(initialization) else initialization
+    given = initialization
     if isinstance(given, Coreset) and given.preprocess is not None:
         if preprocess is not None and not eqx.tree_equal(preprocess, given.preprocess):
             raise ValueError(
@@ -223,10 +216,11 @@ def distill(
         flip = seen.image_shape[2] == 3 and images_per_class * seen.num_classes <= _FLIP_UP_TO
 
     baseline = real_coreset(seen, images_per_class, preprocess, flip=flip, key=coreset_key)
-    start = starting_coreset(given, baseline, key=noise_key)
+    start = check_start(initializer(seen, baseline, preprocess, key=noise_key), baseline)
+    parameterization = parameterization or plain()
     model = model or convnet_for(seen.image_shape, seen.num_classes)
     check_model(model, baseline)
-    decoded = check_parameterization(parameterization, start) if parameterization else start
+    decoded = check_parameterization(parameterization, start)
     for part in with_parts(method) if method is not None else ():
         check_method(part, decoded, batch_size)
     checkpoints, found = None, None
@@ -255,16 +249,16 @@ def distill(
         "steps": steps,
         "batch_size": batch_size,
         "initialization": initialization if isinstance(initialization, str) else "custom",
-        "parameterization": describe(parameterization) if parameterization else None,
-        "bytes": sum(x.nbytes for x in jax.tree.leaves(recipe.encode(start))),
-        "model": describe_model(recipe.make_model),
+        "parameterization": describe(parameterization),
+        "bytes": sum(x.nbytes for x in jax.tree.leaves(parameterization.encode(start))),
+        "model": describe_model(model),
         "flip": flip,
         "fold": fold,
         "preprocess": type(preprocess).__name__,
         "key": np.asarray(jr.key_data(key)).tolist(),
-        "pool": describe(recipe.schedule),
-        "optimizer": called(recipe.optimizer.update),
-        "average": called(recipe.average),
+        "pool": describe(recipe.pool),
+        "optimizer": described(recipe.optimizer),
+        "average": described(recipe.average),
     }
 
     asked = {"images": len(train), "method": describe(recipe.method)}
@@ -272,7 +266,7 @@ def distill(
     check_agreement(mesh, settings | asked)
 
     def result(state: State, history: dict[str, list[float]]) -> DistillResult:
-        final_psi = local((state.average, state.coreset), mesh)
+        final_psi = local((state.average, state.psi), mesh)
         final = fold_temperature if fold else lambda c: c
         coreset, last, first = (
             eqx.tree_at(
@@ -281,9 +275,9 @@ def distill(
                 preprocess,
                 is_leaf=lambda x: x is None,
             )
-            for c in (*map(recipe.decode, final_psi), baseline)
+            for c in (*map(parameterization.decode, final_psi), baseline)
         )
-        psi = jax.tree.map(jnp.copy, final_psi[0]) if parameterization else None
+        psi = jax.tree.map(jnp.copy, final_psi[0])
         done = {"steps_done": int(state.step), "method": describe(state.recipe.method)}
         done["versions"] = versions()
         arrays = {name: np.asarray(values, np.float32) for name, values in history.items()}
@@ -350,6 +344,14 @@ def _preprocessed(
         yield transform(images), labels
 
 
+def _initializer(given: Any) -> AbstractInitializer:
+    if isinstance(given, AbstractInitializer):
+        return given
+    if isinstance(given, Coreset):
+        return Given(given)
+    return INITIALIZERS.find("initialization", given)()
+
+
 def _yes_or_no(name: str, value: Any) -> bool | None:
     """A Python bool or `None`; `ValueError` for anything else."""
     if value is not None and not isinstance(value, bool | np.bool_):
@@ -387,7 +389,6 @@ def _check_arguments(
         )
     for name, value, right, such_as in (
         ("method", method, AbstractMethod, "methods.rcig()"),
-        ("optimizer", optimizer, optax.GradientTransformation, "coreset_optimizer(0.01)"),
         ("parameterization", parameterization, AbstractParameterization, "your subclass of it"),
         ("preprocess", preprocess, AbstractPreprocess, "data.zca(images)"),
         ("pool", pool, PoolSchedule, "PoolSchedule(size=30)"),

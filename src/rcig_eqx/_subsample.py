@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ._backend import IMAGES_AT_ONCE, IMAGES_HELD
 from ._checks import check_counts
+from ._sharding import batch_parts
 from ._types import PyTree
-from .run._devices import batch_parts
 
 T = TypeVar("T")
 

@@ -13,9 +13,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from ._algorithm import coreset_optimizer
-from ._coreset import ema
 from ._pool import PoolSchedule
+from ._recipe import coreset_optimizer, ema
 from .methods import AbstractMethod, RateRule, rcig_paper
 from .methods._method import trains_head
 

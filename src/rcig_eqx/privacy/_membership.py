@@ -13,7 +13,7 @@ from rich.progress import track
 
 from .._backend import networks_at_once
 from .._checks import check_counts
-from .._coreset import Coreset, centred_labels
+from .._coreset import Coreset, centered_labels
 from .._distill import check_key, check_model, describe_model
 from .._losses import InnerLoss
 from .._pool import MakeModel
@@ -159,7 +159,7 @@ def _train_and_observe(
     """Logits and losses of all images by networks trained on (X, y), at each snapshot."""
     top = y.max(axis=1)
     height = jnp.mean(top - (y.sum(axis=1) - top) / (y.shape[1] - 1))  # 1 for one-hot - 1/C
-    targets = centred_labels(labels, y.shape[1]) * height
+    targets = centered_labels(labels, y.shape[1]) * height
 
     def one(key: PRNGKeyArray) -> tuple[Array, Array]:
         model_key, train_key = jr.split(key)
@@ -237,7 +237,7 @@ def _training_sets(sets: Any, train: Any, test: Any) -> dict[str, Coreset]:
             if preprocess is None:
                 continue  # the coreset without one is refused below
             images = jnp.asarray(apply_in_chunks(preprocess, value.images))
-            labels = centred_labels(value.labels, max(train.num_classes, value.num_classes))
+            labels = centered_labels(value.labels, max(train.num_classes, value.num_classes))
             value = Coreset(images, labels, jnp.zeros(()), preprocess)
         if not isinstance(value, Coreset):
             raise ValueError(

@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Integer, Num, PRNGKeyArray
 
-from .._coreset import Coreset, centred_labels
+from .._coreset import Coreset, centered_labels
 from .._losses import InnerLoss
 from .._pool import MakeModel
 from .._types import PyTree
@@ -125,7 +125,7 @@ class train_on(eqx.Module):
         network = train_network(
             network,
             x,
-            centred_labels(labels, classes),
+            centered_labels(labels, classes),
             steps=self.steps,
             learning_rate=self.learning_rate,
             batch_size=self.batch_size,

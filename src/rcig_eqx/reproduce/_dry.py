@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from .._algorithm import Recipe
 from .._coreset import Coreset
+from .._recipe import Recipe
 from ..models import split_parameters
 from ..run._memory import estimate_memory
 from ._plan import arguments
@@ -31,8 +31,7 @@ def parts_of(
             flip=row.flip,
         )
     )
-    parts = {"optimizer": "optimizer", "pool": "schedule", "average": "average"}
-    given_parts = {name: given[part] for part, name in parts.items() if part in given}
+    given_parts = {part: given[part] for part in ("optimizer", "pool", "average") if part in given}
     recipe = Recipe(given["method"], given["model"], **given_parts)
     return recipe, coreset, min(given["batch_size"], facts.images)
 
@@ -46,7 +45,7 @@ def dry_run(row: Row, workshop: Workshop, **how: Any) -> dict[str, Any]:
     """
     with jax.enable_x64(row.float64):
         recipe, coreset, batch_size = parts_of(row, workshop, **how)
-        fresh = lambda k: split_parameters(recipe.make_model(k))[0]  # noqa: E731
+        fresh = lambda k: split_parameters(recipe.model(k))[0]  # noqa: E731
         parameters = eqx.filter_eval_shape(fresh, jr.key(0))
         memory = estimate_memory(recipe, coreset, batch_size)
     return {

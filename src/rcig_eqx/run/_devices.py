@@ -21,11 +21,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Integer, Shaped
 
+from .._sharding import BATCH, NETWORK
 from .._types import Device
 
 T = TypeVar("T")
-
-NETWORK, BATCH = "network", "batch"
 
 
 def make_mesh(
@@ -94,37 +93,6 @@ def check_batch_divides(mesh: Mesh | AbstractMesh, batch_size: int) -> None:
 def on_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager:
     """Within, compiled steps lay out their work on the mesh; with `None`, as ever."""
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
-
-
-def split(axis: str, tree: T) -> T:
-    """The arrays of a pytree, their leading axis divided along an axis of the present mesh.
-
-    Without one, the very same pytree.
-    """
-    return _constrain(tree, PartitionSpec(axis))
-
-
-def replicate(tree: T) -> T:
-    """The arrays of a pytree, whole on every device of the present mesh, if there is one."""
-    return _constrain(tree, PartitionSpec())
-
-
-def batch_parts() -> int:
-    """How many devices the present mesh divides the outer batch over: 1 if there is none."""
-    return _present().get(BATCH, 1)
-
-
-def _present() -> dict[str, int]:
-    """The axes of the present mesh, if it is one of ours."""
-    shape = dict(jax.sharding.get_abstract_mesh().shape)
-    return shape if {NETWORK, BATCH} <= shape.keys() else {}
-
-
-def _constrain(tree: T, spec: PartitionSpec) -> T:
-    if not _present():
-        return tree
-    lay = lambda x: jax.lax.with_sharding_constraint(x, spec) if eqx.is_array(x) else x  # noqa: E731
-    return jax.tree.map(lay, tree)
 
 
 def place(state: T, mesh: Mesh) -> T:

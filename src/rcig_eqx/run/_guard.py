@@ -1,4 +1,4 @@
-"""What went wrong in a step that gave no finite hypergradient, and the rule that follows."""
+"""The guard around a step: what is not finite is rejected, said why, and followed by a larger λ."""
 
 from collections.abc import Mapping
 
@@ -6,11 +6,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Scalar
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Scalar
 
+from .. import _algorithm
+from .._algorithm import Batch, Drawn, Moved, State, on_set, update
 from .._coreset import Coreset
 from .._hypergradient import Hypergradient
+from .._pool import Member, each_network, get_member
+from .._sharding import replicate
 from .._subsample import in_chunks
+from .._types import PyTree
 from ..methods import AbstractMethod
 from ..methods._method import trains_head
 from ..models import AbstractNetwork
@@ -30,6 +35,105 @@ CAUSES = (
     "the gradient is not finite",
     "the update of the distilled set is not finite: lower the optimiser's learning rate",
 )
+
+
+def step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
+    """One iteration of Algorithm 1, guarded. Pure and jittable (`equinox.filter_jit`).
+
+    Draws a network from the pool, moves ψ along the method's hypergradient on the outer batch,
+    averages it, then trains that network on the new ψ; `_algorithm.step` has these lines.
+
+    A step whose hypergradient or update is not finite is rejected: ψ and its optimiser stay, the
+    network that gave it is replaced, and the method's λ is ten times larger in the next step, up to
+    10⁴ times; every accepted step takes one such raise back. Of several networks a step
+    (`PoolSchedule.networks_per_step`) the hypergradients are averaged, and one that is not finite
+    is left out and its network replaced.
+
+    **Arguments:** the state, and a batch of preprocessed images and integer labels.
+
+    **Returns:** the next state, and metrics: `loss`, `gradient_norm` (of the images), `network`
+    (its place in the pool), `rejected`, and the method's own, such as `accuracy`, `iterations` and
+    `residual`. Where a network's hypergradient was not finite, or the update was not, also the
+    `cause` and the `condition` number of the ridge head there; both are zero else.
+    """
+    after, metrics = _algorithm.step(state, batch, guarded_move)
+    raises = next_raises(state.raises, ~metrics["rejected"])
+    return replicate((eqx.tree_at(lambda s: s.raises, after, raises), metrics))
+
+
+def guarded_move(state: State, drawn: Drawn) -> Moved:
+    """`_algorithm.move` at one network or several, or ψ as it was.
+
+    The statistics tell `rejected`, `cause`, `condition`, and the `network` that they are of.
+    """
+    recipe, images = state.recipe, drawn.images
+    coreset, pull_back = jax.vjp(recipe.parameterization.decode, state.psi)
+    method = raise_l2(recipe.method, state.raises, coreset.labels.dtype)
+
+    def at(member: Member, key: PRNGKeyArray) -> tuple[Hypergradient, Bool[Array, ""]]:
+        model = on_set(member.model, coreset)
+        result = method.hypergradient(model, coreset, images, drawn.targets, key=key)
+        return result, all_finite((result.value, result.gradient))
+
+    each, sound = each_network(at, drawn.member, recipe.pool, key=drawn.key)
+    several = recipe.pool.networks_per_step > 1
+    result = average_networks(each, sound) if several else each
+    (gradient,) = pull_back(result.gradient)
+    psi, opt_state = update(state, gradient)
+    finite = jnp.any(sound) & all_finite((gradient, psi))
+    finite = finite & still_finite(opt_state, state.opt_state)
+    keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
+    psi = jax.tree.map(keep, psi, state.psi)
+    opt_state = jax.tree.map(keep, opt_state, state.opt_state)
+    worst = jnp.argmin(sound)  # the first network to give no finite hypergradient, if one did
+
+    def explained() -> tuple[Int[Array, ""], Scalar]:
+        one = get_member((drawn.member, each), worst) if several else (drawn.member, each)
+        model = on_set(one[0].model, coreset)
+        cause, condition = diagnose(method, model, coreset, images, one[1])
+        return cause, condition.astype(result.value.dtype)
+
+    cause, condition = jax.lax.cond(
+        finite & jnp.all(sound),
+        lambda: (jnp.zeros((), jnp.int32), jnp.zeros_like(result.value)),
+        explained,
+    )
+    told = {"rejected": ~finite, "cause": cause, "condition": condition}
+    told["network"] = drawn.index[worst] if several else drawn.index
+    # A network that gave no finite hypergradient is due for replacement.
+    age = jnp.where(sound & finite, drawn.member.age, recipe.pool.max_steps)
+    member = Member(drawn.member.model, drawn.member.opt_state, age)
+    return Moved(
+        member, Hypergradient(result.value, result.gradient, told | result.stats), psi, opt_state
+    )
+
+
+def average_networks(each: Hypergradient, sound: Bool[Array, " networks"]) -> Hypergradient:
+    """The mean of several networks' hypergradients, without those that are not sound.
+
+    Not a number if none is. Of the statistics, a fraction is averaged likewise; counts, residuals
+    and `step_times_curvature` are the largest, as networks side by side wait for the slowest and
+    one that breaks a condition breaks it; something holds, as `converged` does, if it holds of all
+    networks, and one that diverged is enough.
+    """
+
+    def mean(x: Float[Array, "networks ..."]) -> Array:
+        weight = sound.reshape(-1, *[1] * (x.ndim - 1))
+        total = jnp.sum(jnp.where(weight, x, jnp.zeros_like(x)), axis=0)
+        return total / jnp.sum(sound).astype(x.dtype)
+
+    def statistic(name: str, x: Array) -> Array:
+        if x.dtype == jnp.bool_:
+            return jnp.any(x, axis=0) if "diverged" in name else jnp.all(x, axis=0)
+        largest = "residual" in name or name == "step_times_curvature"
+        largest = largest or jnp.issubdtype(x.dtype, jnp.integer)
+        return jnp.max(x, axis=0) if largest else mean(x)
+
+    return Hypergradient(
+        mean(each.value),
+        jax.tree.map(mean, each.gradient),
+        {name: statistic(name, x) for name, x in each.stats.items()},
+    )
 
 
 def raise_l2(method: AbstractMethod, raises: Int[Array, ""], dtype: DTypeLike) -> AbstractMethod:
@@ -82,6 +186,16 @@ def all_finite(values: object) -> Array:
     """Whether every number of a pytree is finite; true of an empty one."""
     flags = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(values)]
     return jnp.all(jnp.stack(flags)) if flags else jnp.asarray(True)
+
+
+def still_finite(now: PyTree, before: PyTree) -> Array:
+    """Whether an optimiser's state is finite where it was.
+
+    It may hold infinities of its own; what overflows now would stall it for ever.
+    """
+    floats = (eqx.filter(tree, eqx.is_inexact_array) for tree in (now, before))
+    kept = jax.tree.map(lambda new, old: jnp.isfinite(new) | ~jnp.isfinite(old), *floats)
+    return jnp.all(jnp.stack([jnp.asarray(True), *map(jnp.all, jax.tree.leaves(kept))]))
 
 
 def explain(step: int, metrics: Mapping[str, float]) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from .._algorithm import State, compiled_step, compiled_tune
+from .._algorithm import State
 from ..data import DataError
 from ..io._result import DistillResult
 from ..methods import AbstractAdaptiveMethod, AbstractMethod
@@ -26,6 +26,7 @@ from ._devices import Agreement, leads, on_mesh, shard_rows
 from ._guard import CAUSES, SOLVE, explain
 from ._memory import check_memory, memory_of
 from ._progress import Callback, Progress, ProgressBar
+from ._step import compiled_step, compiled_tune
 
 History = dict[str, list[float]]  # a number a step, by name
 

@@ -11,10 +11,13 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import PyTree
 
-from .._algorithm import Recipe, init, step, tuned_structure
+from .._algorithm import init
 from .._backend import available_memory, compiler_options, library_workspace
 from .._coreset import Coreset
+from .._recipe import Recipe
 from .._types import Device
+from ._guard import step
+from ._step import tuned_structure
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from .._algorithm import State, step, tuned_structure
+from .._algorithm import State
 from ..data import AbstractImages, Dataset
 from ._checkpoint import CheckpointFolder, arrays_of, differences, numbers_of, restore
+from ._guard import step
+from ._step import tuned_structure
 
 _COMPUTES = ("rcig-eqx", "jax", "jaxlib", "equinox", "optax", "lineax", "grain", "numpy")
 

@@ -14,7 +14,7 @@ from rcig_eqx import (
     AbstractParameterization,
     Coreset,
     PoolSchedule,
-    centred_labels,
+    centered_labels,
     convnet_for,
     distill,
     methods,
@@ -37,7 +37,7 @@ class Memory(eqx.Module):
     def coreset(self) -> Coreset:
         """The same with centred one-hot labels, to train on."""
         each = len(self.images) // max(1, self.num_classes)
-        labels = centred_labels(np.repeat(np.arange(self.num_classes), each), self.num_classes)
+        labels = centered_labels(np.repeat(np.arange(self.num_classes), each), self.num_classes)
         return Coreset(self.images, labels, jnp.zeros(()), self.preprocess)
 
 

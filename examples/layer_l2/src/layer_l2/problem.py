@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Scalar
 
-from rcig_eqx import ConvNet, LeastSquares, centred_labels, linearize, ridge_head
+from rcig_eqx import ConvNet, LeastSquares, centered_labels, linearize, ridge_head
 from rcig_eqx.data import AbstractPreprocess, Dataset
 
 Layers = tuple[Float[Array, " _"], ...]
@@ -39,7 +39,7 @@ def examples(network: ConvNet, data: Dataset, preprocess: AbstractPreprocess) ->
 
     images = jnp.asarray(preprocess(data.images), dtype)
     jacobian = cast(tuple[Array, ...], jax.lax.map(rows, images))
-    targets = centred_labels(np.asarray(data.labels), data.num_classes).astype(dtype)
+    targets = centered_labels(np.asarray(data.labels), data.num_classes).astype(dtype)
     return Examples(tuple(j.reshape(targets.size, j.shape[-1]) for j in jacobian), targets.ravel())
 
 
