@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import ShapeDtypeStruct
 from jax.core import Tracer
@@ -35,3 +37,11 @@ def check_counts(**counts: Any) -> None:
     for name, value in counts.items():
         if not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"{name} is {value!r}: it must be a whole number of at least 1.")
+
+
+def check_key(key: Any) -> None:
+    """Raise `ValueError` for what is not one key, new-style or old."""
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    raw = getattr(key, "dtype", None) == np.uint32
+    if not ((typed and key.ndim == 0) or (raw and key.ndim == 1)):
+        raise ValueError(f"key is {key!r}: pass one key, such as jax.random.key(0).")

@@ -16,8 +16,7 @@ from typing import Annotated, Literal
 import jax.random as jr
 
 from . import methods
-from ._distill import describe_model, distill
-from ._pool import MakeModel
+from ._distill import distill
 from ._recipe import coreset_optimizer
 from .data import AbstractImages, DataError, Dataset, load, open_records
 from .data._load import KNOWN, TOO_LARGE
@@ -27,8 +26,9 @@ from .io._export import check_place, export
 from .io._files import write_atomically
 from .io._plot import save_grid
 from .io._result import DistillResult, load_result
-from .models import network_for
+from .models import MakeModel, network_for
 from .models._architectures import ARCHITECTURES
+from .models._check import describe_model
 from .models._normalize import NORMALIZATIONS
 from .run._devices import first_devices
 

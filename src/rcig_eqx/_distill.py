@@ -1,6 +1,5 @@
 """Algorithm 1 as one call: batches in, a distilled set out."""
 
-import importlib.metadata
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,10 +16,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray
 
 from ._algorithm import State, init
-from ._checks import check_counts, check_number
+from ._checks import check_counts, check_key, check_number
 from ._coreset import Coreset, fold_temperature
-from ._pool import MakeModel, PoolSchedule
-from ._recipe import Recipe, coreset_optimizer, described, growing_average
+from ._describe import describe, described, versions
+from ._pool import PoolSchedule
+from ._recipe import Recipe, coreset_optimizer, default_batch_size, growing_average
 from ._ridge import check_dtype
 from ._types import Device
 from .data import (
@@ -40,15 +40,10 @@ from .io._result import DistillResult
 from .methods import AbstractMethod, default_method
 from .methods._method import is_linear_in_labels, scales_predictions, with_parts
 from .models import (
-    AbstractBatchNetwork,
-    AbstractNetwork,
-    Network,
+    MakeModel,
     convnet_for,
-    describe_network,
 )
-from .models._architectures import is_ready
-from .models._network import check_independent
-from .models._training import has_statistics
+from .models._check import check_model, describe_model
 from .parameterizations import AbstractParameterization, check_parameterization, plain
 from .run._checkpoint import CheckpointFolder
 from .run._devices import (
@@ -359,14 +354,6 @@ def _yes_or_no(name: str, value: Any) -> bool | None:
     return None if value is None else bool(value)
 
 
-def check_key(key: Any) -> None:
-    """Raise `ValueError` for what is not one key, new-style or old."""
-    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    raw = getattr(key, "dtype", None) == np.uint32
-    if not ((typed and key.ndim == 0) or (raw and key.ndim == 1)):
-        raise ValueError(f"key is {key!r}: pass one key, such as jax.random.key(0).")
-
-
 def _check_arguments(
     train: Any,
     method: Any,
@@ -407,47 +394,6 @@ def _check_arguments(
         raise ValueError(f"callbacks is {callbacks!r}: pass a sequence of functions.")
 
 
-def check_model(make_model: MakeModel, coreset: Coreset) -> None:
-    """Raise `ValueError` unless the function makes a network for these images and classes."""
-    if isinstance(make_model, AbstractNetwork) or not callable(make_model):
-        raise ValueError(
-            f"model is a {type(make_model).__name__}: pass a function from a key to a network, "
-            "such as convnet_for(train.image_shape, train.num_classes)."
-        )
-    try:
-        model = eqx.filter_eval_shape(make_model, jr.key(0))
-    except TypeError as error:
-        raise ValueError(
-            f"model cannot be called with a key ({error}): pass a function from a key to a "
-            "network, such as convnet_for(train.image_shape, train.num_classes)."
-        ) from error
-    if not isinstance(model, AbstractNetwork):
-        raise ValueError(
-            f"model= made a {type(model).__name__}; it must be a function from a key to an "
-            "rcig_eqx.models.AbstractNetwork, such as convnet_for(...), or a models.Network made "
-            "of your own module."
-        )
-    if has_statistics(model) and not isinstance(model, AbstractBatchNetwork):
-        raise ValueError(
-            f"{type(model).__name__} stores statistics of batches, which it must know to move: "
-            "make it an rcig_eqx.models.AbstractBatchNetwork."
-        )
-    try:
-        outputs = eqx.filter_eval_shape(model, coreset.images)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"The network does not take images {coreset.images.shape[1:]}: build it for their "
-            f"size and channels. It says: {str(error).splitlines()[0]}"
-        ) from error
-    if not (is_ready(model) or isinstance(model, Network)):
-        check_independent(make_model(jr.key(0)), coreset.images[0])
-    if outputs.shape != coreset.labels.shape:
-        raise ValueError(
-            f"The network gives {outputs.shape[-1]} outputs for {coreset.num_classes} classes: "
-            f"build it with num_classes={coreset.num_classes}."
-        )
-
-
 def check_preprocess(preprocess: AbstractPreprocess, images: np.ndarray) -> None:
     """Raise `ValueError` unless a preprocessing keeps the images' shape and can be saved."""
     to_state(preprocess)
@@ -458,16 +404,6 @@ def check_preprocess(preprocess: AbstractPreprocess, images: np.ndarray) -> None
                 f"{name} made {made.dtype} images {made.shape} of {images.shape}: it must make "
                 "float32 ones of the same shape."
             )
-
-
-def default_batch_size(distilled: int) -> int:
-    """The outer batch for so many distilled images, mirrored ones not counted.
-
-    A step passes through the distilled set many times and through the batch a few: a larger one
-    costs little beside it, and takes most of the gradient's noise away. Measured for 100 distilled
-    images, head-only (`docs/results`); the slope and the ends are by arithmetic.
-    """
-    return 64 * min(max(distilled // 16, 1), 16)
 
 
 def _check_batch_size(batch_size: int, images: int, mesh: Mesh | None) -> int:
@@ -502,32 +438,3 @@ def check_method(method: AbstractMethod, coreset: Coreset, batch_size: int) -> N
         if (shape := getattr(value, "shape", None)) != ():
             what = type(value).__name__ if shape is None else f"an array {shape}"
             raise ValueError(f"{name} returned {what}, not one number: {wanted} that does.")
-
-
-def describe_model(make_model: MakeModel) -> dict[str, Any]:
-    """A network in plain values, enough to build a ready one again."""
-    return describe_network(eqx.filter_eval_shape(make_model, jr.key(0)))
-
-
-def describe(strategy: eqx.Module) -> dict[str, Any]:
-    """A strategy in plain values, for people to read."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, int | float | str | bool | None):
-            return value
-        if isinstance(value, jax.Array) and value.ndim == 0:
-            return value.item()
-        if isinstance(value, jax.Array):
-            return f"{value.dtype}{list(value.shape)}"
-        if isinstance(value, eqx.Module):
-            return describe(value)
-        return getattr(value, "__name__", type(value).__name__)
-
-    values = {name: plain(value) for name, value in vars(strategy).items() if name != "tally"}
-    return {"name": getattr(strategy, "form", type(strategy).__name__), **values}
-
-
-def versions() -> dict[str, str]:
-    """The versions of what computes."""
-    names = ("rcig-eqx", "jax", "equinox", "optax", "lineax")
-    return {name: importlib.metadata.version(name) for name in names}

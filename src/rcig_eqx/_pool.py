@@ -14,11 +14,10 @@ from ._checks import check_counts, check_number
 from ._sharding import NETWORK, replicate, split
 from ._subsample import in_chunks
 from ._types import PyTree
-from .models import AbstractNetwork, split_parameters
+from .models import AbstractNetwork, MakeModel, split_parameters
 from .models._training import has_statistics, running_rate, split_for_training, training_outputs
 
 T = TypeVar("T")
-MakeModel = Callable[[PRNGKeyArray], AbstractNetwork]
 
 
 class PoolSchedule(eqx.Module):

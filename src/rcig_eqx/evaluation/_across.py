@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from .._coreset import Coreset
-from .._pool import MakeModel
 from ..data import AbstractImages, Dataset
 from ..data._adapt import Examples
 from ..io._result import DistillResult
+from ..models import MakeModel
 from ._evaluate import evaluate, in_memory
 from ._report import Evaluation
 

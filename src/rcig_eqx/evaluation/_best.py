@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from .._checks import check_counts
-from .._distill import check_key
+from .._checks import check_counts, check_key
 from ..data import Dataset
 from ..io._result import DistillResult, load_result
 from ..run._progress import Progress

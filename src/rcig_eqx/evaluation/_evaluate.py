@@ -16,21 +16,20 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Scalar, Shaped
 from rich.progress import track
 
 from .._backend import networks_at_once
-from .._checks import check_counts
+from .._checks import check_counts, check_key
 from .._coreset import Coreset, hard_labels
-from .._distill import check_key, check_model
 from .._losses import InnerLoss
-from .._pool import MakeModel
 from .._types import PyTree
 from ..data import AbstractImages, Dataset, apply_in_chunks
 from ..data._adapt import Examples, as_images
 from ..io._result import DistillResult
-from ..models import AbstractNetwork, ConvNet, network_for
+from ..models import AbstractNetwork, ConvNet, MakeModel, network_for
 from ..models._architectures import (
     ARCHITECTURES,
     architecture_name,
     describe_network,
 )
+from ..models._check import check_model
 from ..models._normalize import check_known
 from ..models._training import running_rate, split_for_training, training_outputs
 from ._augment import Augmentation, as_augmentation, describe_augmentation

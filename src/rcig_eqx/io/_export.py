@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save as serialize
 
-from .._distill import versions
+from .._describe import versions
 from ..data import to_state
 from ..evaluation._evaluate import default_steps, fresh_network, training_recipe
 from ..evaluation._report import Evaluation

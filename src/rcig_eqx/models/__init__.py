@@ -12,6 +12,7 @@ from ._convnet import ConvNet as ConvNet, convnet_for as convnet_for
 from ._network import (
     AbstractNetwork as AbstractNetwork,
     Head as Head,
+    MakeModel as MakeModel,
     Network as Network,
     count_parameters as count_parameters,
     partition as partition,

@@ -19,8 +19,7 @@ from jaxtyping import Array, Bool, Float, Float64, Int, Num, PRNGKeyArray, Shape
 from rich.progress import track
 
 from .._backend import networks_at_once
-from .._checks import check_counts
-from .._distill import check_key
+from .._checks import check_counts, check_key
 from ..evaluation._evaluate import each_row
 from ._roc import Auc, Roc, roc
 from ._train import Images, Train, confidence, outputs_of

@@ -12,14 +12,14 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 from rich.progress import track
 
 from .._backend import networks_at_once
-from .._checks import check_counts
+from .._checks import check_counts, check_key
 from .._coreset import Coreset, centered_labels
-from .._distill import check_key, check_model, describe_model
 from .._losses import InnerLoss
-from .._pool import MakeModel
 from ..data import Dataset, apply_in_chunks, default_preprocess
 from ..evaluation._evaluate import check_same_numbers, each_row, fresh_network, mean_squared
 from ..io._result import DistillResult
+from ..models import MakeModel
+from ..models._check import check_model, describe_model
 from ._attacks import AbstractAttack, Observations, all_attacks
 from ._report import PrivacyCurve, PrivacyReport
 from ._roc import Auc

@@ -13,12 +13,11 @@ from jaxtyping import Array, Float, Integer, Num, PRNGKeyArray
 
 from .._coreset import Coreset, centered_labels
 from .._losses import InnerLoss
-from .._pool import MakeModel
 from .._types import PyTree
 from ..data import AbstractPreprocess
 from ..evaluation._evaluate import Training, mean_squared, train_network, training_steps
 from ..io._result import DistillResult
-from ..models import AbstractNetwork
+from ..models import AbstractNetwork, MakeModel
 
 _BATCH = 500  # images whose outputs are computed together
 

@@ -8,9 +8,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from .. import presets
-from .._distill import default_batch_size
 from .._losses import platt_loss
 from .._pool import PoolSchedule
+from .._recipe import default_batch_size
 from ..data import AbstractPreprocess, standardize, zca
 from ..evaluation._evaluate import default_steps
 from ..methods import (

@@ -14,8 +14,9 @@ import jax.random as jr
 import numpy as np
 
 from .._coreset import Coreset
-from .._distill import describe, describe_model, distill, versions
-from .._pool import MakeModel, PoolSchedule
+from .._describe import describe, versions
+from .._distill import distill
+from .._pool import PoolSchedule
 from .._types import Device
 from ..data import AbstractPreprocess, DataError, Dataset, load, open_records
 from ..data._preprocess import from_state, to_state
@@ -25,6 +26,8 @@ from ..evaluation._evaluate import evaluate
 from ..evaluation._report import Evaluation
 from ..io._files import read_checked, write_atomically, write_checked
 from ..io._result import DistillResult, load_result
+from ..models import MakeModel
+from ..models._check import describe_model
 from ..run._devices import make_mesh, shared_batch
 from ..run._loop import gave_up
 from ..run._resume import digest
