@@ -71,7 +71,11 @@ from .models import (
     partition as partition,
 )
 from .parameterizations import AbstractParameterization as AbstractParameterization
-from .run._checkpoint import load_state as load_state, save_state as save_state
+from .run._checkpoint import (
+    Checkpoints as Checkpoints,
+    load_state as load_state,
+    save_state as save_state,
+)
 from .run._devices import make_mesh as make_mesh, place as place, shard_rows as shard_rows
 from .run._guard import step as step
 from .run._memory import MemoryEstimate as MemoryEstimate, estimate_memory as estimate_memory

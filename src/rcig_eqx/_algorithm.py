@@ -49,10 +49,7 @@ def init(coreset: Coreset, recipe: Recipe, *, key: PRNGKeyArray) -> State:
 
     Raises `ValueError` for a recipe without a method or a model: only `distill` has defaults.
     """
-    if recipe.method is None or recipe.model is None:
-        raise ValueError(
-            "recipe has no method or no model: give it both, as Recipe(rcig(), model)."
-        )
+    _, make_model = recipe.chosen()
     pool_key, run_key = jr.split(key)
     coreset = eqx.tree_at(lambda c: c.preprocess, coreset, None, is_leaf=lambda x: x is None)
     psi = recipe.parameterization.encode(coreset)
@@ -64,7 +61,7 @@ def init(coreset: Coreset, recipe: Recipe, *, key: PRNGKeyArray) -> State:
         copy(psi),
         copy(psi),
         copy(recipe.optimizer.init(psi)),
-        new_pool(recipe.model, recipe.pool, key=pool_key),
+        new_pool(make_model, recipe.pool, key=pool_key),
         run_key,
         jnp.zeros((), jnp.int32),
         jnp.zeros((), jnp.int32),
@@ -75,7 +72,7 @@ def init(coreset: Coreset, recipe: Recipe, *, key: PRNGKeyArray) -> State:
 class Drawn(NamedTuple):
     """What a step works on: a network of the pool and its place, two keys, the outer batch."""
 
-    index: Int[Array, "..."]
+    place: Int[Array, "..."]
     member: Member
     key: PRNGKeyArray
     visit_key: PRNGKeyArray
@@ -119,9 +116,10 @@ def update(state: State, gradient: PyTree) -> tuple[PyTree, PyTree]:
 def move(state: State, drawn: Drawn) -> Moved:
     """ψ moved along the method's hypergradient at one network."""
     recipe, member = state.recipe, drawn.member
+    method, _ = recipe.chosen()
     coreset, pull_back = jax.vjp(recipe.parameterization.decode, state.psi)
     problem = on_set(member.model, coreset), coreset, drawn.images, drawn.targets
-    result = recipe.method.hypergradient(*problem, key=drawn.key)
+    result = method.hypergradient(*problem, key=drawn.key)
     return Moved(member, result, *update(state, *pull_back(result.gradient)))
 
 
@@ -137,19 +135,19 @@ def step(
     `move` is what gives the new ψ; `run/_guard.py` has one that rejects what is not finite.
     """
     recipe = state.recipe
+    method, make_model = recipe.chosen()
     drawn = draw(state, batch)
     member, result, psi, opt_state = move(state, drawn)
     weight = recipe.average(state.step)
     average = jax.tree.map(lambda a, x: a + weight * (x - a), state.average, psi)
     X_S, y_S = recipe.parameterization.decode(psi).support()
-    member = visit(member, X_S, y_S, recipe.model, recipe.pool, key=drawn.visit_key)
-    pool = set_member(state.pool, drawn.index, member)
-    if isinstance(recipe.method, AbstractAdaptiveMethod):
-        adapted = recipe.method.adapt(result.stats)
-        recipe = eqx.tree_at(lambda r: r.method, recipe, adapted)
+    member = visit(member, X_S, y_S, make_model, recipe.pool, key=drawn.visit_key)
+    pool = set_member(state.pool, drawn.place, member)
+    if isinstance(method, AbstractAdaptiveMethod):
+        recipe = eqx.tree_at(lambda r: r.method, recipe, method.adapt(result.stats))
     metrics = {
         "loss": result.value,
-        "network": drawn.index,
+        "network": drawn.place,
         "gradient_norm": jnp.linalg.norm(result.gradient.images.ravel()),
         **result.stats,
     }

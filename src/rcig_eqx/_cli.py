@@ -17,7 +17,7 @@ import jax.random as jr
 
 from . import methods
 from ._distill import distill
-from ._recipe import coreset_optimizer
+from ._recipe import Recipe, coreset_optimizer
 from .data import AbstractImages, DataError, Dataset, load, open_records
 from .data._load import KNOWN, TOO_LARGE
 from .evaluation._evaluate import evaluate, fresh_network
@@ -27,9 +27,10 @@ from .io._files import write_atomically
 from .io._plot import save_grid
 from .io._result import DistillResult, load_result
 from .models import MakeModel, network_for
-from .models._architectures import ARCHITECTURES
+from .models._architectures import NETWORKS
 from .models._check import describe_model
 from .models._normalize import NORMALIZATIONS
+from .run._checkpoint import Checkpoints
 from .run._devices import first_devices
 
 try:
@@ -38,7 +39,6 @@ except ImportError:
     sys.exit("The command line needs typer: pip install 'rcig-eqx[cli]'")
 
 from .reproduce._command import reproduce
-from .reproduce._plan import frepo_platt
 
 Images = Dataset | AbstractImages
 
@@ -69,7 +69,7 @@ def _root(
     """Distil image data sets into a few synthetic images a class."""
 
 
-_ARCHITECTURE = f"The network: {', '.join(ARCHITECTURES)}."
+_ARCHITECTURE = f"The network: {', '.join(NETWORKS)}."
 _NORMALIZATION = f"Its normalisation: {', '.join(NORMALIZATIONS)}."
 _WIDTH, _DEPTH = "Filters of the network's first block.", "Blocks of a convnet."
 Networks = Annotated[int, Option(min=1, help="Fresh networks to evaluate with.")]
@@ -105,11 +105,10 @@ def _distill(
     ] = None,
     depth: Annotated[int | None, Option(help=_DEPTH, show_default="by image size")] = None,
     method: Annotated[
-        Literal["rcig", "rcig_paper", "frepo", "frepo_platt", "rig", "cig", "vig", "random_subset"]
-        | None,
+        str | None,
         Option(
-            help="How the hypergradient is computed; frepo_platt is frepo with the paper's outer "
-            "loss in place of its own.",
+            help=f"How the hypergradient is computed: {', '.join(methods.METHODS)}; frepo_platt is "
+            "frepo with the paper's outer loss in place of its own.",
             show_default="head-only for half of the steps or 1,000, then rcig",
         ),
     ] = None,
@@ -149,7 +148,7 @@ def _distill(
     ] = False,
     checkpoint_every: Annotated[
         float, Option(help="Seconds between checkpoints, in <out>/checkpoints.")
-    ] = _DISTILL["checkpoint_every"].default,
+    ] = Checkpoints.every,
     evaluate_: Annotated[
         bool, Option("--evaluate/--no-evaluate", help="Measure the test accuracy afterwards.")
     ] = True,
@@ -207,19 +206,16 @@ def _distill(
             train,
             images_per_class=images_per_class,
             key=jr.key(seed),
-            method=method and _method(method),
+            method=_method(method) if method else None,
             model=make_model,
-            optimizer=optimizer,
             steps=steps,
             batch_size=batch_size,
             initialization=initialization,
             flip=flip,
             devices=shared_by,
             workers=workers,
-            checkpoint_dir=checkpoints,
-            checkpoint_every=checkpoint_every,
-            keep_checkpoints=2,
-            resume=resume,
+            recipe=Recipe(optimizer=optimizer),
+            checkpoints=Checkpoints(checkpoints, checkpoint_every, keep=2, resume=resume),
             progress=not quiet,
         )
     except (ValueError, OSError):  # what was there before is there again
@@ -409,7 +405,7 @@ app.command("reproduce")(reproduce)
 
 def _method(name: str) -> methods.AbstractMethod:
     """A method by the name that `--method` takes."""
-    return frepo_platt() if name == "frepo_platt" else getattr(methods, name)()
+    return methods.METHODS.find("method", name)()
 
 
 def say_networks(make_model: MakeModel, networks: int) -> str:

@@ -28,7 +28,7 @@ def describe(strategy: eqx.Module) -> dict[str, Any]:
 def described(strategy: Any) -> str:
     """A strategy in words: the repr of one of ours, the qualified name of a user's function."""
     if isinstance(strategy, eqx.Module):
-        return repr(strategy)
+        return eqx.tree_pformat(strategy, width=10**6)
     function = getattr(strategy, "update", strategy)
     return getattr(function, "__qualname__", type(function).__qualname__)
 

@@ -6,15 +6,17 @@ from typing import Protocol, runtime_checkable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Scalar
 
-from ._checks import check_counts, check_number
+from ._checks import ArgumentError, check_counts, check_number
 from ._coreset import Coreset
+from ._describe import described
 from ._pool import PoolSchedule
 from ._types import PyTree
 from .methods import AbstractMethod
-from .models import AbstractNetwork, MakeModel
+from .models import MakeModel
 from .parameterizations import AbstractParameterization, plain
 
 Average = Callable[[Array], Array]
@@ -101,7 +103,7 @@ def coreset_optimizer(
     for name, rate in zip(("learning_rate", "temperature_learning_rate"), rates, strict=True):
         if not callable(rate):
             check_number(name, rate, lambda r: r > 0, "positive")
-    return CoresetOptimizer(*rates)
+    return CoresetOptimizer(*rates)  # pyright: ignore[reportArgumentType]
 
 
 class Ema(eqx.Module):
@@ -178,32 +180,27 @@ class Recipe(eqx.Module):
             ("method", self.method, AbstractMethod | None, "methods.rcig()"),
             ("optimizer", self.optimizer, Optimizer, "coreset_optimizer(0.01)"),
             ("pool", self.pool, PoolSchedule, "PoolSchedule(size=30)"),
-            (
-                "parameterization",
-                self.parameterization,
-                AbstractParameterization,
-                "your subclass of AbstractParameterization",
-            ),
-            ("fold", self.fold, bool | None, "True, False or None"),
+            ("parameterization", self.parameterization, AbstractParameterization, "plain()"),
+            ("fold", self.fold, bool | np.bool_ | None, "True, False or None"),
         ):
             if not isinstance(value, right):
-                raise ValueError(f"{name} is {value!r}: pass a value such as {such_as}.")
-        if self.model is not None and (
-            isinstance(self.model, AbstractNetwork) or not callable(self.model)
-        ):
-            raise ValueError(
-                f"model is a {type(self.model).__name__}: pass a function from a key to a network, "
-                "such as convnet_for(train.image_shape, train.num_classes)."
-            )
+                raise ArgumentError(name, f"is {value!r}: pass a value such as {such_as}.")
         if self.batch_size is not None:
             check_counts(batch_size=self.batch_size)
         try:
             jax.eval_shape(self.average, jax.ShapeDtypeStruct((), jnp.int32))
         except TypeError as error:
-            raise ValueError(
-                f"average is {self.average!r}: pass a function from the iterates so far to the "
-                "weight of the next, such as ema(0.99)."
+            raise ArgumentError(
+                "average",
+                f"is {described(self.average)}: pass a function from the iterates so far to the "
+                "weight of the next, such as ema(0.99).",
             ) from error
+
+    def chosen(self) -> tuple[AbstractMethod, MakeModel]:
+        """The method and the model. `ValueError` if either is left to `distill`."""
+        if self.method is None or self.model is None:
+            raise ValueError("recipe lacks a method or a model: pass Recipe(method, model, ...).")
+        return self.method, self.model
 
 
 def default_batch_size(distilled: int) -> int:

@@ -4,6 +4,8 @@ import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
 
+from ._checks import ArgumentError
+
 T = TypeVar("T")
 
 
@@ -53,5 +55,5 @@ class Registry(Mapping[str, Callable[..., T]], Generic[T]):
     def find(self, argument: str, name: str) -> Callable[..., T]:
         """What an argument names, or `ValueError` with the names there are."""
         if not isinstance(name, str) or name not in self:
-            raise ValueError(f"{argument} is {name!r}: choose one of {', '.join(self)}.")
+            raise ArgumentError(argument, f"is {name!r}: choose one of {', '.join(self)}.")
         return self[name]

@@ -25,7 +25,7 @@ from ..data._adapt import Examples, as_images
 from ..io._result import DistillResult
 from ..models import AbstractNetwork, ConvNet, MakeModel, network_for
 from ..models._architectures import (
-    ARCHITECTURES,
+    NETWORKS,
     architecture_name,
     describe_network,
 )
@@ -189,7 +189,7 @@ def fresh_network(
     coreset = distilled.coreset if is_result else distilled
     known = dict(distilled.recipe.get("model", {})) if is_result else {}
     name = str(known.get("name")).lower()
-    if name not in ARCHITECTURES:
+    if name not in NETWORKS:
         name, known = "convnet", {k: known[k] for k in ("width", "depth") if k in known}
     wanted = architecture_name(architecture or name)
     if wanted != name:

@@ -23,6 +23,7 @@ from ._rcig import (
     exact_hypergradient as exact_hypergradient,
     rcig as rcig,
 )
+from ._registry import METHODS as METHODS
 from ._staged import default_method as default_method, staged as staged
 
 # So that help() lists them.

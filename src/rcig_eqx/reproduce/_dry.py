@@ -1,5 +1,6 @@
 """What a row would take, without running it."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -31,8 +32,7 @@ def parts_of(
             flip=row.flip,
         )
     )
-    given_parts = {part: given[part] for part in ("optimizer", "pool", "average") if part in given}
-    recipe = Recipe(given["method"], given["model"], **given_parts)
+    recipe = dataclasses.replace(given["recipe"], model=given["model"])
     return recipe, coreset, min(given["batch_size"], facts.images)
 
 
@@ -45,7 +45,7 @@ def dry_run(row: Row, workshop: Workshop, **how: Any) -> dict[str, Any]:
     """
     with jax.enable_x64(row.float64):
         recipe, coreset, batch_size = parts_of(row, workshop, **how)
-        fresh = lambda k: split_parameters(recipe.model(k))[0]  # noqa: E731
+        fresh = lambda k: split_parameters(recipe.chosen()[1](k))[0]  # noqa: E731
         parameters = eqx.filter_eval_shape(fresh, jr.key(0))
         memory = estimate_memory(recipe, coreset, batch_size)
     return {

@@ -17,6 +17,7 @@ import jax.random as jr
 import numpy as np
 
 from .._algorithm import State
+from .._checks import check_counts, check_flags, check_number
 from ..data import DataError
 from ..io._files import damage_named, read_checked, write_checked
 
@@ -91,6 +92,35 @@ def restore(arrays: Mapping[str, np.ndarray], like: State) -> State:
     if extra:
         raise ValueError(f"the checkpoint has {min(extra)}, which this run does not.")
     return restored
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """Where a run is kept, and whether it goes on from there.
+
+    - `folder`: for checkpoints of the whole state.
+    - `every`: seconds between two; one more is written when the run ends, unless it is killed or
+      abandoned. 0 is after every step.
+    - `keep`: how many of the newest stay in the folder.
+    - `resume`: go on from the newest valid checkpoint there, or start if there is none. The run
+      ends in the same bytes as one that was never interrupted, its `seconds` aside; on another
+      number of devices, or by other versions, it warns that it does not. More `steps` may be asked
+      for; a default `method` stays the one of as many steps as were asked for first.
+    """
+
+    folder: str | os.PathLike[str]
+    every: float = 300.0
+    keep: int = 3
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        check_number("every", self.every, lambda s: s >= 0, "seconds, at least 0")
+        check_counts(keep=self.keep)
+        check_flags(resume=self.resume)
+
+    def opened(self, *, writes: bool) -> "CheckpointFolder":
+        """The folder, of a process that writes or only reads."""
+        return CheckpointFolder(Path(self.folder), self.every, self.keep, writes)
 
 
 @dataclasses.dataclass

@@ -68,7 +68,7 @@ def guarded_move(state: State, drawn: Drawn) -> Moved:
     """
     recipe, images = state.recipe, drawn.images
     coreset, pull_back = jax.vjp(recipe.parameterization.decode, state.psi)
-    method = raise_l2(recipe.method, state.raises, coreset.labels.dtype)
+    method = raise_l2(recipe.chosen()[0], state.raises, coreset.labels.dtype)
 
     def at(member: Member, key: PRNGKeyArray) -> tuple[Hypergradient, Bool[Array, ""]]:
         model = on_set(member.model, coreset)
@@ -99,7 +99,7 @@ def guarded_move(state: State, drawn: Drawn) -> Moved:
         explained,
     )
     told = {"rejected": ~finite, "cause": cause, "condition": condition}
-    told["network"] = drawn.index[worst] if several else drawn.index
+    told["network"] = drawn.place[worst] if several else drawn.place
     # A network that gave no finite hypergradient is due for replacement.
     age = jnp.where(sound & finite, drawn.member.age, recipe.pool.max_steps)
     member = Member(drawn.member.model, drawn.member.opt_state, age)
