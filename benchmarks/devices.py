@@ -84,7 +84,7 @@ def save(run, state, batch, mesh, path, *, reverse=False):
     with on_mesh(mesh):
         for number in range(STEPS):
             state, _ = run(state, batch(number, reverse))
-    parts = {"set": (state.coreset, state.average), "pool": state.pool.model}
+    parts = {"set": (state.psi, state.average), "pool": state.pool.model}
     arrays = {
         f"{name}{i}": np.asarray(x)
         for name, part in parts.items()

@@ -23,9 +23,7 @@ from _common import print_header
 from rcig_eqx import (
     Coreset,
     DistillResult,
-    PoolSchedule,
     convnet_for,
-    coreset_optimizer,
     data,
     distill,
     privacy,
@@ -68,8 +66,7 @@ def main():
     make = {s: convnet_for(train.image_shape, train.num_classes, width=args.width, softplus=s)
             for s in (None, 60.0)}  # fmt: skip
     chunk_key, *keys, lira_key = jr.split(jr.key(args.seed), 2 + args.chunks)
-    fixed = {"optimizer": coreset_optimizer(), "pool": PoolSchedule(), "progress": False}
-    fixed |= {"model": make[60.0], "images_per_class": args.images_per_class}
+    fixed = {"model": make[60.0], "images_per_class": args.images_per_class, "progress": False}
     method = default_method(args.distill_steps)
     training = {"learning_rate": args.learning_rate, "batch_size": args.batch_size}
 

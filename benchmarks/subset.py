@@ -16,7 +16,7 @@ from unittest import mock
 import jax.random as jr
 
 from _common import compile_and_time, fresh_accuracies, hypergradient_of, print_header, setting
-from rcig_eqx import PoolSchedule, convnet_for, data, distill, platt_loss
+from rcig_eqx import PoolSchedule, Recipe, convnet_for, data, distill, platt_loss
 from rcig_eqx.methods import frepo, rcig, rcig_paper
 from rcig_eqx.solvers import Adam, DualCG
 
@@ -83,7 +83,7 @@ def accuracies(args):
             key=jr.key(0),
             method=frepo(outer_loss=platt_loss, subset=subset),
             model=convnet_for(train.image_shape, train.num_classes, width=args.width),
-            pool=PoolSchedule(max_visit=1),
+            recipe=Recipe(pool=PoolSchedule(max_visit=1)),
             steps=args.accuracy_steps,
             progress=False,
         )

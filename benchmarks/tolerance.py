@@ -24,7 +24,7 @@ from _common import (
     pool_network,
     print_header,
 )
-from rcig_eqx import convnet_for, data, linearize
+from rcig_eqx import Recipe, convnet_for, data, linearize
 from rcig_eqx.solvers import DualCG
 
 
@@ -50,7 +50,8 @@ def main():
     print_header(f"{args}")
     train = data.load(args.dataset, "train", directory=args.directory)
     make = convnet_for(train.image_shape, train.num_classes, width=args.width)
-    given = {"images_per_class": args.images_per_class, "flip": args.flip, "fold": False}
+    given = {"images_per_class": args.images_per_class, "flip": args.flip}
+    given["recipe"] = Recipe(fold=False)
     coreset = distil_head_only(train, make, args.distilled, **given).last
     X_S, y_S = coreset.support()
     assert coreset.preprocess is not None

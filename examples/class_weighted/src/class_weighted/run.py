@@ -7,6 +7,7 @@ from rcig_eqx import (
     DistillResult,
     Evaluation,
     PoolSchedule,
+    Recipe,
     convnet_for,
     distill,
     evaluate,
@@ -48,7 +49,7 @@ def distil(
         ),
         model=convnet_for(train.image_shape, train.num_classes, width=width, depth=depth),
         steps=steps,
-        pool=PoolSchedule(size=5),
+        recipe=Recipe(pool=PoolSchedule(size=5)),
         progress=progress,
     )
 

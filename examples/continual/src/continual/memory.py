@@ -14,6 +14,7 @@ from rcig_eqx import (
     AbstractParameterization,
     Coreset,
     PoolSchedule,
+    Recipe,
     centered_labels,
     convnet_for,
     distill,
@@ -97,8 +98,9 @@ def distil(
         model=convnet_for(task.data.image_shape, task.classes.stop, width=width, depth=depth),
         steps=steps,
         initialization=start,
-        parameterization=NewImages(start, len(memory.images)),
-        pool=PoolSchedule(size=10),
+        recipe=Recipe(
+            parameterization=NewImages(start, len(memory.images)), pool=PoolSchedule(size=10)
+        ),
         progress=progress,
     )
     return extend(memory, result.coreset.images[len(memory.images) :], task)
