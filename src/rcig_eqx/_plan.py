@@ -179,11 +179,12 @@ def _check_kinds(asked: Asked) -> None:
     for name, right, such_as in (
         ("recipe", Recipe, "presets.paper()"),
         ("preprocess", AbstractPreprocess, "data.zca(images)"),
-        ("flip", bool | np.bool_, "True, False or None"),
     ):
         value = getattr(asked, name)
         if value is not None and not isinstance(value, right):
             raise ArgumentError(name, f"is {value!r}: pass a value such as {such_as}.")
+    if not isinstance(asked.flip, bool | np.bool_ | None):
+        raise ArgumentError("flip", f"is {asked.flip!r}: pass True, False or None.")
     _initializer(asked.initialization)
     if not isinstance(asked.callbacks, Sequence) or not all(map(callable, asked.callbacks)):
         raise ArgumentError("callbacks", f"is {asked.callbacks!r}: pass a sequence of functions.")
@@ -199,9 +200,14 @@ def _recipe(asked: Asked) -> Recipe:
 def _initializer(given: Any) -> AbstractInitializer:
     if isinstance(given, AbstractInitializer):
         return given
-    return (
-        Given(given) if isinstance(given, Coreset) else INITIALIZERS.find("initialization", given)()
-    )
+    if isinstance(given, Coreset):
+        return Given(given)
+    if not isinstance(given, str):
+        raise ArgumentError(
+            "initialization",
+            f"is {given!r}: pass a name, a Coreset, or an AbstractInitializer such as noise().",
+        )
+    return INITIALIZERS.find("initialization", given)()
 
 
 def _folder(asked: Asked, mesh: Mesh | None) -> tuple[CheckpointFolder | None, Found | None]:

@@ -12,7 +12,6 @@ from jaxtyping import Array, Scalar
 
 from ._checks import ArgumentError, check_counts, check_number
 from ._coreset import Coreset
-from ._describe import described
 from ._pool import PoolSchedule
 from ._types import PyTree
 from .methods import AbstractMethod
@@ -188,13 +187,16 @@ class Recipe(eqx.Module):
         if self.batch_size is not None:
             check_counts(batch_size=self.batch_size)
         try:
-            jax.eval_shape(self.average, jax.ShapeDtypeStruct((), jnp.int32))
-        except TypeError as error:
+            weight = jax.eval_shape(self.average, jax.ShapeDtypeStruct((), jnp.int32))
+        except TypeError:
+            weight = None
+        if getattr(weight, "shape", None) != ():
+            name = getattr(self.average, "__name__", self.average)
             raise ArgumentError(
                 "average",
-                f"is {described(self.average)}: pass a function from the iterates so far to the "
-                "weight of the next, such as ema(0.99).",
-            ) from error
+                f"is {name}: pass a function from the iterates so far to the weight of the next, "
+                "such as ema(0.99).",
+            )
 
     def chosen(self) -> tuple[AbstractMethod, MakeModel]:
         """The method and the model. `ValueError` if either is left to `distill`."""
