@@ -25,7 +25,7 @@ from rcig_eqx import (
     real_coreset,
 )
 from rcig_eqx._backend import compiler_options
-from rcig_eqx._distill import versions
+from rcig_eqx._describe import versions
 from rcig_eqx._pool import PoolSchedule, new_member, train_member
 from rcig_eqx.methods import frepo
 

@@ -329,6 +329,23 @@ def test_a_folder_that_cannot_be_written_is_said_before_any_work(train, tmp_path
         distill(train, checkpoint_dir=tmp_path / "file" / "folder")
 
 
+def test_a_folder_in_use_is_refused_and_free_at_the_end_of_any_run(train, tmp_path):
+    folder, seen = tmp_path / "new" / "run", []
+
+    def another(progress):
+        with pytest.raises(BlockingIOError, match=f"in use by process {os.getpid()} on ."):
+            distill(train, checkpoint_dir=folder, resume=True)
+        seen.extend(part.exists() for part in parts)
+        raise RuntimeError("mine")
+
+    parts = [folder / f".step-0000000{i}.safetensors.{'ab' * 16}.part" for i in (1, 2)]
+    with pytest.raises(RuntimeError, match="mine"):
+        distill(train, checkpoint_dir=folder, callbacks=[lambda _: parts[0].touch(), another])
+    assert seen == [True, False]
+    assert distill(train, checkpoint_dir=folder, resume=True).recipe["steps_done"] == STEPS
+    assert not list(folder.glob(".*"))  # the lock, and what a killed writer left
+
+
 def test_too_little_room_is_said_before_any_work(train, tmp_path, monkeypatch):
     usage = type("usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)

@@ -34,8 +34,8 @@ from rcig_eqx import (
     real_coreset,
     step,
 )
-from rcig_eqx._distill import default_batch_size
 from rcig_eqx._pool import get_member, new_member, new_pool, set_member, train_member, visit
+from rcig_eqx._recipe import default_batch_size
 from rcig_eqx.data import (
     Dataset,
     ImageFolder,

@@ -19,6 +19,7 @@ from rcig_eqx import (
     coreset_optimizer,
     distill,
     evaluate,
+    evaluation_schedule,
     exact_hypergradient,
     growing_average,
     init,
@@ -32,7 +33,7 @@ from rcig_eqx import (
 )
 from rcig_eqx._algorithm import Recipe
 from rcig_eqx._pool import new_member, train_member
-from rcig_eqx.evaluation._evaluate import evaluation_schedule, fresh_network
+from rcig_eqx.evaluation._evaluate import fresh_network
 from rcig_eqx.models import (
     Normalize,
     conv2d,

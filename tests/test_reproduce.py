@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from rcig_eqx import PoolSchedule, data, evaluate, load_result
-from rcig_eqx._distill import describe_model
 from rcig_eqx.data._sources import SOURCES
 from rcig_eqx.methods import frepo, implicit, rcig, staged
+from rcig_eqx.models._check import describe_model
 from rcig_eqx.reproduce import METHODS, ROWS, SCALES, SETTINGS, TARGETS, Workshop, dry_run
 from rcig_eqx.reproduce._figures import (
     _along,
@@ -276,10 +276,10 @@ def test_sets_of_other_versions_are_taken_with_a_remark(workshop, monkeypatch):
 
 def test_what_is_filed_belongs_to_its_set(workshop, tmp_path):
     coreset, file = workshop.distilled(FASHION).coreset, tmp_path / "x.json"
-    assert filed(file, coreset, lambda: {"mean": 1}) == {"mean": 1}
-    assert filed(file, coreset, lambda: {"mean": 2}) == {"mean": 1}
+    assert filed(file, (coreset,), lambda: {"mean": 1}) == {"mean": 1}
+    assert filed(file, (coreset,), lambda: {"mean": 2}) == {"mean": 1}
     other = dataclasses.replace(coreset, labels=coreset.labels + 1)
-    assert filed(file, other, lambda: {"mean": 3}) == {"mean": 3}
+    assert filed(file, (other,), lambda: {"mean": 3}) == {"mean": 3}
 
 
 def test_a_run_given_up_is_taken_as_it_is_and_one_stopped_is_not(workshop, tmp_path, monkeypatch):

@@ -46,15 +46,14 @@ from ._ridge import kernel_ridge as kernel_ridge, ridge_head as ridge_head
 from .evaluation._across import CrossEvaluation as CrossEvaluation, cross_evaluate as cross_evaluate
 from .evaluation._augment import Augment as Augment, paper_strategy as paper_strategy
 from .evaluation._best import KeepBest as KeepBest
-from .evaluation._evaluate import (
-    correct as correct,
+from .evaluation._evaluate import correct as correct, evaluate as evaluate
+from .evaluation._report import Evaluation as Evaluation
+from .evaluation._train_network import (
     cross_entropy as cross_entropy,
-    evaluate as evaluate,
     evaluation_schedule as evaluation_schedule,
     train_network as train_network,
     training_recipe as training_recipe,
 )
-from .evaluation._report import Evaluation as Evaluation
 from .initializers import AbstractInitializer as AbstractInitializer, real_coreset as real_coreset
 from .io._export import export as export
 from .io._load_export import Export as Export, load_export as load_export

@@ -12,10 +12,11 @@ from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
 from ._coreset import Coreset
 from ._hypergradient import Hypergradient
 from ._pool import Member, choose, get_member, new_pool, set_member, visit
-from ._recipe import Recipe
+from ._recipe import Recipe, check_optimizer, updated
 from ._types import PyTree
 from .methods import AbstractAdaptiveMethod
 from .models import AbstractNetwork, with_statistics
+from .parameterizations import check_parameterization
 
 Batch = tuple[Float[Array, "b h w c"], Integer[Array, " b"]]
 
@@ -52,7 +53,11 @@ def init(coreset: Coreset, recipe: Recipe, *, key: PRNGKeyArray) -> State:
     _, make_model = recipe.chosen()
     pool_key, run_key = jr.split(key)
     coreset = eqx.tree_at(lambda c: c.preprocess, coreset, None, is_leaf=lambda x: x is None)
+    dtype = coreset.labels.dtype
+    coreset = jax.tree.map(lambda x: x if eqx.is_array(x) else jnp.asarray(x, dtype), coreset)
+    check_parameterization(recipe.parameterization, coreset)
     psi = recipe.parameterization.encode(coreset)
+    check_optimizer(recipe.optimizer, psi)
 
     def copy(tree: PyTree) -> PyTree:  # what the caller has stays the caller's
         return jax.tree.map(lambda x: jnp.copy(x) if eqx.is_array(x) else x, tree)
@@ -107,12 +112,6 @@ def on_set(model: AbstractNetwork, coreset: Coreset) -> AbstractNetwork:
     return with_statistics(model, coreset.support()[0])
 
 
-def update(state: State, gradient: PyTree) -> tuple[PyTree, PyTree]:
-    """ψ and the optimiser's state after one update along a gradient in ψ."""
-    updates, opt_state = state.recipe.optimizer.update(gradient, state.opt_state, state.psi)
-    return eqx.apply_updates(state.psi, updates), opt_state
-
-
 def move(state: State, drawn: Drawn) -> Moved:
     """ψ moved along the method's hypergradient at one network."""
     recipe, member = state.recipe, drawn.member
@@ -120,7 +119,9 @@ def move(state: State, drawn: Drawn) -> Moved:
     coreset, pull_back = jax.vjp(recipe.parameterization.decode, state.psi)
     problem = on_set(member.model, coreset), coreset, drawn.images, drawn.targets
     result = method.hypergradient(*problem, key=drawn.key)
-    return Moved(member, result, *update(state, *pull_back(result.gradient)))
+    (gradient,) = pull_back(result.gradient)
+    psi, opt_state = updated(recipe.optimizer, gradient, state.opt_state, state.psi, result.value)
+    return Moved(member, result, psi, opt_state)
 
 
 def step(

@@ -8,15 +8,17 @@ import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Scalar
 
 from ._checks import check_number
+from ._parameters import as_arrays, check_like
 from ._types import PyTree
 from .solvers import (
     AbstractDualSolver,
     Adam,
-    ConjugateGradient,
     DualCG,
     DualCholesky,
     Neumann,
@@ -24,6 +26,7 @@ from .solvers import (
     gauss_newton_operator,
     hessian_operator,
 )
+from .solvers._curvature import linearized
 from .solvers._definite import norm, residual_of
 from .solvers._dual import dual_system
 
@@ -97,19 +100,46 @@ class LeastSquares(eqx.Module):
 
     def __call__(self, inner_params: PyTree, outer_params: PyTree, *args: Any) -> Scalar:
         """The inner loss."""
-        theta = eqx.filter(inner_params, eqx.is_inexact_array)
+        theta = eqx.filter(as_arrays(inner_params), eqx.is_inexact_array)
         weights = self.weights(theta, outer_params, *args)
         penalties = jax.tree.map(lambda d, x: jnp.sum(d * x**2), weights, theta)
         squares = half_square(self.residuals(inner_params, outer_params, *args))
         return squares + 0.5 * jax.tree.reduce(jnp.add, penalties)
 
     def weights(self, theta: PyTree, outer_params: PyTree, *args: Any) -> PyTree:
-        """λ as a pytree shaped like θ."""
+        """λ as a pytree shaped like θ; `ValueError` for one that does not fit or is not positive."""
+        l2 = self.l2(outer_params, *args)
+        try:
+            jax.tree.map(lambda d, part: None, l2, theta)
+        except ValueError as error:
+            raise ValueError(
+                f"l2 returns {jax.tree.structure(l2)}, no prefix of the inner parameters' "
+                f"{jax.tree.structure(theta)}: return one number, or a pytree shaped like them."
+            ) from error
+        return jax.tree.map(lambda d, part: jax.tree.map(_spread(d), part), l2, theta)
 
-        def spread(d: float | Array, part: PyTree) -> PyTree:
-            return jax.tree.map(lambda x: jnp.broadcast_to(d, x.shape).astype(x.dtype), part)
 
-        return jax.tree.map(spread, self.l2(outer_params, *args), theta)
+def _spread(d: Any) -> Callable[[Array], Array]:
+    """λ over one leaf of θ."""
+    kind = getattr(d, "dtype", np.result_type(d) if isinstance(d, int | float) else None)
+    if kind is None or not (
+        jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)
+    ):
+        raise ValueError(f"l2 returns {d!r}: return real numbers or arrays of them.")
+    if not isinstance(d, Tracer) and not (np.asarray(d) > 0).all():
+        raise ValueError(
+            f"l2 returns {d}: make it positive, such as exp(log_l2) of what is learned."
+        )
+
+    def over(x: Array) -> Array:
+        if np.shape(d) not in ((), x.shape):
+            raise ValueError(
+                f"l2 returns {list(np.shape(d))} for parameters {list(x.shape)}: return a number or "
+                "an array of that shape."
+            )
+        return jnp.broadcast_to(d, x.shape).astype(x.dtype)
+
+    return over
 
 
 def half_square(tree: PyTree) -> Scalar:
@@ -163,7 +193,7 @@ class InnerMinimum(eqx.Module):
         """v of a `LeastSquares` by the system of as many unknowns as residuals."""
         assert isinstance(self.inner_loss, LeastSquares)
         residuals = self.inner_loss.residuals
-        r, tangent = jax.linearize(lambda theta: self.call(residuals, theta), theta)
+        r, tangent = linearized(lambda theta: self.call(residuals, theta), theta)
         transpose = jax.linear_transpose(tangent, theta)
         d = self.diagonal(theta, damping)
         _, unravel = ravel_pytree(r)
@@ -181,9 +211,11 @@ class InnerMinimum(eqx.Module):
         beta = dual_system(solver, lambda u: u + forward(backward(u)), b).solve(b[:, None])
         rest = jax.tree.map(jnp.subtract, g, backward(beta.value[:, 0]))
         # The right-hand side's tangent and v's transpose pass are one product between them.
-        rows = beta.num_steps if isinstance(solver, DualCG) else jnp.asarray(b.size, jnp.int32)
+        rows = beta.products if isinstance(solver, DualCG) else jnp.asarray(b.size, jnp.int32)
         stats = {"num_steps": beta.num_steps, "products": rows + 1}
-        return lx.Solution(jax.tree.map(jnp.divide, rest, d), beta.result, stats, None)
+        positive = jnp.all(jnp.stack([jnp.all(x > 0) for x in jax.tree.leaves(d)]))
+        result = lx.RESULTS.where(positive, beta.result, lx.RESULTS.breakdown)
+        return lx.Solution(jax.tree.map(jnp.divide, rest, d), result, stats, None)
 
 
 def solve_adjoint(
@@ -255,89 +287,23 @@ def _stats(
     steps = given.get("num_steps", 0)
     if isinstance(solver, _DENSE):
         products = sum(leaf.size for leaf in jax.tree.leaves(g))
-    elif isinstance(solver, ConjugateGradient | Neumann):
-        products = steps + int(warm)
     else:  # of lineax's own iterations it is the least they may have taken
         products = given.get("products", steps)
     if "residual" not in stats:
         stats["residual"] = residual_of(operator, v, g)
         products = products + 1
-    truncated = (result == lx.RESULTS.successful) | (result == lx.RESULTS.max_steps_reached)
-    gone = ~truncated | ~jnp.isfinite(norm(v)) | given.get("diverged", False)
+    truncated = result == lx.RESULTS.max_steps_reached
+    ended = (result == lx.RESULTS.successful) | (result == lx.RESULTS.stagnation)
+    ended = ended & (stats["residual"] <= 1)  # v = 0 has 1
+    gone = ~(truncated | ended) | ~jnp.isfinite(norm(v)) | given.get("diverged", False)
     if isinstance(solver, AbstractDualSolver):  # its own account is of another system
-        gone = gone | (stats["residual"] > 1)  # v = 0 has 1
+        gone = gone | (stats["residual"] > 1)
     return stats | {
         "iterations": jnp.asarray(steps, jnp.int32),
         "products": jnp.asarray(products, jnp.int32),
         "converged": stats["converged"] & ~gone,
         "diverged": gone,
     }
-
-
-def split(name: str, tree: PyTree, filter_spec: PyTree) -> tuple[PyTree, PyTree]:
-    """What is differentiated, and the rest; `ValueError` if it cannot be."""
-    try:
-        moving, frozen = eqx.partition(tree, filter_spec)
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"The filter_spec of {name} does not fit it: give a function of a leaf, or a pytree of "
-            "booleans that is a prefix of it."
-        ) from error
-    is_state = lambda x: isinstance(x, eqx.nn.State)  # noqa: E731
-    for path, leaf in jax.tree_util.tree_leaves_with_path(moving, is_leaf=is_state):
-        where = name + jax.tree_util.keystr(path)
-        if is_state(leaf):
-            if not jax.tree.leaves(leaf):
-                continue
-            raise ValueError(
-                f"{where} is an equinox.nn.State, whose statistics no gradient step minimises "
-                "over: pass it in args, and return the new one as aux if it is needed."
-            )
-        dtype = getattr(leaf, "dtype", None)
-        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(
-                f"{where} is {type(leaf).__name__ if dtype is None else dtype}, which has no "
-                "gradient here: leave it out of filter_spec, make it a floating-point array, or "
-                "split a complex one into two."
-            )
-    if not jax.tree.leaves(moving):
-        raise ValueError(
-            f"{name} has no floating-point array to differentiate: pass jax.numpy arrays, and a "
-            "filter_spec that keeps some of them."
-        )
-    return moving, frozen
-
-
-def check_scalar(
-    name: str, loss: Callable[..., Any], *trees: PyTree, has_aux: bool = False
-) -> None:
-    """Raise `ValueError` unless a loss gives one real number, and aux after it under `has_aux`."""
-    out = eqx.filter_eval_shape(loss, *trees)
-    if has_aux:
-        if not (isinstance(out, tuple) and len(out) == 2):
-            raise ValueError(f"{name} must return (loss, aux) under has_aux=True.")
-        out = out[0]
-    if isinstance(out, tuple):
-        raise ValueError(f"{name} returns a tuple: return the loss alone, or pass has_aux=True.")
-    is_array = isinstance(out, jax.ShapeDtypeStruct)
-    if not (is_array and out.shape == () and jnp.issubdtype(out.dtype, jnp.floating)):
-        what = f"{out.dtype}{list(out.shape)}" if is_array else type(out).__name__
-        raise ValueError(
-            f"{name} returns {what}, not one real number: take the sum or the mean in it."
-        )
-
-
-def check_like(name: str, tree: PyTree, like: PyTree) -> None:
-    """Raise `ValueError` unless a pytree has the structure, shapes and dtypes of θ."""
-    kinds = [
-        jax.tree.map(lambda x: (x.shape, x.dtype), eqx.filter(t, eqx.is_array))
-        for t in (tree, like)
-    ]
-    if kinds[0] != kinds[1]:
-        raise ValueError(
-            f"{name} is not shaped like what is differentiated of inner_params: pass the adjoint "
-            "of an earlier Hypergradient of the same problem."
-        )
 
 
 def check_solver(

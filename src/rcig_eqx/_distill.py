@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from ._algorithm import State, init
+from ._checks import ArgumentError
 from ._coreset import Coreset, fold_temperature
 from ._describe import describe, versions
 from ._plan import Asked, Plan, Train, resolve
@@ -18,16 +19,18 @@ from ._recipe import Recipe
 from ._types import Device, PyTree
 from .data import AbstractPreprocess, DataError, Dataset, apply_in_chunks, stream
 from .initializers import AbstractInitializer
+from .io._lock import releasing
 from .io._result import DistillResult
 from .methods import AbstractMethod
 from .models import MakeModel
 from .run._checkpoint import Checkpoints
-from .run._devices import leads, local, own_rows, place, shard_rows, wait_for_all
+from .run._devices import leads, local, own_rows, place, raised_on_all, shard_rows, wait_for_all
 from .run._loop import Loop
 from .run._progress import Callback, ProgressBar
-from .run._resume import begin, run_card
+from .run._resume import begin, fitted_arrays, run_card
 
 
+@releasing()
 def distill(
     train: Train,
     *,
@@ -88,9 +91,9 @@ def distill(
     - `callbacks`: functions of a `Progress`, called after every step; `True` ends the run.
     - `progress`: whether to show a progress bar.
 
-    **Returns:** a `DistillResult`. Ctrl-C or SIGTERM ends the run after the present step and
-    returns what there is, which `result.interrupted` tells; the program goes on from there. Twice
-    abandons it, without a further checkpoint.
+    **Returns:** a `DistillResult`. Ctrl-C, SIGTERM or SIGHUP ends the run after the present step
+    and returns what there is, which `result.interrupted` tells; the program goes on from there.
+    Twice abandons it, without a further checkpoint.
 
     **Several processes** each make this call, with the same arguments and `devices=jax.devices()`.
     Each reads its own rows of every batch, and all return the same result; process 0 alone shows
@@ -101,7 +104,8 @@ def distill(
     with its error.
 
     Raises `ValueError` before any work starts for input that cannot be distilled, for a folder
-    that holds another run, and `OSError` for one that cannot be written or has no room.
+    that holds another run, `BlockingIOError` for one that another run is writing to, and `OSError`
+    for one that cannot be written or has no room.
     """
     asked = Asked(
         train, images_per_class, key, method, model, steps, batch_size, initialization,
@@ -116,14 +120,18 @@ def _run(plan: Plan, asked: Asked) -> DistillResult:
     state, history, card = init(plan.start, plan.recipe, key=plan.init_key), {}, {}
     if folder is not None:
         batch = jax.ShapeDtypeStruct((batch_size, *plan.seen.image_shape), jnp.float32)
+        folder.kept = fitted_arrays(plan.preprocess)
         settings = plan.settings | {"method": describe(plan.recipe.chosen()[0])}
-        card = run_card(settings, plan.train, plan.seen, state, batch)
+        card = run_card(settings, plan.train, plan.seen, state, plan.preprocess)
         card |= {"steps": plan.asked_first, "devices": mesh.size if mesh else 1}
-        state, history = begin(folder, plan.found, card, state, batch)
-        if int(state.step) > plan.steps:
-            raise ValueError(
-                f"{folder.folder} has {int(state.step)} steps already: ask for at least as many."
-            )
+        with raised_on_all(mesh):
+            state, history = begin(folder, plan.found, card, state, batch)
+            if int(state.step) > plan.steps:
+                raise ArgumentError(
+                    "steps",
+                    f"is {plan.steps}, and {folder.folder} has {int(state.step)} already: ask for "
+                    "at least as many.",
+                )
     first, state = int(state.step), place(state, mesh) if mesh else state
     batches = _batches(plan, first, asked.workers)
 
@@ -159,7 +167,7 @@ def _result(plan: Plan, state: State, history: dict[str, list[float]]) -> Distil
     done["versions"] = versions()
     arrays = {name: np.asarray(values, np.float32) for name, values in history.items()}
     names, recipe = plan.seen.class_names, plan.settings | done
-    return DistillResult(coreset, last, first, names, recipe, arrays, _copied(average))
+    return DistillResult(coreset, last, first, names, recipe, arrays, _copied(average), plan.draws)
 
 
 def _copied(tree: PyTree) -> PyTree:

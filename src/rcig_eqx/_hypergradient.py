@@ -13,14 +13,14 @@ from ._bilevel import (
     Loss,
     Preconditioner,
     Solver,
-    check_scalar,
     check_solver,
     outcome,
     solve_adjoint,
     solver_options,
-    split,
 )
+from ._parameters import check_scalar, split
 from ._types import PyTree
+from .solvers._curvature import cross_product
 
 
 class Hypergradient(eqx.Module):
@@ -111,11 +111,12 @@ def hypergradient(
 
     **Arguments:**
 
-    - `outer_loss`, `inner_loss`: scalar functions of `(inner_params, outer_params, *args)`. The
-      curvature is the inner loss's Hessian; [`GaussNewton`][rcig_eqx.GaussNewton] and
+    - `outer_loss`, `inner_loss`: scalar functions of `(inner_params, outer_params, *args)`, which
+      may have a `jax.custom_vjp`. The curvature is the inner loss's Hessian; [`GaussNewton`][rcig_eqx.GaussNewton] and
       [`LeastSquares`][rcig_eqx.LeastSquares] are inner losses that have another.
     - `inner_params`: θ, a pytree that minimises the inner loss.
-    - `outer_params`: ψ, a pytree.
+    - `outer_params`: ψ, a pytree. In either a Python float is taken for an array, as by `jax.grad`;
+      one in an Equinox module is held fixed, with a warning.
     - `args`: what both losses are evaluated on: batches, a key, an `equinox.nn.State`. Gradient
       and every Hessian product see the same batch and key, as they would in a closure; of one
       fixed batch the inner loss is an ordinary function. A `State` is held fixed: each evaluation
@@ -138,7 +139,7 @@ def hypergradient(
     through `warm_start` or `preconditioner`.
 
     Raises `ValueError` before any work for losses that are not scalar, parameters without a
-    floating-point array or with an integer or complex one to differentiate, a `warm_start` of
+    floating-point array, with an integer or complex one to differentiate or a Python integer, a `warm_start` of
     another structure, and a solver that does not fit.
     """
     check_solver(solver, inner_loss, damping, preconditioner, warm_start)
@@ -163,11 +164,8 @@ def hypergradient(
         at(psi), theta, g_T, solver=solver, damping=damping, options=options, throw=throw
     )
 
-    def slope(psi: PyTree) -> Scalar:
-        """⟨∂L_i/∂θ, v⟩ as a function of ψ."""
-        return jax.jvp(at(psi).loss, (theta,), (v,))[1]
-
-    implicit = jax.tree.map(jnp.negative, jax.grad(slope)(psi))
+    cross = cross_product(lambda theta, psi: at(psi).loss(theta), theta, psi, v)
+    implicit = jax.tree.map(jnp.negative, cross)
     gradient = jax.tree.map(jnp.add, direct, implicit)
     code = outcome(stats["diverged"])
     result = Hypergradient(value, gradient, stats, direct, implicit, v, code)

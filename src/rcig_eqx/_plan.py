@@ -36,9 +36,16 @@ from .models import MakeModel, convnet_for
 from .models._check import check_model, describe_model
 from .parameterizations import check_parameterization
 from .run._checkpoint import CheckpointFolder, Checkpoints
-from .run._devices import check_agreement, check_batch_divides, leads, make_mesh, shared_batch
+from .run._devices import (
+    check_agreement,
+    check_batch_divides,
+    leads,
+    make_mesh,
+    raised_on_all,
+    shared_batch,
+)
 from .run._progress import Callback
-from .run._resume import Found, look
+from .run._resume import Found, as_fitted, look
 
 Train = Dataset | AbstractImages | grain.MapDataset[Any] | Examples | tuple[Any, Any]
 
@@ -73,7 +80,8 @@ class Plan:
 
     - `train`: the training set, and `seen` the part of it that is in memory.
     - `recipe`: the strategies.
-    - `start`: the set that the run starts from; `baseline`: as many random real images.
+    - `start`: the set that the run starts from; `baseline`: as many random real images; `draws`:
+      further ones.
     - `preprocess`: fitted.
     - `seed`: of the order of the batches; `init_key`: of the first state.
     - `mesh`: of several devices, if there are.
@@ -87,6 +95,7 @@ class Plan:
     recipe: Recipe
     start: Coreset
     baseline: Coreset
+    draws: np.ndarray | None
     preprocess: AbstractPreprocess
     steps: int
     batch_size: int
@@ -124,7 +133,7 @@ def resolve(asked: Asked) -> Plan:
         batch_size = shared_batch(mesh, min(default_batch_size(count), len(train)))
         check_batch_size(batch_size, len(train), mesh)
     folder, found = _folder(asked, mesh)
-    preprocess = _preprocess(asked, train, seen, mesh)
+    preprocess = _preprocess(asked, train, seen, mesh, found)
     flip = asked.flip
     if flip is None and isinstance(asked.initialization, Coreset):
         flip = asked.initialization.flip
@@ -132,6 +141,7 @@ def resolve(asked: Asked) -> Plan:
         flip = seen.image_shape[2] == 3 and count <= _FLIP_UP_TO
     flip = bool(flip)
     baseline = real_coreset(seen, images_per_class, preprocess, flip=flip, key=coreset_key)
+    draws = _further_draws(seen, baseline, preprocess, key=coreset_key)
     initializer = _initializer(asked.initialization)
     start = check_start(initializer(seen, baseline, preprocess, key=noise_key), baseline)
     model = recipe.model or convnet_for(seen.image_shape, seen.num_classes)
@@ -156,8 +166,8 @@ def resolve(asked: Asked) -> Plan:
     same["steps there"] = found[1]["history.seconds"].size if found else 0
     check_agreement(mesh, settings | same)
     return Plan(
-        train, seen, recipe, start, baseline, preprocess, steps, batch_size, bool(fold), seed,
-        init_key, mesh, folder, found, asked_first, settings,
+        train, seen, recipe, start, baseline, draws, preprocess, steps, batch_size, bool(fold),
+        seed, init_key, mesh, folder, found, asked_first, settings,
     )  # fmt: skip
 
 
@@ -217,11 +227,14 @@ def _folder(asked: Asked, mesh: Mesh | None) -> tuple[CheckpointFolder | None, F
         return None, None
     kept = kept if isinstance(kept, Checkpoints) else Checkpoints(kept)
     folder = kept.opened(writes=leads(mesh))
-    return folder, look(folder, resume=kept.resume)
+    with raised_on_all(mesh):
+        return folder, look(folder, resume=kept.resume)
 
 
-def _preprocess(asked: Asked, train: Any, seen: Dataset, mesh: Mesh | None) -> AbstractPreprocess:
-    """The preprocessing asked for, that of the set to start from, or one fitted."""
+def _preprocess(
+    asked: Asked, train: Any, seen: Dataset, mesh: Mesh | None, found: Found | None
+) -> AbstractPreprocess:
+    """The preprocessing a run began with, that asked for or of its start, or one fitted."""
     preprocess, given = asked.preprocess, asked.initialization
     if isinstance(given, Coreset) and given.preprocess is not None:
         if preprocess is not None and not eqx.tree_equal(preprocess, given.preprocess):
@@ -229,12 +242,28 @@ def _preprocess(asked: Asked, train: Any, seen: Dataset, mesh: Mesh | None) -> A
                 "initialization", "carries another preprocessing than preprocess: leave one out."
             )
         preprocess = given.preprocess
+    preprocess = as_fitted(found, preprocess, seen.images[:8])
     if preprocess is None:
         on_disk = isinstance(train, AbstractImages)
         shown = on_disk and asked.progress and leads(mesh)
         preprocess = default_preprocess(train if on_disk else seen, progress=shown)
     check_preprocess(preprocess, seen.images[:2])
     return preprocess
+
+
+_DRAWS, _DRAWS_BYTES = 5, 2**24
+
+
+def _further_draws(
+    seen: Dataset, baseline: Coreset, preprocess: AbstractPreprocess, *, key: PRNGKeyArray
+) -> np.ndarray | None:
+    """Images of further random draws such as the baseline: four, or fewer where they are large or
+    a class has too few images for draws to differ."""
+    each = len(baseline.images) // seen.num_classes
+    smallest = int(np.bincount(seen.labels, minlength=seen.num_classes).min())
+    count = min(_DRAWS - 1, smallest // each - 1, _DRAWS_BYTES // baseline.images.nbytes)
+    draws = [real_coreset(seen, each, preprocess, key=k).images for k in jr.split(key, count)]
+    return np.array(draws, np.float32) if draws else None
 
 
 def check_preprocess(preprocess: AbstractPreprocess, images: np.ndarray) -> None:

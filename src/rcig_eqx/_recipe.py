@@ -1,7 +1,7 @@
 """The strategies of a run as one value, and those that are of no other file."""
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -103,6 +103,35 @@ def coreset_optimizer(
         if not callable(rate):
             check_number(name, rate, lambda r: r > 0, "positive")
     return CoresetOptimizer(*rates)  # pyright: ignore[reportArgumentType]
+
+
+def updated(
+    optimizer: Optimizer, gradient: PyTree, opt_state: PyTree, psi: PyTree, value: Scalar
+) -> tuple[PyTree, PyTree]:
+    """ψ after an optimiser's updates, and its next state.
+
+    One that takes more than a gradient, such as `optax.contrib.reduce_on_plateau`, gets `value`,
+    the outer loss on the step's batch, and `grad`. It does not get `value_fn`: the step knows the
+    loss at ψ alone.
+    """
+    extended: Any = optax.with_extra_args_support(optimizer)  # pyright: ignore[reportArgumentType]
+    with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic needs it
+        updates, opt_state = extended.update(gradient, opt_state, psi, value=value, grad=gradient)
+    return eqx.apply_updates(psi, updates), opt_state
+
+
+def check_optimizer(optimizer: Optimizer, psi: PyTree) -> None:
+    """Raise `ValueError` for an optimiser that a step cannot use: a dry run without numbers."""
+    value = jax.ShapeDtypeStruct((), jnp.float32)
+    try:
+        opt_state = eqx.filter_eval_shape(optimizer.init, psi)
+        eqx.filter_eval_shape(updated, optimizer, psi, opt_state, psi, value)
+    except Exception as error:
+        raise ArgumentError(
+            "optimizer",
+            f"fails on the distilled set ({error}): pass one that needs no more than gradients, "
+            "value= and grad=, such as optax.adabelief(0.01).",
+        ) from error
 
 
 class Ema(eqx.Module):

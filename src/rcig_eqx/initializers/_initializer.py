@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from .._coreset import Coreset
+from .._coreset import Coreset, check_finite
 from ..data import AbstractPreprocess, Dataset
 
 
@@ -56,8 +56,7 @@ def check_start(given: object, like: Coreset) -> Coreset:
                 f"initialization has {name} {np.shape(own)}, where images_per_class and the data "
                 f"make them {right.shape}: pass preprocessed images [n h w c], labels [n classes]."
             )
-        if not np.isfinite(own).all():
-            raise ValueError(f"initialization has {name} that are NaN or infinite.")
+    check_finite(given, "initialization")
     fields = (given.images, given.labels, given.log_temperature)
     images, labels, log_temperature = (jnp.asarray(x, jnp.float32) for x in fields)
     return Coreset(images, labels, log_temperature, flip=like.flip)

@@ -273,10 +273,15 @@ def _solve(
     if isinstance(solver, Nystrom) and solver.regularization is None:
         solver = dataclasses.replace(solver, regularization=ridge)
     solution = lx.linear_solve(operator, g, solver, throw=False)
-    if "residual" in solution.stats:
-        return solution
-    stats = solution.stats | {"residual": residual_of(operator, solution.value, g)}
-    return lx.Solution(solution.value, solution.result, stats, solution.state)
+    stats, result = solution.stats, solution.result
+    if (
+        isinstance(solver, Adam) and solver.steps == 0
+    ):  # no solve was asked for, and none fell short
+        capped = result == lx.RESULTS.max_steps_reached
+        result = lx.RESULTS.where(capped, lx.RESULTS.successful, result)
+    if "residual" not in stats:
+        stats = stats | {"residual": residual_of(operator, solution.value, g)}
+    return lx.Solution(solution.value, result, stats, solution.state)
 
 
 def _descent_stats(name: str, solution: lx.Solution) -> dict[str, Array]:

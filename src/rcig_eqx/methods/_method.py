@@ -16,6 +16,7 @@ from .._hypergradient import Hypergradient
 from .._losses import InnerLoss, OuterLoss as OuterLoss, SquaredError, label_margin, platt_loss
 from .._types import PyTree
 from ..models import AbstractNetwork
+from ..solvers._definite import norm
 
 
 class AbstractMethod(eqx.Module):
@@ -81,7 +82,7 @@ def clip_implicit(direct: PyTree, implicit: PyTree) -> PyTree:
     """
 
     def clip(d: Array, i: Array) -> Array:
-        limit, length = jnp.linalg.norm(d.ravel()), jnp.linalg.norm(i.ravel())
+        limit, length = norm(d), norm(i)
         return i * jnp.where(length > limit, limit / jnp.where(length > 0, length, 1), 1)
 
     return jax.tree.map(clip, direct, implicit)

@@ -45,6 +45,11 @@ def check_model(make_model: MakeModel, coreset: Coreset) -> None:
         ) from error
     if not (is_ready(model) or isinstance(model, Network)):
         check_independent(make_model(jr.key(0)), coreset.images[0])
+    if outputs.shape[:-1] != coreset.labels.shape[:1]:
+        raise ValueError(
+            f"The network gives outputs of shape {outputs.shape} for {len(coreset.images)} images: "
+            "it must give one row per image, [n classes]."
+        )
     if outputs.shape != coreset.labels.shape:
         raise ValueError(
             f"The network gives {outputs.shape[-1]} outputs for {coreset.num_classes} classes: "

@@ -15,7 +15,7 @@ from .._coreset import Coreset, centered_labels
 from .._losses import InnerLoss
 from .._types import PyTree
 from ..data import AbstractPreprocess
-from ..evaluation._evaluate import Training, mean_squared, train_network, training_steps
+from ..evaluation._train_network import Training, mean_squared, train_network, training_steps
 from ..io._result import DistillResult
 from ..models import AbstractNetwork, MakeModel
 

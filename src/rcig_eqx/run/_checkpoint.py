@@ -19,7 +19,9 @@ import numpy as np
 from .._algorithm import State
 from .._checks import check_counts, check_flags, check_number
 from ..data import DataError
-from ..io._files import damage_named, read_checked, write_checked
+from ..io._files import damage_named, read_checked, sweep, write_checked
+from ..io._lock import hold
+from ._identity import numbers_of
 
 FORMAT = "rcig_eqx/checkpoint/1"
 _STATE = "state"  # what the names of its arrays begin with
@@ -62,6 +64,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[
     """The card and the arrays of a checkpoint; `DataError` if it is damaged."""
     header, arrays = read_checked(path, FORMAT, "checkpoint")
     with damage_named(path, "checkpoint"):
+        # What is ψ was called the coreset once.
+        arrays = {k.replace("state.coreset", "state.psi"): v for k, v in arrays.items()}
         return dict(header["card"]), arrays
 
 
@@ -120,7 +124,7 @@ class Checkpoints:
 
     def opened(self, *, writes: bool) -> "CheckpointFolder":
         """The folder, of a process that writes or only reads."""
-        return CheckpointFolder(Path(self.folder), self.every, self.keep, writes)
+        return CheckpointFolder(user_path(self.folder), self.every, self.keep, writes)
 
 
 @dataclasses.dataclass
@@ -131,12 +135,14 @@ class CheckpointFolder:
     - `every`: seconds between two of them; 0 is after every step.
     - `keep`: how many of the newest are left in place.
     - `writes`: whether this process is the one of several that writes.
+    - `kept`: arrays of the run, by name, that go into every one.
     """
 
     folder: Path
     every: float = 300.0
     keep: int = 3
     writes: bool = True
+    kept: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     written: float = dataclasses.field(default_factory=time.monotonic)
 
     def files(self) -> list[Path]:
@@ -144,21 +150,22 @@ class CheckpointFolder:
         return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
 
     def prepare(self) -> None:
-        """Make the folder and sweep up what a killed writer left. `OSError` if it cannot be."""
+        """Hold the folder and sweep up what a killed writer left.
+
+        Raises `BlockingIOError` if another run holds it, `OSError` if it cannot be written.
+        """
         if not self.writes:
             return
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for part in self.folder.glob(".step-*.part"):
-                part.unlink()
-            probe = self.folder / ".writable"
-            probe.write_bytes(b"")
-            probe.unlink()
+            hold(self.folder)
+            sweep(self.folder, "step-*")
+        except BlockingIOError:
+            raise
         except OSError as error:
             raise OSError(
                 error.errno,
                 f"cannot keep checkpoints in {self.folder} ({error.strerror}): choose another "
-                "checkpoint_dir",
+                "folder",
             ) from error
 
     def newest(self) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
@@ -175,7 +182,7 @@ class CheckpointFolder:
         if files := self.files():
             raise DataError(
                 f"All {len(files)} checkpoints in {self.folder} are damaged: choose another "
-                "checkpoint_dir to start anew."
+                "folder to start anew."
             )
         return None
 
@@ -183,14 +190,15 @@ class CheckpointFolder:
         """Raise `OSError` unless there is room for one checkpoint more than are kept."""
         if not self.writes:
             return
-        size = sum(numbers_of(x).nbytes for _, x in _array_leaves(state))
+        arrays = [*(numbers_of(x) for _, x in _array_leaves(state)), *self.kept.values()]
+        size = sum(x.nbytes for x in arrays)
         needed, free = (self.keep + 1) * size, shutil.disk_usage(self.folder).free
         free += sum(path.stat().st_size for path in self.files())
         if free < needed:
             raise OSError(
                 f"{self.folder} has room for {free / 1e6:.0f} MB, and {self.keep} checkpoints and "
                 f"one being written take {needed / 1e6:.0f} MB: free some space, keep fewer, or "
-                "choose another checkpoint_dir."
+                "choose another folder."
             )
 
     @property
@@ -213,7 +221,7 @@ class CheckpointFolder:
             return None
         path = self.folder / f"step-{int(state.step):08d}.safetensors"
         try:
-            save_state(path, state, card=card, arrays=arrays)
+            save_state(path, state, card=card, arrays={**self.kept, **arrays})
             for old in [file for file in self.files() if file <= path][self.keep :]:
                 old.unlink(missing_ok=True)
         except OSError as error:
@@ -222,8 +230,8 @@ class CheckpointFolder:
         return path
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What two cards say differently, a line each, with dots into nested ones."""
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What two cards say differently, by name, with dots into nested ones."""
 
     def flat(card: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
         for name, value in card.items():
@@ -234,7 +242,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 
     a, b = dict(flat(there)), dict(flat(here))
     names = [name for name in a | b if a.get(name) != b.get(name)]
-    return [f"{name}: {a.get(name)!r} there, {b.get(name)!r} here" for name in names]
+    return {name: (a.get(name), b.get(name)) for name in names}
 
 
 def _array_leaves(state: State) -> Iterator[tuple[tuple, Any]]:
@@ -258,11 +266,6 @@ def _storable(dtype: np.dtype) -> np.dtype:
 
 def _is_array(leaf: Any) -> bool:
     return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
-
-
-def numbers_of(leaf: Any) -> Any:
-    """An array's numbers; of random keys the integers behind them."""
-    return jr.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
 def _name(path: tuple) -> str:

@@ -9,10 +9,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Scalar
 
 from .. import _algorithm
-from .._algorithm import Batch, Drawn, Moved, State, on_set, update
+from .._algorithm import Batch, Drawn, Moved, State, on_set
 from .._coreset import Coreset
 from .._hypergradient import Hypergradient
 from .._pool import Member, each_network, get_member
+from .._recipe import updated
 from .._sharding import replicate
 from .._subsample import in_chunks
 from .._types import PyTree
@@ -79,7 +80,7 @@ def guarded_move(state: State, drawn: Drawn) -> Moved:
     several = recipe.pool.networks_per_step > 1
     result = average_networks(each, sound) if several else each
     (gradient,) = pull_back(result.gradient)
-    psi, opt_state = update(state, gradient)
+    psi, opt_state = updated(recipe.optimizer, gradient, state.opt_state, state.psi, result.value)
     finite = jnp.any(sound) & all_finite((gradient, psi))
     finite = finite & still_finite(opt_state, state.opt_state)
     keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731

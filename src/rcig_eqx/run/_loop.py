@@ -116,7 +116,7 @@ class Loop:
                         saved = number if save() else saved
             except (Exception, SystemExit) as error:
                 if not lost(state) and int(state.step) > first and (path := save()):
-                    error.add_note(f"The run up to here is in {path}: resume=True continues it.")
+                    error.add_note(f"The run up to here is in {path}: resume it to go on.")
                 raise
             try:
                 flush()
@@ -288,24 +288,38 @@ def _range(residuals: np.ndarray) -> str:
     return ", ".join(said)
 
 
+received: list[int] = []  # signals that ended runs of this process; a command's status says which
+
+
 @contextlib.contextmanager
 def interruptible(say: bool = False) -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C or SIGTERM within sets a flag; the second does what it always does."""
+    """The first Ctrl-C or SIGTERM within sets a flag; the second does what it always does.
+
+    SIGHUP sets it too, however often it comes, unless it was ignored, as under nohup. Signals are
+    added to `received`.
+    """
     pressed = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield pressed.is_set  # signals belong to the main thread
         return
     always = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    hangup: Any = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup:
+        always[hangup] = signal.SIG_DFL
     handlers = {number: signal.getsignal(number) for number in always}
     before = {n: usual for n, usual in handlers.items() if usual is not None}  # else not Python's
+    if before.get(hangup) == signal.SIG_IGN:
+        del before[hangup]
 
     def handler(number: int, _: object) -> None:
         pressed.set()
+        received.append(number)
         # A job in the background starts with SIGINT ignored: twice still interrupts.
         usual = before[signal.Signals(number)]
-        signal.signal(number, usual if callable(usual) else always[signal.Signals(number)])
+        if number != hangup:  # which a terminal that closes sends more than once
+            signal.signal(number, usual if callable(usual) else always[signal.Signals(number)])
         # By Ctrl-C a person knows of it; of a job told to end, the log alone tells.
-        if say or number == signal.SIGTERM:
+        if say or number != signal.SIGINT:
             # Not by print, which a signal may have come in the middle of.
             with contextlib.suppress(OSError):
                 os.write(2, b"\nStopping after this step; once more stops at once.\n")

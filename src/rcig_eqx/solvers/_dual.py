@@ -32,12 +32,14 @@ from ._definite import residual_of
 class DualSolution(eqx.Module):
     """A solution of the dual system, with what it cost and how good it is.
 
-    `residual` is ‖b − (J Jᵀ + λI) x‖ / ‖b‖, for conjugate gradients that of the recurrence;
-    `num_steps` the products spent, 0 for a direct solve; `result` lineax's result code.
+    `residual` is ‖b − (J Jᵀ + λI) x‖ / ‖b‖; `num_steps` the iterations and `products` the
+    products spent, 0 for a direct solve; `result` lineax's result code, no success for a direct
+    solve with a residual above 1, which x = 0 has.
     """
 
     value: Float[Array, "n classes"]
     num_steps: Int[Array, ""]
+    products: Int[Array, ""]
     residual: Scalar
     result: lx.RESULTS
 
@@ -84,14 +86,15 @@ class DualSystem(eqx.Module):
             throw=False,
         )
         x = solution.value.reshape(b.shape).astype(b.dtype)
-        steps = solution.stats.get("num_steps")
-        if steps is None:
+        stats, result = solution.stats, solution.result
+        steps = jnp.asarray(stats.get("num_steps", 0), jnp.int32)
+        products = jnp.asarray(stats.get("products", steps), jnp.int32)
+        residual = stats.get("residual")
+        if residual is None:
             residual = residual_of(self.operator, solution.value, given).astype(b.dtype)
-            steps = jnp.zeros((), jnp.int32)
-        else:
-            residual = solution.stats["residual"]
+            result = lx.RESULTS.where(residual <= 1, result, lx.RESULTS.breakdown)
         x = x if self.scale is None else self.scale * x
-        return DualSolution(x, steps, residual, solution.result)
+        return DualSolution(x, steps, products, residual, result)
 
 
 def dual_operator(
