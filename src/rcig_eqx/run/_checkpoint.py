@@ -19,6 +19,7 @@ import numpy as np
 from .._algorithm import State
 from .._checks import check_counts, check_flags, check_number
 from ..data import DataError
+from ..data._paths import user_path
 from ..io._files import damage_named, read_checked, sweep, write_checked
 from ..io._lock import hold
 from ._identity import numbers_of
