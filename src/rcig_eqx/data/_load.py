@@ -2,7 +2,6 @@
 
 import difflib
 import hashlib
-import mimetypes
 import os
 from collections.abc import Iterator, Sequence
 from importlib import resources
@@ -18,6 +17,7 @@ from ._download import download as fetch
 from ._folder import ImageFolder
 from ._npy import read_npz
 from ._paths import user_path
+from ._pictures import is_image_like
 from ._sources import LABELS_MD5, SOURCES, SPLITS, Source
 
 ENVIRONMENT = "RCIG_EQX_DATA"
@@ -196,8 +196,7 @@ def _folders(path: Path) -> list[Path]:
 
 def _has_images(folder: Path) -> bool:
     """Whether a folder is a class, which has images, or a split, which has classes."""
-    kinds = (mimetypes.guess_type(file.name, strict=False)[0] for file in folder.iterdir())
-    return any(kind is not None and kind.startswith("image/") for kind in kinds)
+    return any(is_image_like(file.name) for file in folder.iterdir())
 
 
 def _load_embedded(split: str) -> Dataset:

@@ -22,6 +22,7 @@ from jaxtyping import Shaped
 from ._adapt import as_images
 from ._dataset import DataError, Dataset
 from ._images import AbstractImages
+from ._names import class_names_of, text_of
 from ._npy import read_npy
 from ._paths import user_path
 from ._resize import check_size, resize
@@ -86,12 +87,8 @@ class Records(AbstractImages):
         if card["sha256"] != _sum_of_card(card):
             raise ValueError("the card does not match its checksum")
         self.card = card
-        self.name, names = card["name"], card["class_names"]
-        if not isinstance(names, list) or not all(isinstance(c, str) for c in [self.name, *names]):
-            raise ValueError("its names are no text")
-        if not names or "" in names or len(set(names)) < len(names):
-            raise ValueError("its class names are empty or not distinct")
-        self.class_names = tuple(names)
+        self.name = text_of(card["name"], "name")
+        self.class_names = names = class_names_of(card["class_names"])
         height, width, channels = card["image_shape"]
         self.image_shape = (height, width, channels)
         if any(type(n) is not int or n < 1 for n in self.image_shape):
