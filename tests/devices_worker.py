@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
+from _run import distill
 from rcig_eqx import (
     ConvNet,
     Coreset,
@@ -25,7 +26,6 @@ from rcig_eqx import (
     _subsample,
     convnet_for,
     coreset_optimizer,
-    distill,
     growing_average,
     init,
     make_mesh,
@@ -97,7 +97,7 @@ def advance(devices: int | None, method: str, networks: int, steps: int, batch_s
 
 
 def numbers(state: State) -> list[np.ndarray]:
-    matters = (state.coreset, state.average, state.pool.model, state.pool.age)
+    matters = (state.psi, state.average, state.pool.model, state.pool.age)
     return [np.asarray(x, np.float64) for x in jax.tree.leaves(eqx.filter(matters, eqx.is_array))]
 
 

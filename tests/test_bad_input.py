@@ -35,7 +35,7 @@ CASES: dict[str, tuple[str, str]] = {
     "key_an_int": ("ValueError", r"pass one key, such as jax\.random\.key\(0\)"),
     "key_missing": ("TypeError", "missing 1 required keyword-only argument: 'key'"),
     "keys_many": ("ValueError", "pass one key"),
-    "initialization_unknown": ("ValueError", "use one of .*'real', 'noise'"),
+    "initialization_unknown": ("ValueError", "initialization is .*choose one of real, noise"),
     "method_a_string": ("ValueError", r"method is 'rcig': .*methods\.rcig\(\)"),
     "optimizer_a_float": ("ValueError", r"optimizer is 0\.1: .*coreset_optimizer\("),
     "preprocess_a_function": ("ValueError", r"preprocess is .*data\.zca\(images\)"),
@@ -61,8 +61,8 @@ CASES: dict[str, tuple[str, str]] = {
     "conv_dtypes": ("TypeError", "pass one dtype"),
     "model_too_deep": ("ValueError", "too small for depth=9.*smaller depth"),
     "solve_float64_without_x64": ("ValueError", "jax_enable_x64"),
-    "learning_rate_negative": ("ValueError", "make it positive"),
-    "learning_rate_negative_array": ("ValueError", "make it positive"),
+    "learning_rate_negative": ("ValueError", "learning_rate is -0.1: .* positive"),
+    "learning_rate_negative_array": ("ValueError", "learning_rate is -0.1.*: .* positive"),
     "normalization_unknown": ("ValueError", "normalization='bacth'.*did you mean 'batch'"),
     "softplus_negative": ("ValueError", "softplus is -1.0: it must be positive, or None"),
     "pool_min_above_max": ("ValueError", "min_visit <= max_visit must hold"),
@@ -80,8 +80,8 @@ CASES: dict[str, tuple[str, str]] = {
     "network_head": ("ValueError", r"head is a Conv2d: .*must be an equinox\.nn\.Linear"),
     "network_sizes": ("ValueError", "build it for .* 64 features .* the head takes 9"),
     "initialization_images": ("ValueError", r"initialization has images \(1, 8, 8, 1\), where"),
-    "initialization_made": ("ValueError", "initialization made a .*: it must make a Coreset"),
-    "parameterization_a_function": ("ValueError", "parameterization is .*your subclass of"),
+    "initialization_made": ("ValueError", "initialization is .*AbstractInitializer"),
+    "parameterization_a_function": ("ValueError", r"parameterization is .*plain\(\)"),
     "adam_rate": ("ValueError", "learning_rate is -1.0: it must be positive"),
     "adam_steps": ("ValueError", "steps is -1: it must be a whole number"),
     "adam_untuned": ("ValueError", r"find one with tune\(state, batch\)"),
@@ -110,8 +110,8 @@ CASES: dict[str, tuple[str, str]] = {
     "paper_solver": ("ValueError", "solver is 'cg': pass a value of rcig_eqx.solvers"),
     "ema_of_one": ("ValueError", r"decay is 1\.0: it must be in \[0, 1\)"),
     "growing_average_negative": ("ValueError", "sharpness is -1.0: .* at least 0"),
-    "falling_rate_of_nothing": ("ValueError", "choose a positive rate and a step or more"),
-    "falling_rate_at_once": ("ValueError", "choose a positive rate and a step or more"),
+    "falling_rate_of_nothing": ("ValueError", "(peak|hold) is 0"),
+    "falling_rate_at_once": ("ValueError", "(peak|hold) is 0"),
     "cg_rtol": ("ValueError", "rtol is 2.0: it must be between 0 and 1"),
     "dual_cg_rtol": ("ValueError", "rtol is 2.0: it must be between 0 and 1"),
     "dual_cg_label_rtol": ("ValueError", "label_rtol is 0.0: it must be between"),
@@ -123,7 +123,7 @@ CASES: dict[str, tuple[str, str]] = {
     "ridge_dtype_int": ("ValueError", r"dtype is int32: .* jnp\.float32 or jnp\.float64"),
     "ridge_dtype_half": ("ValueError", r"dtype is float16: .* jnp\.float32 or jnp\.float64"),
     "ridge_dtype_text": ("ValueError", "dtype is 'double precision': pass"),
-    "checkpoint_every_text": ("ValueError", "checkpoint_every is '60': it must be seconds"),
+    "checkpoint_every_text": ("ValueError", "every is '60': it must be seconds"),
     "width_text": ("ValueError", "width is '16': it must be a whole number"),
     "softplus_text": ("ValueError", "softplus is 'papr': it must be positive, or None"),
     "labels_from_one": ("ValueError", r"too few .* '0' \(0\): labels count from 0; subtract 1"),
@@ -245,12 +245,12 @@ def collect() -> dict[str, list[str]]:
         "keys_many": lambda: distill(key=jr.split(key)),
         "initialization_unknown": lambda: distill(initialization="reel"),
         "method_a_string": lambda: distill(method="rcig"),
-        "optimizer_a_float": lambda: distill(optimizer=0.1),
+        "optimizer_a_float": lambda: r.Recipe(optimizer=0.1),
         "preprocess_a_function": lambda: distill(preprocess=r.data.zca),
-        "pool_a_number": lambda: distill(pool=3),
-        "average_a_number": lambda: distill(average=0.9),
-        "average_not_made": lambda: distill(average=r.ema),
-        "growing_average_not_made": lambda: distill(average=r.growing_average),
+        "pool_a_number": lambda: r.Recipe(pool=3),
+        "average_a_number": lambda: r.Recipe(average=0.9),
+        "average_not_made": lambda: r.Recipe(average=r.ema),
+        "growing_average_not_made": lambda: r.Recipe(average=r.growing_average),
         "callbacks_not_callable": lambda: distill(callbacks=[1]),
         "callbacks_one_function": lambda: distill(callbacks=print),
         "devices_one": lambda: distill(devices=jax.devices()[0]),
@@ -303,7 +303,7 @@ def collect() -> dict[str, list[str]]:
             initialization=eqx.tree_at(lambda c: c.images, bare, bare.images[:1])
         ),
         "initialization_made": lambda: distill(initialization=lambda key: 3),
-        "parameterization_a_function": lambda: distill(parameterization=lambda c: c),
+        "parameterization_a_function": lambda: r.Recipe(parameterization=lambda c: c),
         "adam_rate": lambda: r.solvers.Adam(-1.0),
         "adam_steps": lambda: r.solvers.Adam(steps=-1),
         "adam_untuned": lambda: r.solvers.Adam().rate(),
@@ -345,7 +345,7 @@ def collect() -> dict[str, list[str]]:
         "ridge_dtype_int": lambda: distill(method=r.methods.frepo(dtype=jnp.int32)),
         "ridge_dtype_half": lambda: distill(method=r.methods.frepo(dtype=jnp.float16)),
         "ridge_dtype_text": lambda: distill(method=r.methods.frepo(dtype="double precision")),
-        "checkpoint_every_text": lambda: distill(checkpoint_every="60"),
+        "checkpoint_every_text": lambda: r.Checkpoints("run", every="60"),
         "width_text": lambda: r.convnet_for((8, 8, 1), 2, width="16"),  # pyright: ignore
         "softplus_text": lambda: r.convnet_for((8, 8, 1), 2, softplus="papr"),  # pyright: ignore
         "labels_from_one": lambda: distill((images, labels + 1)),
@@ -412,7 +412,7 @@ def test_wrong_input_is_told_apart_in_words_that_name_the_fix(name, raised):
     exception, says = CASES[name]
     assert name in raised, "nothing was raised"
     kind, module, message = raised[name]
-    assert kind == exception, message
+    assert kind.replace("Argument", "Value") == exception, message  # it names the argument
     assert module.split(".")[0] in ("builtins", "rcig_eqx")
     assert re.search(says, message), message
     assert not re.search("XlaRuntimeError|Tracer", message)

@@ -14,9 +14,11 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
+import _run
 import rcig_eqx
 from _problem import random_problem
 from rcig_eqx import (
+    AbstractInitializer,
     AbstractParameterization,
     Coreset,
     Hypergradient,
@@ -96,7 +98,7 @@ def distill(train, **changed) -> rcig_eqx.DistillResult:
         "pool": PoolSchedule(size=2, max_visit=1),
         "progress": False,
     }
-    return rcig_eqx.distill(train, **(given | changed))
+    return _run.distill(train, **(given | changed))
 
 
 def finite(result: rcig_eqx.DistillResult) -> bool:
@@ -452,6 +454,14 @@ def test_any_optax_optimiser(train):
     assert np.abs(np.asarray(result.last.images - result.baseline.images)).max() < 0.03
 
 
+class Blank(AbstractInitializer):
+    right: bool = True
+
+    def __call__(self, train, like, preprocess, *, key) -> Any:
+        images = 0.1 * jr.normal(key, like.images.shape)
+        return Coreset(images, jnp.eye(3), jnp.zeros(())) if self.right else jnp.zeros(3)
+
+
 def test_a_start_of_ones_own(train):
     still = {"optimizer": optax.sgd(0.0), "steps": 1}
     earlier = distill(train, initialization="noise", flip=True, **still)
@@ -461,16 +471,12 @@ def test_a_start_of_ones_own(train):
     assert on.last.flip
     assert eqx.tree_equal(on.coreset.preprocess, earlier.coreset.preprocess)
 
-    def blank(key) -> Coreset:
-        images = 0.1 * jr.normal(key, (3, 7, 7, 1))
-        return Coreset(images, jnp.eye(3), jnp.zeros(()))
-
-    made = distill(train, initialization=blank, flip=True, **still)
+    made = distill(train, initialization=Blank(), flip=True, **still)
     assert 0.05 < float(made.last.images.std()) < 0.2
     assert same(made.last.labels, np.eye(3))
-    assert made.recipe["initialization"] == "custom"
+    assert made.recipe["initialization"] == "Blank"
     for wrong, says in (
-        (lambda key: jnp.zeros(3), "made a .*: it must make a Coreset"),
+        (Blank(False), "made a .*: it must make a Coreset"),
         (Coreset(jnp.zeros((2, 7, 7, 1)), jnp.eye(3)[:2], jnp.zeros(())), r"images \(2, 7, 7, 1\)"),
         (Coreset(jnp.full((3, 7, 7, 1), jnp.nan), jnp.eye(3), jnp.zeros(())), "NaN"),
         (eqx.tree_at(lambda c: c.preprocess, earlier.last, Identity()), "leave one out"),
@@ -560,7 +566,7 @@ def test_a_parameterisation_of_ones_own(train, parameterization, tmp_path):
     seen = []
 
     def look(report):
-        seen.append(jax.tree.map(jnp.copy, (report.state.coreset, report.state.average)))
+        seen.append(jax.tree.map(jnp.copy, (report.state.psi, report.state.average)))
 
     run = distill(train, parameterization=parameterization, optimizer=optax.sgd(0.1), fold=False,
                   callbacks=[look])  # fmt: skip
@@ -588,7 +594,7 @@ def test_the_gradient_goes_back_through_decode(train):
         parameterization=half,
         optimizer=optax.sgd(0.1),
         steps=1,
-        callbacks=[lambda report: states.append(jax.tree.map(jnp.copy, report.state.coreset))],
+        callbacks=[lambda report: states.append(jax.tree.map(jnp.copy, report.state.psi))],
     )
     psi = half.encode(start)
     decoded, transpose = jax.vjp(half.decode, psi)

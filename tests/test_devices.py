@@ -32,7 +32,6 @@ from rcig_eqx import (
     place,
     step,
 )
-from rcig_eqx._pool import average_networks, draw
 from rcig_eqx.methods import AbstractMethod, frepo, rcig, staged
 from rcig_eqx.run._devices import (
     Agreement,
@@ -41,6 +40,7 @@ from rcig_eqx.run._devices import (
     rows_of,
     shared_batch,
 )
+from rcig_eqx.run._guard import average_networks
 
 QUICK = "--xla_backend_optimization_level=0"  # half the time to compile
 WORKER = Path(__file__).with_name("devices_worker.py")
@@ -221,7 +221,7 @@ def test_a_step_averages_different_networks_and_visits_each(marked):
     assert len(set(index)) == 3
     after, metrics = advance(state, batch)
     assert float(metrics["loss"]) == pytest.approx(index.mean())
-    np.testing.assert_allclose(after.coreset.images, -index.mean(), rtol=1e-6)
+    np.testing.assert_allclose(after.psi.images, -index.mean(), rtol=1e-6)
     assert int(metrics["iterations"]) == 2
     assert np.flatnonzero(after.pool.age).tolist() == sorted(index)
     kept = np.setdiff1d(np.arange(5), index)
@@ -239,14 +239,14 @@ def test_a_network_without_a_finite_hypergradient_is_left_out_and_replaced(marke
     )
     after, metrics = advance(bad(state, index[0]), batch)
     assert not metrics["rejected"]
-    np.testing.assert_allclose(after.coreset.images, -index[1:].mean(), rtol=1e-6)
+    np.testing.assert_allclose(after.psi.images, -index[1:].mean(), rtol=1e-6)
     assert np.asarray(after.pool.age)[index].tolist() == [0, 1, 1]
     assert np.isfinite(after.pool.model.head.kernel).all()
     assert np.isfinite(after.pool.opt_state[0].mu.head.kernel).all()
 
     after, metrics = advance(bad(state, index), batch)
     assert metrics["rejected"]
-    np.testing.assert_array_equal(after.coreset.images, state.coreset.images)
+    np.testing.assert_array_equal(after.psi.images, state.psi.images)
     assert np.asarray(after.pool.age)[index].tolist() == [0, 0, 0]
     assert np.isfinite(after.pool.model.head.kernel).all()
 

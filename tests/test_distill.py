@@ -13,6 +13,7 @@ import lineax as lx
 import numpy as np
 import pytest
 
+import _run
 import rcig_eqx
 from rcig_eqx import (
     Coreset,
@@ -110,7 +111,7 @@ def test():
 
 
 def distill(train, *, seed: int = 0, steps: int = STEPS, **changed) -> DistillResult:
-    return rcig_eqx.distill(train, key=jr.key(seed), steps=steps, **(SAME | changed))
+    return _run.distill(train, key=jr.key(seed), steps=steps, **(SAME | changed))
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def result(train, seen):
 
     def look(report):
         seen["steps"].append((report.step, report.steps))
-        seen["iterates"].append(np.asarray(jnp.copy(report.state.coreset.images)))
+        seen["iterates"].append(np.asarray(jnp.copy(report.state.psi.images)))
         seen["losses"].append(float(report.metrics["loss"]))
         seen["traces"].append(len(traces))
         if states:
@@ -256,7 +257,7 @@ def test_the_loop_is_nothing_but_init_and_step(result, train):
         x, y = next(batches)
         state, metrics = advance(state, (jnp.asarray(x), jnp.asarray(y)))
     assert int(state.step) == STEPS
-    np.testing.assert_allclose(state.coreset.images, result.last.images, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(state.psi.images, result.last.images, rtol=1e-5, atol=1e-6)
     labels = fold_temperature(state.average).labels
     np.testing.assert_allclose(labels, result.coreset.labels, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(metrics["loss"], result.history["loss"][-1], rtol=1e-5)
@@ -334,7 +335,7 @@ def test_a_label_not_seen_before_the_run_is_named(train, monkeypatch):
     images = np.concatenate([train.images] * 2)
     labels = np.concatenate([train.labels, np.full(len(train.labels), 3)])
     source = grain.MapDataset.source(list(zip(images, labels, strict=True)))
-    monkeypatch.setattr("rcig_eqx._distill.sample", lambda *_, **__: train)
+    monkeypatch.setattr("rcig_eqx._plan.sample", lambda *_, **__: train)
     with pytest.raises(ValueError, match=r"A label is 3, but .* had 3 classes: pass a Dataset"):
         distill(source, steps=20)
 
@@ -413,8 +414,9 @@ def test_presets_and_their_adapting_rates(preset, train):
         counts.append(len(traces))
 
     given = preset(inner=Adam(steps=3), solver=Adam(steps=3), rule=RateRule(shrink_at=0.0))
-    given["pool"] = PoolSchedule(size=2, max_visit=given["pool"].max_visit)
-    run = distill(train, **(given | {"batch_size": BATCH}), steps=3, callbacks=[look])
+    given = dataclasses.replace(given, pool=PoolSchedule(size=2, max_visit=given.pool.max_visit))
+    few = {name: SAME[name] for name in ("images_per_class", "model", "batch_size", "progress")}
+    run = rcig_eqx.distill(train, key=jr.key(0), steps=3, recipe=given, callbacks=[look], **few)
     assert np.isfinite(run.history["loss"]).all()
     assert not run.history["rejected"].any()
     assert {"inner_monotone", "solver_diverged", "inner_residual"} <= run.history.keys()

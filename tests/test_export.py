@@ -21,8 +21,6 @@ from rcig_eqx import (
     Coreset,
     DistillResult,
     Evaluation,
-    _export,
-    _files,
     export,
     load_export,
     load_result,
@@ -37,6 +35,7 @@ from rcig_eqx.data import (
     write_records,
     zca,
 )
+from rcig_eqx.io import _export, _files
 from rcig_eqx.io._export import ARRAYS, CARD, count_bytes
 from rcig_eqx.io._files import checksum, file_checksum
 from rcig_eqx.models import AbstractNetwork, Head, convnet_for

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from _run import distill
 from rcig_eqx import (
     Hypergradient,
     PoolSchedule,
@@ -18,7 +19,6 @@ from rcig_eqx import (
     State,
     convnet_for,
     coreset_optimizer,
-    distill,
     growing_average,
     init,
     real_coreset,
@@ -85,8 +85,8 @@ def test_a_diverged_network_is_named_and_replaced(train, batch):
     assert metrics["rejected"]
     assert "diverged" in CAUSES[int(metrics["cause"])]
     for now, before in zip(
-        jax.tree.leaves((after.coreset, after.opt_state)),
-        jax.tree.leaves((state.coreset, state.opt_state)),
+        jax.tree.leaves((after.psi, after.opt_state)),
+        jax.tree.leaves((state.psi, state.opt_state)),
         strict=True,
     ):
         np.testing.assert_array_equal(now, before)
@@ -113,7 +113,7 @@ def test_the_first_thing_to_break_is_named(broken, cause, train, batch):
     assert metrics["rejected"]
     assert cause in CAUSES[int(metrics["cause"])]
     model = jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, state.pool.model)
-    h = np.asarray(model.features(state.coreset.images), np.float64)
+    h = np.asarray(model.features(state.psi.images), np.float64)
     K = h @ h.T + L2_RATE * len(h) * np.eye(len(h))
     np.testing.assert_allclose(metrics["condition"], np.linalg.cond(K), rtol=1e-3)
 
@@ -130,7 +130,7 @@ def test_an_update_that_overflows_is_rejected(train, batch):
     state = start(train, probe(), optax.scale(jnp.inf))
     after, metrics = take(state, batch)
     assert "optimiser" in CAUSES[int(metrics["cause"])]
-    np.testing.assert_array_equal(after.coreset.images, state.coreset.images)
+    np.testing.assert_array_equal(after.psi.images, state.psi.images)
 
 
 def test_l2_is_raised_after_a_rejected_step_and_comes_back(train, batch):
@@ -161,7 +161,7 @@ def test_l2_as_it_is_where_nothing_was_rejected(train, batch):
     model = jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, state.pool.model)
     targets = jax.nn.one_hot(batch[1], 3)
     plain = eqx.filter_jit(frepo().hypergradient)(
-        model, state.coreset, batch[0], targets, key=jr.key(0)
+        model, state.psi, batch[0], targets, key=jr.key(0)
     )
     _, metrics = take(state, batch)
     np.testing.assert_allclose(metrics["loss"], plain.value, rtol=1e-6)

@@ -159,7 +159,7 @@ def test_the_same_in_every_process_and_without_a_source():
     program = (
         "import optax, jax.numpy as jnp\n"
         "from rcig_eqx import coreset_optimizer\n"
-        "from rcig_eqx._identity import identity_of\n"
+        "from rcig_eqx.run._identity import identity_of\n"
         "def loss(x, by={'a', 'b', 'c'}): return x * 2\n"
         "rate = optax.cosine_decay_schedule(0.1, 10)\n"
         "print(identity_of((loss, optax.adamw(rate), coreset_optimizer(rate))))\n"

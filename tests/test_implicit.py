@@ -570,32 +570,31 @@ def rates(method) -> list[float]:
 
 def test_the_presets_differ_in_named_values_only():
     paper, code = presets.paper(), presets.authors_code()
-    assert code["method"] == dataclasses.replace(
-        paper["method"],
+    assert code.method == dataclasses.replace(
+        paper.method,
         clip=True,
         margin=True,
         rule=RateRule(window=50, shrink_at=0.29, grow=1.05, grow_at=0.7, solver=False),
     )
-    assert paper["method"] == rcig_paper(below_largest=1.0)
-    assert paper["pool"] == PoolSchedule(30, 100, 1, 1, 5e-5)
-    assert code["pool"] == dataclasses.replace(paper["pool"], max_visit=15)
+    assert paper.method == rcig_paper(below_largest=1.0)
+    assert paper.pool == PoolSchedule(30, 100, 1, 1, 5e-5)
+    assert code.pool == dataclasses.replace(paper.pool, max_visit=15)
     late = jnp.asarray(10_000)
-    assert float(paper["average"](late)) == 1  # the last iterate
-    assert float(code["average"](late)) == pytest.approx(0.01, rel=1e-5)
+    assert float(paper.average(late)) == 1  # the last iterate
+    assert float(code.average(late)) == pytest.approx(0.01, rel=1e-5)
     same = ("optimizer", "fold", "batch_size")
-    assert paper.keys() == code.keys() == {"method", "pool", "average", *same}
-    assert all(paper[name] is code[name] for name in same)
-    assert (paper["fold"], paper["batch_size"]) == (False, 1024)
+    assert all(getattr(paper, name) == getattr(code, name) for name in same)
+    assert (paper.fold, paper.batch_size) == (False, 1024)
 
 
 def test_the_presets_take_other_methods():
-    assert presets.paper(rig, damping=0.1)["method"] == rig(damping=0.1, below_largest=1.0)
-    assert presets.paper(frepo, l2_rate=1e-3)["method"] == frepo(l2_rate=1e-3)
-    assert presets.authors_code(rcig)["method"] == rcig(clip=True, margin=True)
-    assert presets.authors_code(rcig, clip=False)["method"] == rcig(margin=True)
-    assert presets.authors_code(frepo)["method"] == frepo(margin=True)
-    assert presets.authors_code(rig)["method"].clip
-    trained_head = presets.authors_code(vig)["method"]
+    assert presets.paper(rig, damping=0.1).method == rig(damping=0.1, below_largest=1.0)
+    assert presets.paper(frepo, l2_rate=1e-3).method == frepo(l2_rate=1e-3)
+    assert presets.authors_code(rcig).method == rcig(clip=True, margin=True)
+    assert presets.authors_code(rcig, clip=False).method == rcig(margin=True)
+    assert presets.authors_code(frepo).method == frepo(margin=True)
+    assert presets.authors_code(rig).method.clip
+    trained_head = presets.authors_code(vig).method
     assert (trained_head.clip, trained_head.margin) == (False, False)  # both are of the head's loss
 
 

@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import jax.random as jr
 import pytest
 
+from _run import distill
 from rcig_eqx import (
     Coreset,
     PoolSchedule,
     Recipe,
     convnet_for,
     coreset_optimizer,
-    distill,
     estimate_memory,
     growing_average,
     init,

@@ -12,12 +12,13 @@ import jax.random as jr
 import numpy as np
 import pytest
 
+from _run import distill
 from rcig_eqx import (
     Coreset,
     Hypergradient,
     PoolSchedule,
+    Recipe,
     coreset_optimizer,
-    distill,
     evaluate,
     evaluation_schedule,
     exact_hypergradient,
@@ -31,7 +32,6 @@ from rcig_eqx import (
     train_network,
     training_recipe,
 )
-from rcig_eqx._algorithm import Recipe
 from rcig_eqx._pool import new_member, train_member
 from rcig_eqx.evaluation._evaluate import fresh_network
 from rcig_eqx.models import (
@@ -354,7 +354,7 @@ def test_a_step_is_at_the_statistics_of_the_set_as_it_is():
     take = eqx.filter_jit(step)
     for _ in range(2):
         model = jax.tree.map(lambda x: x[0], state.pool.model)
-        expected = statistics(with_statistics(model, state.coreset.images))
+        expected = statistics(with_statistics(model, state.psi.images))
         state, _ = take(state, batch)
         jax.effects_barrier()
         for a, b in zip(seen.pop(), expected, strict=True):

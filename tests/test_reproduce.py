@@ -10,7 +10,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from rcig_eqx import PoolSchedule, data, evaluate, load_result
+from rcig_eqx import PoolSchedule, Recipe, data, evaluate, load_result
 from rcig_eqx.data._sources import SOURCES
 from rcig_eqx.methods import frepo, implicit, rcig, staged
 from rcig_eqx.models._check import describe_model
@@ -262,7 +262,7 @@ def test_a_filed_set_of_other_settings_is_refused(workshop):
     with pytest.raises(ValueError, match=r"has asked .*'l2_rate': 0.0005"):
         workshop.distilled(FASHION, changed={"method": frepo(l2_rate=0.1)})
     with pytest.raises(ValueError, match=r"'max_visit': 7.* is asked for"):
-        workshop.distilled(FASHION, changed={"pool": PoolSchedule(size=1, max_visit=7)})
+        workshop.distilled(FASHION, changed={"recipe": Recipe(pool=PoolSchedule(1, max_visit=7))})
 
 
 def test_sets_of_other_versions_are_taken_with_a_remark(workshop, monkeypatch):
