@@ -1,6 +1,7 @@
 """Checks of arguments that every room makes, and the error that names one."""
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -56,3 +57,13 @@ def check_key(key: Any) -> None:
     raw = getattr(key, "dtype", None) == np.uint32
     if not ((typed and key.ndim == 0) or (raw and key.ndim == 1)):
         raise ArgumentError("key", f"is {key!r}: pass one key, such as jax.random.key(0).")
+
+
+def check_known(what: str, name: Any, known: Iterable[str]) -> None:
+    """Raise `ValueError` for a name that is not known, with the nearest ones that are."""
+    known = list(known)
+    if name in known:
+        return
+    near = difflib.get_close_matches(str(name).lower(), known, n=2, cutoff=0.5)
+    meant = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    raise ArgumentError(what, f"is {name!r}: {meant}choose one of {', '.join(known)}.")

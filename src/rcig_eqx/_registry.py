@@ -4,7 +4,7 @@ import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
 
-from ._checks import ArgumentError
+from ._checks import check_known
 
 T = TypeVar("T")
 
@@ -53,7 +53,6 @@ class Registry(Mapping[str, Callable[..., T]], Generic[T]):
         return name in self._makers or name in self._entry_points()
 
     def find(self, argument: str, name: str) -> Callable[..., T]:
-        """What an argument names, or `ValueError` with the names there are."""
-        if not isinstance(name, str) or name not in self:
-            raise ArgumentError(argument, f"is {name!r}: choose one of {', '.join(self)}.")
+        """What an argument names, or `ValueError` with the nearest names there are."""
+        check_known(argument, name, self)
         return self[name]

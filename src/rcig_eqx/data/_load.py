@@ -119,7 +119,7 @@ def _load_named(
 def check_directory(directory: str | os.PathLike[str] | None) -> None:
     """Raise `DataError` for a directory that is given and not there."""
     if directory is not None and not user_path(directory).is_dir():
-        raise DataError(f"directory={str(directory)!r} is not a folder: check the path.")
+        raise DataError(f"the directory {str(directory)!r} is not a folder: check the path.")
 
 
 def folders_of(

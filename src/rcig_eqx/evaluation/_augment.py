@@ -10,7 +10,7 @@ import jax.random as jr
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from ..models._normalize import check_known
+from .._checks import check_known
 
 OPERATIONS = ("flip", "color", "crop", "rotate", "scale", "translate", "cutout")
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 from rich.progress import track
 
 from .._backend import networks_at_once
-from .._checks import check_counts, check_key
+from .._checks import check_counts, check_key, check_known
 from .._coreset import Coreset, check_coreset, hard_labels
 from .._losses import InnerLoss
 from .._types import PyTree
@@ -27,7 +27,6 @@ from ..models._architectures import (
     architecture_name,
 )
 from ..models._check import check_model
-from ..models._normalize import check_known
 from ._augment import Augmentation, as_augmentation
 from ._classes import match_classes
 from ._report import Evaluation

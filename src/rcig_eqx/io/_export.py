@@ -167,7 +167,7 @@ def check_place(folder: Path, overwrite: bool, called: Path | None = None) -> No
             "place."
         )
     if not overwrite:
-        raise FileExistsError(f"{called} is there already: pass overwrite=True to replace it.")
+        raise FileExistsError(f"{called} is there already: choose another place, or overwrite it.")
 
 
 def _card_of(folder: Path) -> dict[str, Any] | None:

@@ -5,11 +5,12 @@ from typing import Any, Literal, TypeGuard
 import equinox as eqx
 from jaxtyping import PRNGKeyArray
 
+from .._checks import check_known
 from .._registry import Registry
 from ._blocks import AbstractBlockNetwork
 from ._convnet import ConvNet, convnet_for
 from ._network import AbstractNetwork
-from ._normalize import check_known, check_normalization
+from ._normalize import check_normalization
 from ._plain import VGG11, AlexNet
 from ._resnet import ResNet18
 

@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Integer, Shaped
 
+from .._checks import ArgumentError
 from .._sharding import BATCH, NETWORK
 from .._types import Device
 from ..data import DataError
@@ -69,8 +70,8 @@ def first_devices(count: int | None) -> list[Device] | None:
     """
     there = jax.devices()
     if count is not None and count > len(there):
-        raise ValueError(
-            f"--devices is {count}, and JAX sees {len(there)} of them: pass at most that."
+        raise ArgumentError(
+            "devices", f"is {count}, and JAX sees {len(there)} of them: pass at most that."
         )
     return None if count is None else there[:count]
 
@@ -85,9 +86,10 @@ def check_batch_divides(mesh: Mesh | AbstractMesh, batch_size: int) -> None:
     """Raise `ValueError` unless every device gets the same number of rows of a batch."""
     near, parts = shared_batch(mesh, batch_size), mesh.shape[BATCH]
     if near != batch_size:
-        raise ValueError(
-            f"batch_size is {batch_size}, which {parts} devices cannot share equally: choose a "
-            f"multiple of {parts}, such as {near}."
+        raise ArgumentError(
+            "batch_size",
+            f"is {batch_size}, which {parts} devices cannot share equally: choose a multiple of "
+            f"{parts}, such as {near}.",
         )
 
 

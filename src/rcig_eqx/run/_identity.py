@@ -121,7 +121,7 @@ class _Seen:
     def _source(self, thing: Any) -> None:
         if not _is_own(thing):
             return self._called(thing)
-        self.names.add(thing.__name__)
+        self.names.add(thing.__qualname__)
         try:
             text = _text(thing)
         except (OSError, TypeError, SyntaxError):  # typed into an interpreter, or of `exec`
