@@ -390,15 +390,18 @@ ERRORS = {
     "unknown data": ("distill fasion_mnist", "Did you mean 'fashion_mnist'"),
     "no such file": ("distill {folder}/none.npz", "check the path"),
     "out is below a file": ("distill --out {folder}/train.npz/x", "Cannot write to .*another"),
-    "learning rate": ("distill --learning-rate -1", "make it positive"),
+    "learning rate": ("distill --learning-rate -1", "--learning-rate is -1.0: it must be positive"),
     "no images": ("distill {folder} -n 0 --out {out}", "--images-per-class is 0"),
     "more than there are": ("distill {folder} -n 99 --batch-size 5 --out {out}", "too few"),
     "batch": ("distill {folder} --batch-size 21 --out {out}", r"--batch-size is 21: .* 1\.\.20"),
     "devices": ("distill {folder} --devices 999", "JAX sees 1 of them: pass at most"),
-    "a figure's own method": ("reproduce figure2 --method frepo --out {out}", "leave --method out"),
+    "a figure's own method": (
+        "reproduce figure2 --method frepo --out {out}",
+        "--method is rcig_paper of figure2: leave it out",
+    ),
     "devices of a row": ("reproduce table2 --devices 999 --out {out}", "JAX sees 1 of them"),
     "depth": ("distill {folder} --batch-size 5 --depth 9 --out {out}", "smaller depth"),
-    "method": ("distill --method best", "'rcig', 'rcig_paper'"),
+    "method": ("distill --method best", "--method is 'best': choose one of rcig, rcig_paper"),
     "no result": ("evaluate {folder}/none", "does not exist"),
     "damaged result": ("evaluate {folder}/train.npz", "damaged or no distilled set"),
     "nothing to export": ("export {folder}/none", "does not exist"),
@@ -420,9 +423,8 @@ def test_errors_are_one_line_and_exit_code_2(case, folder, out, tmp_path, capsys
     assert run(*arguments.format(**names).split()) == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error
-    if case != "method":  # the command line's own are drawn in a box
-        assert error.startswith("Error: ")
-        assert error.count("\n") == 1
+    assert error.startswith("Error: ")
+    assert error.count("\n") == 1
     assert re.search(says, error), error
     assert not (tmp_path / "o").exists()  # nothing left behind
 
@@ -462,8 +464,8 @@ def test_tables_of_other_rows_stay(reproduced, tmp_path, capsys):
 
 
 def test_the_methods_of_the_command_line():
-    assert _cli._method("frepo_platt") == methods.frepo(outer_loss=platt_loss)
-    assert _cli._method("frepo") == methods.frepo()
+    assert methods.METHODS["frepo_platt"]() == methods.frepo(outer_loss=platt_loss)
+    assert methods.METHODS["frepo"]() == methods.frepo()
     assert run("distill", "--method", "frepo_plat", "--out", "x") == 2
 
 

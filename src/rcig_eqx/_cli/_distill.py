@@ -6,11 +6,12 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax.random as jr
 from typer import Argument, Exit, Option
 
+from .._checks import check_known
 from .._distill import distill
 from .._recipe import Recipe, coreset_optimizer
 from ..data._load import KNOWN, TOO_LARGE
@@ -174,6 +175,7 @@ def distill_command(asked: DistillOptions) -> None:
     check_writable(asked.folder)
     hold(asked.folder)
     _check_free(asked)
+    strategies = _strategies(asked)
     train = load_split(asked.dataset, "train", asked.directory)
     model = network_for(
         asked.architecture,
@@ -190,7 +192,7 @@ def distill_command(asked: DistillOptions) -> None:
         raise FileNotFoundError(
             f"{asked.file} is there, but no checkpoint of its run: pass --overwrite to start anew."
         )
-    result = _run(asked, train, model)
+    result = _run(asked, train, model, strategies)
     seed, learning_rate = asked.seed, asked.learning_rate
     of = {"dataset": shown_name(asked.dataset), "seed": seed, "learning_rate": learning_rate}
     result = dataclasses.replace(result, recipe=result.recipe | of)
@@ -231,13 +233,27 @@ def _check_free(asked: DistillOptions) -> None:
         )
 
 
-def _run(asked: DistillOptions, train: Images, model: MakeModel) -> DistillResult:
-    """The run itself, with checkpoints beside the result."""
-    method = METHODS.find("method", asked.method)() if asked.method else None
-    psi = PARAMETERIZATIONS.find("parameterization", asked.parameterization)()
+def _strategies(asked: DistillOptions) -> dict[str, Any]:
+    """What is asked for by name, as arguments of `distill`."""
     loggers = [LOGGERS.find("log", name) for name in asked.log or []]
-    optimizer = coreset_optimizer(asked.learning_rate)
-    devices = first_devices(asked.devices)
+    recipe = Recipe(
+        METHODS.find("method", asked.method)() if asked.method else None,
+        optimizer=coreset_optimizer(asked.learning_rate),
+        parameterization=PARAMETERIZATIONS.find("parameterization", asked.parameterization)(),
+    )
+    check_known("initialization", asked.initialization, INITIALIZERS)
+    return {
+        "initialization": asked.initialization,
+        "recipe": recipe,
+        "devices": first_devices(asked.devices),
+        "callbacks": [make(asked.folder) for make in loggers],
+    }
+
+
+def _run(
+    asked: DistillOptions, train: Images, model: MakeModel, strategies: dict[str, Any]
+) -> DistillResult:
+    """The run itself, with checkpoints beside the result."""
     sweep(asked.folder, asked.file.name)
     asked.say(
         f"Distilling {asked.dataset} ({len(train):,} images, {train.num_classes} classes) "
@@ -249,20 +265,16 @@ def _run(asked: DistillOptions, train: Images, model: MakeModel) -> DistillResul
             train,
             images_per_class=asked.images_per_class,
             key=jr.key(asked.seed),
-            method=method,
             model=model,
             steps=asked.steps,
             batch_size=asked.batch_size,
-            initialization=asked.initialization,
             flip=asked.flip,
-            devices=devices,
             workers=asked.workers,
-            recipe=Recipe(optimizer=optimizer, parameterization=psi),
             checkpoints=Checkpoints(
                 asked.checkpoints, asked.checkpoint_every, keep=2, resume=asked.resume
             ),
-            callbacks=[make(asked.folder) for make in loggers],
             progress=not asked.quiet,
+            **strategies,
         )
 
 
