@@ -86,7 +86,7 @@ def ridge():
 
 # name: solver, relative error of the hypergradient, Hessian-vector products or None
 SOLVERS = {
-    "cg": (CG, 1e-8, 5),
+    "cg": (CG, 1e-8, 4),
     "neumann": (Neumann(20_000, rtol=1e-12), 1e-8, None),
     "adam": (Adam(3e-2, 2000), 1e-8, 2000),  # leaves the minimum again after some 3,000
     "nystrom": (Nystrom(4, 0.3), 1e-8, 5),
@@ -134,7 +134,7 @@ def test_ridge_hyperparameters_with_every_solver(ridge, name, monkeypatch):
     true = relative(H @ got.adjoint["w"], g["w"])
     assert float(got.stats["residual"]) == pytest.approx(true, rel=0.5, abs=1e-9)
     if name == "dual_cg":
-        products = int(got.stats["iterations"]) + 3
+        products = int(got.stats["iterations"]) + 2
     if products is not None:
         assert int(got.stats["products"]) == products
     if name in ("cg", "neumann", "adam", "nystrom"):
@@ -658,7 +658,7 @@ def test_mistakes_of_the_differentiable_minimiser():
     with pytest.raises(ValueError, match="takes no preconditioner"):
         implicitly_differentiable(saddle, saddle, solver=lx.LU(), preconditioner=lambda v: v)
     solve = implicitly_differentiable(lambda start, psi: 3, bowl, solver=CG)
-    with pytest.raises(ValueError, match="result of minimise has no floating-point array"):
+    with pytest.raises(ValueError, match="result of minimise is the Python integer 3"):
         solve(jnp.ones(2), jnp.asarray(0.1))
     rows = implicitly_differentiable(lambda start, psi: start, lambda w, psi: w, solver=CG)
     with pytest.raises(ValueError, match="inner_loss returns"):
@@ -886,7 +886,7 @@ def test_a_minimiser_with_aux_and_keywords(ridge):
         implicitly_differentiable(
             lambda start, psi: ridge.closed(psi), ridge.inner, solver=CG, has_aux=True
         )(None, ridge.psi)
-    with pytest.raises(TypeError) as told:
+    with pytest.raises(ValueError, match=r"minimise\[1\]\['steps'\]") as told:
         implicitly_differentiable(minimise, ridge.inner, solver=CG)(None, ridge.psi, steps=7)
     assert "has_aux=True" in "".join(told.value.__notes__)
 
@@ -954,7 +954,9 @@ def test_a_right_hand_side_of_any_scale(name, scale):
             assert np.isnan(got.gradient).any()
         else:
             assert got.stats["converged"]
-            assert np.linalg.norm(got.adjoint - scale * right) <= scale * tolerance
+            assert (
+                np.linalg.norm(np.asarray(got.adjoint, float) - scale * right) <= scale * tolerance
+            )
 
 
 # name: Adam, the scale of its right-hand side; none of them gets anywhere

@@ -37,7 +37,7 @@ from rcig_eqx.evaluation._train_network import have_converged
 from rcig_eqx.methods import frepo
 
 NETWORK = convnet_for((14, 14, 1), 3, width=4, depth=1, softplus=None)
-BRIEF: dict[str, Any] = {
+BRIEF: Any = {
     "model": NETWORK,
     "num_networks": 2,
     "steps": 20,
@@ -261,6 +261,9 @@ OTHER = dataclasses.replace(TEST, class_names=("ant", *TEST.class_names[1:]))
 CALLS = {
     "evaluate": lambda r: evaluate(r, OTHER, key=jr.key(0)),
     "baseline": lambda r: evaluate(r, TEST, key=jr.key(0), baseline=OTHER),
+    "a bare coreset": lambda r: evaluate(
+        r.coreset, OTHER, key=jr.key(0), class_names=r.class_names
+    ),
     "cross_evaluate": lambda r: cross_evaluate({"a": r}, OTHER, key=jr.key(0)),
     "cross_evaluate, several": lambda r: cross_evaluate({"a": [r, r]}, OTHER, key=jr.key(0)),
     "KeepBest": lambda r: distilled(callbacks=[KeepBest(OTHER, every=1, key=jr.key(0), **BRIEF)]),
@@ -302,7 +305,7 @@ def test_converged_by_the_course_of_the_loss(name):
 
 @pytest.mark.parametrize("steps", [2, 400])
 def test_networks_that_have_not_converged_are_told(result, steps):
-    brief = BRIEF | {"steps": steps, "learning_rate": 1e-4 if steps == 2 else 1e-2}
+    brief: Any = BRIEF | {"steps": steps, "learning_rate": 1e-4 if steps == 2 else 1e-2}
     if steps == 400:
         report = evaluate(result, TEST, key=jr.key(1), **brief)
         assert report.remarks == ()
@@ -312,15 +315,16 @@ def test_networks_that_have_not_converged_are_told(result, steps):
         ):
             report = evaluate(result, TEST, key=jr.key(1), **brief)
         assert "had not converged" in str(report)
-    for part in (report, report.baseline):
+    parts: Any = (report, report.baseline)
+    for part in parts:
         assert part.converged.tolist() == [steps == 400] * 2
         assert part.unconverged == (0 if steps == 400 else 2)
-    assert f"Final training loss {report.losses.mean():.3g}, on random images" in str(report)
+    assert f"Final training loss {parts[0].losses.mean():.3g}, on random images" in str(report)
 
 
 def test_the_final_loss_is_that_of_training(result):
     """With one step it is the loss of a fresh network."""
-    report = evaluate(result, TEST, key=jr.key(1), **BRIEF | {"steps": 1, "num_networks": 1})
+    report: Any = evaluate(result, TEST, key=jr.key(1), **BRIEF | {"steps": 1, "num_networks": 1})
     fresh = NETWORK(jr.split(jr.split(jr.key(1), 1)[0])[0])
     X, y = result.coreset.support()
     assert report.losses[0] == pytest.approx(float(jnp.mean((fresh(X) - y) ** 2)), rel=1e-4)
@@ -432,7 +436,7 @@ def test_a_bare_coreset_is_compared_with_random_training_images(result):
     assert evaluate(result.coreset, TEST, key=jr.key(1), **BRIEF).baseline is None
     assert evaluate(result, TEST, key=jr.key(1), baseline=False, **BRIEF).baseline is None
     turned = Dataset(TRAIN.images, 2 - TRAIN.labels, TRAIN.class_names[::-1])
-    long = BRIEF | {"steps": 300}
+    long: Any = BRIEF | {"steps": 300}
     reports = [
         evaluate(result.coreset, TEST, key=jr.key(1), baseline=TRAIN, **long),
         evaluate(result, TEST, key=jr.key(1), baseline=turned, **long),

@@ -107,7 +107,7 @@ class LeastSquares(eqx.Module):
         return squares + 0.5 * jax.tree.reduce(jnp.add, penalties)
 
     def weights(self, theta: PyTree, outer_params: PyTree, *args: Any) -> PyTree:
-        """λ as a pytree shaped like θ; `ValueError` for one that does not fit or is not positive."""
+        """λ as a pytree shaped like θ; `ValueError` for one that does not fit or is not > 0."""
         l2 = self.l2(outer_params, *args)
         try:
             jax.tree.map(lambda d, part: None, l2, theta)
@@ -134,8 +134,8 @@ def _spread(d: Any) -> Callable[[Array], Array]:
     def over(x: Array) -> Array:
         if np.shape(d) not in ((), x.shape):
             raise ValueError(
-                f"l2 returns {list(np.shape(d))} for parameters {list(x.shape)}: return a number or "
-                "an array of that shape."
+                f"l2 returns {list(np.shape(d))} for parameters {list(x.shape)}: return a number "
+                "or an array of that shape."
             )
         return jnp.broadcast_to(d, x.shape).astype(x.dtype)
 

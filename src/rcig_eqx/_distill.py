@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from ._algorithm import State, init
+from ._backend import usual_settings
 from ._checks import ArgumentError
 from ._coreset import Coreset, fold_temperature
 from ._describe import describe, versions
@@ -31,6 +32,7 @@ from .run._resume import begin, fitted_arrays, run_card
 
 
 @releasing()
+@usual_settings()
 def distill(
     train: Train,
     *,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Scalar
 
+from ._backend import transfers_allowed
 from ._bilevel import (
     RESULTS,
     InnerMinimum,
@@ -85,6 +86,7 @@ def hypergradient(
 ) -> tuple[Hypergradient, Any]: ...
 
 
+@transfers_allowed()
 def hypergradient(
     outer_loss: Loss,
     inner_loss: Loss,
@@ -112,8 +114,9 @@ def hypergradient(
     **Arguments:**
 
     - `outer_loss`, `inner_loss`: scalar functions of `(inner_params, outer_params, *args)`, which
-      may have a `jax.custom_vjp`. The curvature is the inner loss's Hessian; [`GaussNewton`][rcig_eqx.GaussNewton] and
-      [`LeastSquares`][rcig_eqx.LeastSquares] are inner losses that have another.
+      may have a `jax.custom_vjp`. The curvature is the inner loss's Hessian;
+      [`GaussNewton`][rcig_eqx.GaussNewton] and [`LeastSquares`][rcig_eqx.LeastSquares] are inner
+      losses that have another.
     - `inner_params`: θ, a pytree that minimises the inner loss.
     - `outer_params`: ψ, a pytree. In either a Python float is taken for an array, as by `jax.grad`;
       one in an Equinox module is held fixed, with a warning.
@@ -139,8 +142,8 @@ def hypergradient(
     through `warm_start` or `preconditioner`.
 
     Raises `ValueError` before any work for losses that are not scalar, parameters without a
-    floating-point array, with an integer or complex one to differentiate or a Python integer, a `warm_start` of
-    another structure, and a solver that does not fit.
+    floating-point array, a Python integer among them, an integer or complex array to differentiate,
+    a `warm_start` of another structure, and a solver that does not fit.
     """
     check_solver(solver, inner_loss, damping, preconditioner, warm_start)
     theta, frozen = split("inner_params", inner_params, inner_filter_spec)

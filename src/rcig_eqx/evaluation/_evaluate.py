@@ -12,13 +12,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 from rich.progress import track
 
-from .._backend import networks_at_once
+from .._backend import networks_at_once, usual_settings
 from .._checks import check_counts, check_key, check_known
 from .._coreset import Coreset, check_coreset, hard_labels
 from .._losses import InnerLoss
 from .._types import PyTree
 from ..data import AbstractImages, Dataset, apply_in_chunks, sample
 from ..data._adapt import Examples, as_images
+from ..data._names import class_names_of
 from ..initializers import real_coreset
 from ..io._result import DistillResult
 from ..models import AbstractNetwork, MakeModel, network_for
@@ -45,12 +46,14 @@ Images = Dataset | AbstractImages | Examples | tuple[Any, Any]
 _TEST_BATCH = 500
 
 
+@usual_settings()
 def evaluate(
     distilled: DistillResult | Coreset,
     test: Images,
     *,
     key: PRNGKeyArray,
     baseline: Images | Literal[False] | None = None,
+    class_names: Sequence[str] | None = None,
     model: MakeModel | None = None,
     num_networks: int = 5,
     steps: int | None = None,
@@ -76,6 +79,8 @@ def evaluate(
     - `baseline`: training images, of which each network gets as many random ones as are distilled,
       its own draw, to compare with; `False` for no comparison. If `None`, the random draws that a
       `DistillResult` keeps, and no comparison for a bare `Coreset`.
+    - `class_names`: those of a bare `Coreset`, such as `load_export(…).class_names`, to match test
+      classes with. If `None`, only their number is compared. A `DistillResult` has its own.
     - `model`: a function from a key to a network. If `None`, the ready network that the set was
       distilled with, its normalisation included, with ReLU; where that is not known, or it is one
       of your own, the paper's `ConvNet`.
@@ -108,14 +113,14 @@ def evaluate(
     if not learning_rate > 0:
         raise ValueError(f"A learning_rate of {learning_rate} learns nothing: make it positive.")
     loss = loss or (mean_squared if labels == "learned" else cross_entropy)
-    names = distilled.class_names if isinstance(distilled, DistillResult) else None
     coreset = distilled.coreset if isinstance(distilled, DistillResult) else distilled
     check_coreset(coreset, "distilled")
+    names = _names_of(distilled, class_names)
     test = as_images(test)
     numbers = _check_fit(coreset, test, names)
     model = model or fresh_network(distilled)
     check_model(model, coreset)
-    draws = _random_sets(distilled, baseline, num_networks, key)
+    draws = _random_sets(distilled, baseline, names, num_networks, key)
     augmentation = as_augmentation(augment, coreset.images.shape[3])
     steps = int(steps or default_steps(len(coreset.images)))
     at_once = min(at_once or networks_at_once(num_networks), num_networks)
@@ -158,11 +163,34 @@ def evaluate(
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=3)
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def _names_of(
+    distilled: DistillResult | Coreset, given: Sequence[str] | None
+) -> tuple[str, ...] | None:
+    """The class names of a set, or those given for a bare one; `ValueError` for what is none."""
+    if isinstance(distilled, DistillResult):
+        if given is not None:
+            raise ValueError("A DistillResult has class names: leave class_names out.")
+        return distilled.class_names
+    if given is None:
+        return None
+    names = class_names_of(given)
+    if len(names) != distilled.num_classes:
+        raise ValueError(
+            f"class_names has {len(names)} names for {distilled.num_classes} classes: pass one per "
+            "class."
+        )
+    return names
 
 
 def _random_sets(
-    distilled: DistillResult | Coreset, train: Any, count: int, key: PRNGKeyArray
+    distilled: DistillResult | Coreset,
+    train: Any,
+    names: tuple[str, ...] | None,
+    count: int,
+    key: PRNGKeyArray,
 ) -> Sequence[Coreset]:
     """Random real images as many as are distilled, a set of them per network where there are."""
     is_result = isinstance(distilled, DistillResult)
@@ -170,9 +198,7 @@ def _random_sets(
         return distilled.baselines if is_result and train is None else ()
     coreset = distilled.coreset if is_result else distilled
     train, (n, classes) = as_images(train), coreset.labels.shape
-    numbers = match_classes(
-        train, distilled.class_names if is_result else None, classes, what="baseline"
-    )
+    numbers = match_classes(train, names, classes, what="baseline")
     if train.image_shape != coreset.images.shape[1:] or n % classes or len(numbers) < classes:
         raise ValueError(
             f"baseline has images {train.image_shape} of {len(numbers)} classes and distilled has "

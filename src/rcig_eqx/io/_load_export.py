@@ -31,7 +31,8 @@ class Export:
     """An exported set.
 
     - `coreset`: the distilled set, preprocessing attached; `evaluate` and `save_grid` take it.
-    - `class_names`: one a class.
+      Train on its mirror images too if `coreset.flip` is `True`, as `coreset.support()` does.
+    - `class_names`: one per class; pass them on, `evaluate(…, class_names=…)`.
     - `evaluation`: the accuracies the card states, or `None`.
     - `card`: everything in `card.json`.
     """

@@ -109,8 +109,9 @@ class Checkpoints:
     - `keep`: how many of the newest stay in the folder.
     - `resume`: go on from the newest valid checkpoint there, or start if there is none. The run
       ends in the same bytes as one that was never interrupted, its `seconds` aside; on another
-      number of devices, or by other versions, it warns that it does not. More `steps` may be asked
-      for; a default `method` stays the one of as many steps as were asked for first.
+      number of devices, cores or threads, or by other versions, it warns that it does not. Other
+      source of your own functions is a warning, too. More `steps` may be asked for; a default
+      `method` stays the one of as many steps as were asked for first.
     """
 
     folder: str | os.PathLike[str]

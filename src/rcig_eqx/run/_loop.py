@@ -149,6 +149,8 @@ class Loop:
         with on_mesh(self.mesh):
             if int(state.step) == 0 and isinstance(state.recipe.method, AbstractAdaptiveMethod):
                 state = compiled_tune()(batch, state)
+            if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
+                return state, compiled_step()  # as a debugger wants it: not compiled at all
             step = compiled_step().lower(batch, state).compile()
         device = self.mesh.local_devices[0] if self.mesh else None
         check_memory(memory_of(step.compiled, batch), len(batch[0]), device)
@@ -208,7 +210,7 @@ def say_what_fell_short(
                 f"Stopped: {_GIVE_UP_AFTER} steps in a row had no finite hypergradient. What had "
                 f"been distilled before is returned. {advice} {text}"
             )
-        warnings.warn(text, RuntimeWarning, stacklevel=4)
+        warnings.warn(text, RuntimeWarning, stacklevel=5)
     if missed.any():
         residuals = {"residual": "relative residual", "inner_residual": "the inner one"}
         if "inner_monotone" in history:  # Adam's steps, as many as were asked for
@@ -237,10 +239,10 @@ def say_what_fell_short(
             f"A solve failed or stopped at its cap in {missed.sum()} of {missed.size} steps"
             f"{worst}: the hypergradients there were not what was asked for. {remedy}",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     if method is not None and (text := _magnified(history, method)):
-        warnings.warn(text, RuntimeWarning, stacklevel=4)
+        warnings.warn(text, RuntimeWarning, stacklevel=5)
     for name, words in (("inner", "inner"), ("solver", "inverse-Hessian")):
         diverged = history.get(f"{name}_diverged", [])
         if sum(diverged) > len(diverged) / 3:
@@ -249,7 +251,7 @@ def say_what_fell_short(
                 f"{len(diverged)} steps: its hypergradients are of little worth. Give the method a "
                 f"lower rate, as in {name}=Adam(1e-4).",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
 

@@ -170,7 +170,8 @@ def check_same_run(
     there = {"devices": 1} | dict(there)
     differ = {k: v for k, v in differences(there, here).items() if k.partition(".")[0] in there}
     of = lambda *parts: {k: v for k, v in differ.items() if k.partition(".")[0] in parts}  # noqa: E731
-    versions, machine, devices = of("versions"), of("machine"), of("devices")
+    machine, devices = of("machine"), of("devices")
+    versions = {k: v for k, v in of("versions").items() if None not in v}  # of what both had
     elsewhere = bool(versions or machine or devices)
     carried = {k: v for k, v in of("functions").items() if k.endswith(".values")}
     code = {k: v for k, v in of("functions").items() if k.endswith(".code")}
@@ -183,7 +184,7 @@ def check_same_run(
     if elsewhere:
         arrays = {k: v for k, v in arrays.items() if not _alike(there, here, k)}
         code, carried = code | carried, {}
-    wrong = {k.partition(".")[2]: v for k, v in settings.items() if k not in renamed} or (
+    wrong = _within({k: v for k, v in settings.items() if k not in renamed}) or (
         of("preprocess", "fitted") | arrays | carried
     )
     if wrong:
@@ -194,15 +195,15 @@ def check_same_run(
     changed = sorted({k.split(".")[1] for k in {*code, *renamed}})
     for said, differs in (
         (f"on {there['devices']} devices and goes on with {here.get('devices', 1)}", devices),
-        (f"by other versions ({_lines(versions)})", versions),
-        (f"on other cores or threads ({_lines(machine)})", machine),
+        (f"by other versions ({_lines(_within(versions))})", versions),
+        (f"on other cores or threads ({_lines(_within(machine))})", machine),
     ):
         if differs:
             _warn(f"a run {said}: the run goes on, but does not end in the same bytes.")
     if changed:
         _warn(
-            f"a run whose {', '.join(changed)} had other source code: the run goes on, and it is "
-            "for you to know that it computes the same."
+            f"a run whose {', '.join(changed)} had other source code{' or numbers' * elsewhere}: "
+            "the run goes on, and it is for you to know that it computes the same."
         )
     if "program" in there:
         _warn(
@@ -224,12 +225,16 @@ def _alike(there: Mapping[str, Any], here: Mapping[str, Any], part: str) -> bool
     return a.shape == b.shape and bool((np.abs(a - b) <= _CLOSE * b[:, 2:]).all())
 
 
+def _within(differ: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+    return {name.partition(".")[2]: values for name, values in differ.items()}
+
+
 def _lines(differ: Mapping[str, tuple[Any, Any]]) -> str:
     return "; ".join(f"{name}: {a!r} there, {b!r} here" for name, (a, b) in differ.items())
 
 
 def _warn(text: str) -> None:
-    warnings.warn(f"The checkpoint is of {text}", RuntimeWarning, stacklevel=5)
+    warnings.warn(f"The checkpoint is of {text}", RuntimeWarning, stacklevel=6)
 
 
 def sketch(array: np.ndarray) -> list[float]:
