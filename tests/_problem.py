@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from rcig_eqx import ConvNet, Coreset
+from rcig_eqx import ConvNet, Coreset, methods
 
 CLASSES = 3
 
@@ -33,3 +33,9 @@ def random_problem(n: int, batch: int, size: int, *, channels: int = 1, width: i
     images = jr.normal(keys[3], (batch, size, size, channels))
     targets = jax.nn.one_hot(jr.randint(keys[4], (batch,), 0, CLASSES), CLASSES, dtype=jnp.float64)
     return model, coreset, images, targets
+
+
+def implicit_hypergradient(*problem, chosen=None, linearized=True, reparameterized=True, **options):
+    """The primal route's function, with the fields of its method as keywords; RCIG's by default."""
+    method = methods.Implicit(linearized=linearized, reparameterized=reparameterized, **options)
+    return methods.implicit_hypergradient(method, *problem, chosen=chosen)

@@ -1,9 +1,11 @@
 """Dataset distillation with convexified implicit gradients, in Equinox."""
 
 from . import (
+    bilevel as bilevel,
     data as data,
     methods as methods,
     models as models,
+    operators as operators,
     presets as presets,
     privacy as privacy,
     reproduce as reproduce,
@@ -12,11 +14,6 @@ from . import (
 from ._across import CrossEvaluation as CrossEvaluation, cross_evaluate as cross_evaluate
 from ._augment import Augment as Augment, paper_strategy as paper_strategy
 from ._best import KeepBest as KeepBest
-from ._bilevel import (
-    RESULTS as RESULTS,
-    GaussNewton as GaussNewton,
-    LeastSquares as LeastSquares,
-)
 from ._checkpoint import load_state as load_state, save_state as save_state
 from ._coreset import (
     AbstractParameterization as AbstractParameterization,
@@ -30,7 +27,6 @@ from ._coreset import (
     real_coreset as real_coreset,
 )
 from ._devices import make_mesh as make_mesh, place as place, shard_rows as shard_rows
-from ._differentiable import implicitly_differentiable as implicitly_differentiable
 from ._distill import distill as distill
 from ._evaluate import (
     correct as correct,
@@ -42,12 +38,11 @@ from ._evaluate import (
 )
 from ._evaluation import Evaluation as Evaluation
 from ._export import export as export
-from ._hypergradient import Hypergradient as Hypergradient, hypergradient as hypergradient
 from ._linearize import Linearization as Linearization, linearize as linearize
 from ._load_export import Export as Export, load_export as load_export
 from ._losses import (
+    AbstractOuterLoss as AbstractOuterLoss,
     SquaredError as SquaredError,
-    inner_loss as inner_loss,
     label_margin as label_margin,
     mse_loss as mse_loss,
     platt_loss as platt_loss,
@@ -66,6 +61,14 @@ from ._step import (
     init as init,
     step as step,
     tune as tune,
+)
+from .bilevel import (
+    RESULTS as RESULTS,
+    GaussNewton as GaussNewton,
+    Hypergradient as Hypergradient,
+    LeastSquares as LeastSquares,
+    hypergradient as hypergradient,
+    implicitly_differentiable as implicitly_differentiable,
 )
 from .methods import (
     exact_hypergradient as exact_hypergradient,

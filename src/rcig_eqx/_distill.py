@@ -46,7 +46,6 @@ from ._pool import MakeModel, PoolSchedule
 from ._progress import Callback, ProgressBar
 from ._result import DistillResult
 from ._resume import begin, look, run_card
-from ._ridge import check_dtype
 from ._step import Recipe, State, coreset_optimizer, init
 from ._types import Device, called
 from .data import (
@@ -62,7 +61,6 @@ from .data import (
 )
 from .data._adapt import Examples, adapted, is_foreign
 from .methods import AbstractMethod, default_method
-from .methods._method import is_linear_in_labels, scales_predictions, with_parts
 from .models import (
     AbstractBatchNetwork,
     AbstractNetwork,
@@ -139,8 +137,9 @@ def distill(
     - `fold`: whether the labels returned are multiplied by the learned temperature, as
       [`fold_temperature`][rcig_eqx.fold_temperature]: networks train to a higher accuracy on them.
       If `None`, where it changes no prediction at the inner minimum: the outer loss multiplies
-      predictions by τ, as `platt_loss` does, the inner loss is a `SquaredError`, and the network
-      is linearised or its body frozen. A method of your own says so by a field `outer_loss`.
+      predictions by τ, as `platt_loss` says of itself, the inner loss is a `SquaredError`, and the
+      network is linearised or its body frozen. A loss of your own says so as an
+      [`AbstractOuterLoss`][rcig_eqx.AbstractOuterLoss], a method of your own by `folds`.
     - `checkpoint_dir`: a folder for checkpoints of the whole state; none are kept if `None`.
     - `checkpoint_every`: seconds between two; one more is written when the run ends, unless it is
       killed or abandoned. 0 is after every step.
@@ -227,8 +226,8 @@ def distill(
     model = model or convnet_for(seen.image_shape, seen.num_classes)
     check_model(model, baseline)
     decoded = check_parameterization(parameterization, start) if parameterization else start
-    for part in with_parts(method) if method is not None else ():
-        check_method(part, decoded, batch_size)
+    if method is not None:
+        method.check(decoded, batch_size)
     checkpoints, found = None, None
     if checkpoint_dir is not None:
         checkpoints = CheckpointFolder(
@@ -245,10 +244,7 @@ def distill(
         parameterization,
     )
     if fold is None:
-        fold = all(
-            is_linear_in_labels(part) and scales_predictions(part, decoded, batch_size)
-            for part in with_parts(recipe.method)
-        )
+        fold = recipe.method.folds
     settings = {
         "dataset": seen.name,
         "images_per_class": images_per_class,
@@ -477,32 +473,6 @@ def _check_batch_size(batch_size: int, images: int, mesh: Mesh | None) -> int:
     return batch_size
 
 
-def check_method(method: AbstractMethod, coreset: Coreset, batch_size: int) -> None:
-    """Raise `ValueError` for losses that do not make one number each, or a dtype that JAX lacks.
-
-    Of a method alone, its parts left out.
-    """
-    check_dtype(getattr(method, "dtype", None))
-    b = jax.ShapeDtypeStruct((batch_size, coreset.num_classes), coreset.labels.dtype)
-    n = jax.ShapeDtypeStruct(coreset.labels.shape, coreset.labels.dtype)
-    outer = "(predictions [b classes], targets [b classes], log_temperature)"
-    inner = "(predictions [n classes], labels [n classes])"
-    for name, arguments, takes in (
-        ("outer_loss", (b, b, coreset.log_temperature), outer),
-        ("inner_loss", (n, n), inner),
-    ):
-        loss, wanted = getattr(method, name, None), f"pass a function {takes}"
-        if loss is None:
-            continue
-        try:
-            value = eqx.filter_eval_shape(loss, *arguments)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{name} cannot be called ({error}): {wanted}.") from error
-        if (shape := getattr(value, "shape", None)) != ():
-            what = type(value).__name__ if shape is None else f"an array {shape}"
-            raise ValueError(f"{name} returned {what}, not one number: {wanted} that does.")
-
-
 def describe_model(make_model: MakeModel) -> dict[str, Any]:
     """A network in plain values, enough to build a ready one again."""
     return describe_network(eqx.filter_eval_shape(make_model, jr.key(0)))
@@ -522,8 +492,8 @@ def describe(strategy: eqx.Module) -> dict[str, Any]:
             return describe(value)
         return getattr(value, "__name__", type(value).__name__)
 
-    values = {name: plain(value) for name, value in vars(strategy).items() if name != "tally"}
-    return {"name": getattr(strategy, "form", type(strategy).__name__), **values}
+    values = {name: plain(value) for name, value in vars(strategy).items()}
+    return {"name": type(strategy).__name__, **values}
 
 
 def versions() -> dict[str, str]:

@@ -12,11 +12,12 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Scalar
 
 from ._checks import check_counts, check_number
 from ._devices import NETWORK, split
-from ._hypergradient import Hypergradient
 from ._subsample import in_chunks
 from ._types import PyTree
+from .bilevel import Hypergradient
 from .models import AbstractNetwork, split_parameters
 from .models._training import has_statistics, running_rate, split_for_training, training_outputs
+from .solvers._solve import together
 
 T = TypeVar("T")
 MakeModel = Callable[[PRNGKeyArray], AbstractNetwork]
@@ -125,28 +126,18 @@ def each_network(
 def average_networks(each: Hypergradient, sound: Bool[Array, " networks"]) -> Hypergradient:
     """The mean of several networks' hypergradients, without those that are not sound.
 
-    Not a number if none is. Of the statistics, a fraction is averaged likewise; counts, residuals
-    and `step_times_curvature` are the largest, as networks side by side wait for the slowest and
-    one that breaks a condition breaks it; something holds, as `converged` does, if it holds of all
-    networks, and one that diverged is enough.
+    NaN if none is. Statistics are taken together as `solvers._solve.TOGETHER` says.
     """
 
-    def mean(x: Float[Array, "networks ..."]) -> Array:
+    def mean(x: Array) -> Array:
         weight = sound.reshape(-1, *[1] * (x.ndim - 1))
         total = jnp.sum(jnp.where(weight, x, jnp.zeros_like(x)), axis=0)
         return total / jnp.sum(sound).astype(x.dtype)
 
-    def statistic(name: str, x: Array) -> Array:
-        if x.dtype == jnp.bool_:
-            return jnp.any(x, axis=0) if "diverged" in name else jnp.all(x, axis=0)
-        largest = "residual" in name or name == "step_times_curvature"
-        largest = largest or jnp.issubdtype(x.dtype, jnp.integer)
-        return jnp.max(x, axis=0) if largest else mean(x)
-
     return Hypergradient(
         mean(each.value),
         jax.tree.map(mean, each.gradient),
-        {name: statistic(name, x) for name, x in each.stats.items()},
+        {name: together(name, x, mean(x)) for name, x in each.stats.items()},
     )
 
 

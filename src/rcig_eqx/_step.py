@@ -15,7 +15,6 @@ from ._backend import compiler_options
 from ._coreset import AbstractParameterization, Coreset, growing_average
 from ._devices import replicate
 from ._faults import all_finite, diagnose, next_raises, raise_l2
-from ._hypergradient import Hypergradient
 from ._pool import (
     MakeModel,
     Member,
@@ -29,7 +28,8 @@ from ._pool import (
     visit,
 )
 from ._types import PyTree, named
-from .methods import AbstractAdaptiveMethod, AbstractMethod
+from .bilevel import Hypergradient
+from .methods import AbstractMethod
 from .models import AbstractNetwork, with_statistics
 
 
@@ -174,7 +174,7 @@ def tune(state: State, batch: tuple[Float[Array, "b h w c"], Integer[Array, " b"
     alone. Pure and jittable (`equinox.filter_jit`). `distill` does this before its first step.
     """
     method = state.recipe.method
-    if not isinstance(method, AbstractAdaptiveMethod):
+    if not method.adapts:
         return state
     _, member, _, images, targets = _draw(state, batch)
     if state.recipe.schedule.networks_per_step > 1:
@@ -186,7 +186,7 @@ def tune(state: State, batch: tuple[Float[Array, "b h w c"], Integer[Array, " b"
 
 def tuned_structure(state: State, batch: Any) -> State:
     """The state with an adaptive method's arrays, or their shapes, as a run has them once tuned."""
-    if not isinstance(state.recipe.method, AbstractAdaptiveMethod):
+    if not state.recipe.method.adapts:
         return state
     tuned = eqx.filter_eval_shape(tune, state, batch).recipe.method
     return eqx.tree_at(lambda s: s.recipe.method, state, tuned)
@@ -245,7 +245,7 @@ def step(
     several = recipe.schedule.networks_per_step > 1
     result = average_networks(each, sound) if several else each
     gradient = pull_back(result.gradient)
-    if isinstance(recipe.method, AbstractAdaptiveMethod):
+    if recipe.method.adapts:
         adapted = recipe.method.adapt(result.stats)
         recipe = eqx.tree_at(lambda r: r.method, recipe, adapted)
     updates, opt_state = recipe.optimizer.update(

@@ -1,5 +1,7 @@
 """FRePo: the head alone is trained, in closed form."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 from jax.typing import DTypeLike
@@ -7,19 +9,19 @@ from jaxtyping import Array, Float, Int, Scalar
 
 from .._checks import check_flags
 from .._coreset import Coreset
-from .._hypergradient import Hypergradient
-from .._losses import SQUARED_ERROR, InnerLoss, mse_loss, platt_loss
-from .._ridge import ridge_head
+from .._losses import SQUARED_ERROR, InnerLoss, check_quadratic, mse_loss, platt_loss
+from .._ridge import check_dtype, ridge_head
 from .._subsample import check_subset, choose, in_chunks, partial_vjp
+from ..bilevel import Hypergradient
 from ..models import AbstractNetwork
 from ._method import (
-    AbstractMethod,
+    AbstractRegularizedMethod,
     OuterLoss,
     accuracy,
     check_l2_rate,
-    check_quadratic,
-    over_support,
     subtract_margin,
+    support_vjp,
+    weights_of,
 )
 
 
@@ -43,9 +45,9 @@ def head_hypergradient(
     are in its default, such as TF32 on a GPU. The rest as in
     [`exact_hypergradient`][rcig_eqx.exact_hypergradient].
     """
-    loss_S = check_quadratic(inner_loss, "head_hypergradient solves for the head")
-    weights = over_support(loss_S, coreset).weights
-    (X_S, y_S), mirror_transpose = jax.vjp(lambda c: c.support(), coreset)
+    check_quadratic(inner_loss, "head_hypergradient solves for the head")
+    weights = weights_of(inner_loss, coreset)
+    (X_S, y_S), pull_back = support_vjp(coreset)
     h_T = in_chunks(model.features, images)
     h_S, to_images = partial_vjp(model.features, X_S, chosen)
 
@@ -56,16 +58,15 @@ def head_hypergradient(
     (value, f_T), (h_bar, y_bar, temperature_bar) = jax.value_and_grad(
         loss, argnums=(0, 1, 2), has_aux=True
     )(h_S, y_S, coreset.log_temperature)
-    (gradient,) = mirror_transpose((to_images(h_bar), y_bar))
-    gradient = eqx.tree_at(lambda c: c.log_temperature, gradient, temperature_bar)
+    gradient = pull_back(to_images(h_bar), y_bar, temperature_bar)
     return Hypergradient(value, gradient, {"accuracy": accuracy(f_T, targets)})
 
 
-class frepo(AbstractMethod):
+class Frepo(AbstractRegularizedMethod):
     """FRePo: the direct gradient through the ridge head, with its mean-squared outer loss.
 
     The arguments are those of [`head_hypergradient`][rcig_eqx.head_hypergradient], and `subset`
-    and `margin` as in [`rcig`][rcig_eqx.methods.rcig]. Pass `outer_loss=platt_loss` for the
+    and `margin` as in [`Rcig`][rcig_eqx.methods.Rcig]. Pass `outer_loss=platt_loss` for the
     paper's outer loss.
     """
 
@@ -82,6 +83,18 @@ class frepo(AbstractMethod):
         check_flags(margin=self.margin)
         check_quadratic(self.inner_loss, "frepo solves for the head")
 
+    @property
+    def linear_in_labels(self) -> bool:
+        return True
+
+    @property
+    def head_l2_rate(self) -> float | Scalar:
+        return self.l2_rate
+
+    def check(self, coreset, batch_size):
+        check_dtype(self.dtype)
+        AbstractRegularizedMethod.check(self, coreset, batch_size)
+
     def hypergradient(self, model, coreset, images, targets, *, key):
         result = head_hypergradient(
             model,
@@ -95,3 +108,8 @@ class frepo(AbstractMethod):
             chosen=choose(len(coreset.support()[1]), self.subset, key),
         )
         return subtract_margin(result, coreset) if self.margin else result
+
+
+def frepo(**options: Any) -> Frepo:
+    """A [`Frepo`][rcig_eqx.methods.Frepo]; `options` are its fields."""
+    return Frepo(**options)

@@ -10,11 +10,11 @@ from jaxtyping import Array, Float, PyTree, Scalar
 
 from .._backend import zeros
 from .._linearize import Linearization, linearize
-from .._losses import SQUARED_ERROR, InnerLoss, squared_norm
+from .._losses import SQUARED_ERROR, InnerLoss, check_quadratic, is_quadratic
 from .._ridge import ridge_head
 from .._subsample import in_chunks
+from .._trees import squared_norm
 from ..models import AbstractNetwork, partition, split_parameters
-from ._method import check_quadratic, is_quadratic
 
 # What a network makes of some images before its head: features and offset, its predictions being
 # offset + features @ θ_F. The images of a set meet in these and nowhere else.
@@ -106,6 +106,12 @@ class InnerProblem(eqx.Module):
         """Nodes at θ_B and their tangent along v_B; linearised features have none."""
         nodes, (features_dot, offset_dot) = jax.jvp(at, (theta_B,), (v_B,))
         return nodes, (zeros(nodes[0]) if self.linearized else features_dot, offset_dot)
+
+    def no_nodes(self, labels: Float[Array, "n classes"]) -> Nodes:
+        """Nodes of zero, which are no constants to the compiler, as in `zeros`."""
+        kernel, zero = self.model.head.kernel, 0 * labels[0, 0]
+        features = jnp.zeros((len(labels), kernel.shape[0]), kernel.dtype)
+        return features + zero.astype(kernel.dtype), zeros(labels)
 
     def split(
         self, theta: PyTree, nodes: Nodes, labels: Float[Array, "n classes"]

@@ -1,28 +1,37 @@
 """RCIG with its inner problem solved exactly, in the dual."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
-import jax.numpy as jnp
+import lineax as lx
 from jaxtyping import Array, Float, Int, Scalar
 
 from .._backend import IMAGES_AT_ONCE, full_precision
 from .._checks import check_flags
 from .._coreset import Coreset
-from .._hypergradient import Hypergradient
 from .._linearize import linearize
-from .._losses import SQUARED_ERROR, InnerLoss, platt_loss
+from .._losses import SQUARED_ERROR, InnerLoss, check_quadratic, platt_loss
 from .._subsample import check_subset, choose, partial_vjp
+from .._trees import negative
+from ..bilevel import Hypergradient
 from ..models import AbstractNetwork, count_parameters
-from ..solvers import AbstractDualSolver, DualCG, DualCholesky
-from ._implicit import implicit_hypergradient
+from ..operators import NTK
+from ..operators._kernel import woodbury
+from ..solvers import ConjugateGradient, Dual
+from ..solvers._definite import advice
+from ..solvers._dual import check_kernel_solver, prepare_kernel
+from ._implicit import Implicit
 from ._method import (
-    AbstractMethod,
+    AbstractRegularizedMethod,
+    History,
     OuterLoss,
     accuracy,
     check_l2_rate,
-    check_quadratic,
-    over_support,
+    first_short,
     subtract_margin,
+    support_vjp,
+    weights_of,
 )
 
 
@@ -36,7 +45,8 @@ def exact_hypergradient(
     l2_rate: float | Scalar = 5e-4,
     inner_loss: InnerLoss = SQUARED_ERROR,
     outer_loss: OuterLoss = platt_loss,
-    solver: AbstractDualSolver | None = None,
+    solver: lx.AbstractLinearSolver[Any] | None = None,
+    label_solver: lx.AbstractLinearSolver[Any] | None = None,
     chosen: Int[Array, " m"] | None = None,
 ) -> Hypergradient:
     """The hypergradient of the linearised inner problem, without truncation.
@@ -62,8 +72,10 @@ def exact_hypergradient(
     - `inner_loss`: a [`SquaredError`][rcig_eqx.SquaredError]; with weights w the system is
       (J Jᵀ + λ diag(w)⁻¹) α = y_S, and nothing else changes.
     - `outer_loss`: `outer_loss(predictions, targets, log_temperature)`.
-    - `solver`: for the dual system; by size if `None`, as
+    - `solver`: any lineax solver, with the [`NTK`][rcig_eqx.operators.NTK]: `lineax.Cholesky()` is
+      exact, `ConjugateGradient()` is preconditioned by the conjugate kernel. If `None` by size, as
       [`choose_dual_solver`][rcig_eqx.methods.choose_dual_solver].
+    - `label_solver`: that for α, which need not be as close; `solver` if `None`.
     - `chosen`: indices of the distilled images, mirrored ones counted, that the last backward
       pass goes through. If random, the gradient in the images is an unbiased estimate of the
       exact one; that in the labels and log τ stays exact. All images if `None`.
@@ -76,80 +88,84 @@ def exact_hypergradient(
     Matrix products run in full float32 on every backend: a residual says nothing about an
     operator that was rounded itself.
     """
-    check_dual(solver)
-    loss_S = check_quadratic(inner_loss, "exact_hypergradient solves the inner problem")
-    weights = over_support(loss_S, coreset).weights
-    (X_S, y_S), mirror_transpose = jax.vjp(lambda c: c.support(), coreset)
-    if solver is None:
-        solver = choose_dual_solver(y_S.size, count_parameters(model))
-    l2 = l2_rate * len(y_S)
-    at_S = linearize(model, X_S)
-    system = solver.prepare(model, X_S, at_S, l2, weights)
+    check_quadratic(inner_loss, "exact_hypergradient solves the inner problem")
+    (X_S, y_S), pull_back = support_vjp(coreset)
+    given = solver, label_solver
+    solver, label_solver = dual_solvers(y_S.size, count_parameters(model), *given)
+    K = NTK(model, X_S, l2_rate * len(y_S), weights=weights_of(inner_loss, coreset))
+    for_beta, for_alpha = prepare_kernel(K, solver, label_solver)
 
-    alpha = system.solve(y_S, labels=True)
-    theta = at_S.vjp(alpha.value)
+    alpha, alpha_stats = for_alpha.solve(y_S)
+    theta = K.cotangent(alpha)
     at_T = linearize(model, images)
     f_T = at_T.jvp(theta)
-    value, (f_grad, temperature_grad) = jax.value_and_grad(
+    value, (f_bar, temperature_bar) = jax.value_and_grad(
         lambda f, t: outer_loss(f, targets, t), argnums=(0, 1)
     )(f_T, coreset.log_temperature)
-
-    w = at_T.vjp(f_grad)
-    beta = system.solve(at_S.jvp(w))
-    mu = jax.tree.map(jnp.subtract, w, at_S.vjp(beta.value))
+    mu, beta, stats = woodbury(K, at_T.vjp(f_bar), for_beta.solve)
 
     def products(X: Array) -> tuple[Array, Array]:
         at = linearize(model, X)
         return at.jvp(mu), at.jvp(theta)
 
     _, to_images = partial_vjp(products, X_S, chosen, held=IMAGES_AT_ONCE)
-    (gradient,) = mirror_transpose((to_images((alpha.value, -beta.value)), beta.value))
-    gradient = eqx.tree_at(lambda c: c.log_temperature, gradient, temperature_grad)
-    stats = {
-        "accuracy": accuracy(f_T, targets),
-        "iterations": beta.num_steps,
-        "residual": beta.residual,
-        "inner_iterations": alpha.num_steps,
-        "inner_residual": alpha.residual,
-        "converged": alpha.converged & beta.converged,
-    }
-    return Hypergradient(value, gradient, stats)
+    gradient = pull_back(to_images((alpha, negative(beta))), beta, temperature_bar)
+    return Hypergradient(
+        value,
+        gradient,
+        {
+            "accuracy": accuracy(f_T, targets),
+            "iterations": stats["iterations"],
+            "residual": stats["residual"],
+            "inner_iterations": alpha_stats["iterations"],
+            "inner_residual": alpha_stats["residual"],
+            "converged": alpha_stats["converged"] & stats["converged"],
+        },
+    )
 
 
-def choose_dual_solver(unknowns: int, parameters: int) -> AbstractDualSolver:
-    """The dual solver for so many unknowns (images × classes, mirrors counted) and parameters.
+def choose_dual_solver(
+    unknowns: int, parameters: int, *, labels: bool = False
+) -> lx.AbstractLinearSolver[Any]:
+    """The solver of the dual system for so many unknowns and parameters.
 
-    Up to 200 unknowns, conjugate gradients need so few products that forming the matrix does not
-    pay; up to 2,000 they need many, and Cholesky is faster and exact. Where the Jacobian has more
-    than 4e8 numbers, forming the matrix takes too many passes, and conjugate gradients are left, to
-    a residual of 1e-2 for α and 1e-4 for β, on which the hypergradient depends more. At width 128
-    that is from 257 unknowns on. Measured at 100 and 1,000 unknowns (`benchmarks/step.py`), 5,000
-    and 20,000 (`benchmarks/tolerance.py`), at width 32 and an outer batch of 64; between and
-    beyond, by arithmetic.
+    Unknowns are images × classes, mirrors counted. Up to 200, conjugate gradients need so few
+    products that forming the matrix does not pay; up to 2,000 they need many, and Cholesky is
+    faster and exact. Where the Jacobian has more than 4e8 numbers, forming the matrix takes too
+    many passes, and conjugate gradients are left, to a residual of 1e-4 for β, on which the
+    hypergradient depends more, and with `labels` of 1e-2 for α. At width 128 that is from 257
+    unknowns on. Measured at 100 and 1,000 unknowns (`benchmarks/step.py`), 5,000 and 20,000
+    (`benchmarks/tolerance.py`), at width 32 and an outer batch of 64; between and beyond, by
+    arithmetic.
     """
     if unknowns <= 200:
-        return DualCG()
+        return ConjugateGradient()
     if unknowns <= 2000 and unknowns * parameters <= 4e8:
-        return DualCholesky()
-    return DualCG(rtol=1e-4, max_steps=300, label_rtol=1e-2)
+        return lx.Cholesky()
+    return ConjugateGradient(rtol=1e-2 if labels else 1e-4, max_steps=300)
 
 
-def check_dual(solver: AbstractDualSolver | None) -> None:
-    """Raise `ValueError` for a solver of another system than the dual one."""
-    if not isinstance(solver, AbstractDualSolver | None):
-        raise ValueError(
-            f"solver is {solver!r}, but the exact method solves in the dual: pass DualCG() or "
-            "DualCholesky(), or take methods.rcig_paper(inner=..., solver=...), whose solvers "
-            "may be any."
-        )
+def dual_solvers(
+    unknowns: int,
+    parameters: int,
+    solver: lx.AbstractLinearSolver[Any] | None,
+    label_solver: lx.AbstractLinearSolver[Any] | None,
+) -> tuple[lx.AbstractLinearSolver[Any], lx.AbstractLinearSolver[Any]]:
+    """The solvers for β and α: those given, β's for both, or by size."""
+    label_solver = solver if label_solver is None else label_solver
+    size = unknowns, parameters
+    return (
+        choose_dual_solver(*size) if solver is None else solver,
+        choose_dual_solver(*size, labels=True) if label_solver is None else label_solver,
+    )
 
 
-class rcig(AbstractMethod):
+class Rcig(AbstractRegularizedMethod):
     """Reparameterised convexified implicit gradients, solved exactly.
 
     What `distill` does by default once a head-only start has taken it most of the way.
 
-    **Arguments:** `l2_rate`, `inner_loss`, `outer_loss` and `solver` as in
+    **Arguments:** `l2_rate`, `inner_loss`, `outer_loss`, `solver` and `label_solver` as in
     [`exact_hypergradient`][rcig_eqx.exact_hypergradient], and
 
     - `subset`: distilled images, mirrored ones counted, that a step's last backward pass goes
@@ -161,9 +177,10 @@ class rcig(AbstractMethod):
     - `margin`: subtract the label margin from the outer loss, as the authors' code does.
     """
 
-    l2_rate: float = 5e-4
+    l2_rate: float | Scalar = 5e-4
     outer_loss: OuterLoss = platt_loss
-    solver: AbstractDualSolver | None = None
+    solver: lx.AbstractLinearSolver[Any] | None = None
+    label_solver: lx.AbstractLinearSolver[Any] | None = None
     subset: int | None = eqx.field(static=True, default=None)
     clip: bool = eqx.field(static=True, default=False)
     margin: bool = eqx.field(static=True, default=False)
@@ -172,22 +189,53 @@ class rcig(AbstractMethod):
     def __check_init__(self):
         check_l2_rate(self.l2_rate)
         check_subset(self.subset)
-        check_dual(self.solver)
+        for name in ("solver", "label_solver"):
+            if getattr(self, name) is not None:
+                check_kernel_solver(name, getattr(self, name))
         check_flags(clip=self.clip, margin=self.margin)
         check_quadratic(self.inner_loss, "rcig solves the inner problem")
 
+    @property
+    def linear_in_labels(self) -> bool:
+        return True
+
+    @property
+    def head_l2_rate(self) -> float | Scalar:
+        return self.l2_rate
+
+    def advice(self, history: History) -> str:
+        if self.solver is None:
+            return (
+                "Raise the solvers' max_steps, as in rcig(solver=ConjugateGradient(1e-4, 1000), "
+                "label_solver=ConjugateGradient(1e-2, 1000)), or pass solver=lineax.Cholesky()."
+            )
+        return advice(self.solver, first_short(history))
+
     def hypergradient(self, model, coreset, images, targets, *, key):
-        n, classes = coreset.support()[1].shape
         problem = (model, coreset, images, targets)
-        given = {
-            "l2_rate": self.l2_rate,
-            "inner_loss": self.inner_loss,
-            "outer_loss": self.outer_loss,
-            "solver": self.solver or choose_dual_solver(n * classes, count_parameters(model)),
-            "chosen": choose(n, self.subset, key),
-        }
-        if self.clip:
-            result = implicit_hypergradient(*problem, inner=given["solver"], clip=True, **given)
-        else:
-            result = exact_hypergradient(*problem, **given)
+        shared = {"l2_rate": self.l2_rate, "inner_loss": self.inner_loss}
+        shared["outer_loss"] = self.outer_loss
+        if self.clip:  # the exact parts one by one, by the primal route's assembly
+            n, classes = coreset.support()[1].shape
+            given = self.solver, self.label_solver
+            solver, labels = dual_solvers(n * classes, count_parameters(model), *given)
+            parts = Implicit(
+                linearized=True,
+                reparameterized=True,
+                inner=Dual(labels),
+                solver=Dual(solver),
+                clip=True,
+                margin=self.margin,
+                subset=self.subset,
+                **shared,
+            )
+            return parts.hypergradient(*problem, key=key)
+        chosen = choose(len(coreset.support()[1]), self.subset, key)
+        solvers = {"solver": self.solver, "label_solver": self.label_solver}
+        result = exact_hypergradient(*problem, **shared, **solvers, chosen=chosen)
         return subtract_margin(result, coreset) if self.margin else result
+
+
+def rcig(**options: Any) -> Rcig:
+    """An [`Rcig`][rcig_eqx.methods.Rcig]; `options` are its fields."""
+    return Rcig(**options)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import lineax as lx
 
 from .._checks import check_counts, check_number
+from .._trees import axpy, dot, ratio
 from .._types import PyTree
-from ._definite import AbstractDefiniteSolver, axpy, check_definite, dot, ratio
+from ._definite import AbstractDefiniteSolver, Traits, check_definite
 
 
 class ConjugateGradient(AbstractDefiniteSolver):
@@ -23,8 +24,8 @@ class ConjugateGradient(AbstractDefiniteSolver):
     more for a warm start.
 
     Options, as for `lineax.CG`: `preconditioner`, a positive definite operator close to A⁻¹, and
-    `y0`, where to start. The statistics are `num_steps`, `max_steps` and `residual`, the
-    relative residual of the recurrence. Stopping at the cap is reported as
+    `y0`, where to start. The statistics are `num_steps`, `max_steps`, `products` and
+    `residual`, the relative residual of the recurrence. Stopping at the cap is reported as
     `RESULTS.max_steps_reached`. A direction along which the operator does not curve upwards, which
     a positive definite one has none of, ends the iteration where it is, and is reported as
     `RESULTS.breakdown`, as is a residual that is not finite.
@@ -36,6 +37,18 @@ class ConjugateGradient(AbstractDefiniteSolver):
     def __check_init__(self) -> None:
         check_number("rtol", self.rtol, lambda r: 0 < r < 1, "between 0 and 1")
         check_counts(max_steps=self.max_steps)
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(preconditioned=True, started=True)
+
+    def advice(self, stats: dict[str, Any]) -> str:
+        del stats
+        return (
+            "Where it stopped at its cap, raise max_steps, as in ConjugateGradient(1e-4, 1000); "
+            "where it broke down before, as on the indefinite Hessian of a network that is not "
+            "linearised, pass the method gauss_newton=True or damping; or take another solver."
+        )
 
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
@@ -80,7 +93,12 @@ class ConjugateGradient(AbstractDefiniteSolver):
         )
         sound = definite & jnp.isfinite(squared_residual)
         result = lx.RESULTS.where(sound, result, lx.RESULTS.breakdown)
-        stats = {"num_steps": steps, "max_steps": self.max_steps, "residual": residual}
+        stats = {
+            "num_steps": steps,
+            "max_steps": self.max_steps,
+            "products": steps + int("y0" in options),
+            "residual": residual,
+        }
         return y, result, stats
 
 

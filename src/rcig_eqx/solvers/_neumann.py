@@ -10,8 +10,9 @@ import lineax as lx
 from jaxtyping import Scalar
 
 from .._checks import check_counts, check_number
+from .._trees import axpy, norm, relative
 from .._types import PyTree
-from ._definite import AbstractDefiniteSolver, axpy, check_definite, norm, relative
+from ._definite import AbstractDefiniteSolver, Traits, check_definite
 
 
 class Neumann(AbstractDefiniteSolver):
@@ -30,7 +31,7 @@ class Neumann(AbstractDefiniteSolver):
     - `step_size`: η.
     - `power_steps`: products spent on λ_max.
 
-    The statistics are `num_steps` (products, power iteration included), `max_steps`, `residual`
+    The statistics are `num_steps` (power iteration included), `max_steps`, `products`, `residual`
     (‖g − Hv‖/‖g‖, by the recurrence, which may be less than rounding lets it be) and
     `step_times_curvature` (η λ_max). A residual above `rtol` is no failure: the series is truncated
     on purpose.
@@ -45,6 +46,20 @@ class Neumann(AbstractDefiniteSolver):
         check_counts(max_steps=self.max_steps, power_steps=self.power_steps)
         check_number("rtol", self.rtol, lambda r: 0 <= r < 1, "between 0 and 1")
         check_number("step_size", self.step_size, lambda s: s is None or s > 0, "positive, or None")
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(started=True)
+
+    def advice(self, stats: dict[str, Any]) -> str:
+        said = "was not"
+        if "step_times_curvature" in stats:
+            said = f"was {stats['step_times_curvature']:.1f} when it first failed"
+        return (
+            "A Neumann series needs a positive definite Hessian and its step times the largest "
+            f"curvature below 2; that {said}. Leave step_size out or make it smaller, or add "
+            "damping or gauss_newton=True."
+        )
 
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
@@ -83,6 +98,7 @@ class Neumann(AbstractDefiniteSolver):
         stats = {
             "num_steps": steps + self.power_steps,
             "max_steps": self.max_steps,
+            "products": steps + self.power_steps + int("y0" in options),
             "residual": residual,
             "step_times_curvature": contraction,
         }

@@ -4,51 +4,20 @@ from typing import Any, Literal, overload
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Scalar
 
-from ._bilevel import (
-    RESULTS,
-    InnerMinimum,
-    Loss,
+from .._trees import add
+from .._types import PyTree
+from ._checks import (
     Preconditioner,
     Solver,
+    check_adjoint,
     check_scalar,
-    check_solver,
-    outcome,
-    solve_adjoint,
     solver_options,
     split,
 )
-from ._types import PyTree
-
-
-class Hypergradient(eqx.Module):
-    """The outer loss, its gradient in the outer parameters, and what the solve cost.
-
-    - `value`: the outer loss.
-    - `gradient`: shaped like the outer parameters, `None` for what is not differentiated; a
-      method's like the `Coreset`.
-    - `stats`: scalars by name: `iterations`, `residual` (‖g − Hv‖/‖g‖) and `converged` (whether
-      the solver reached what it was asked for) where there was a solve. `hypergradient` adds
-      `products`, the Hessian-vector products spent, and `diverged`; a method `accuracy` on the
-      outer batch, a fraction of one.
-
-    `hypergradient` alone gives the others, a method `None`:
-
-    - `direct`, `implicit`: the two parts of the gradient, `gradient = direct + implicit`.
-    - `adjoint`: v, the `warm_start` of the next call.
-    - `result`: `RESULTS.successful`, also for a solve that was truncated, or `RESULTS.diverged`.
-      Print it for words that name the fix.
-    """
-
-    value: Scalar
-    gradient: PyTree
-    stats: dict[str, Array]
-    direct: PyTree = None
-    implicit: PyTree = None
-    adjoint: PyTree = None
-    result: RESULTS | None = None
+from ._engine import Hypergradient, differentiate, outcome, solve_adjoint
+from ._inner import InnerMinimum, Loss, as_inner_loss
 
 
 @overload
@@ -121,7 +90,8 @@ def hypergradient(
       fixed batch the inner loss is an ordinary function. A `State` is held fixed: each evaluation
       gets a copy, and the outer loss may return the new one as aux. It must not be in a closure.
     - `solver`: for v, from `rcig_eqx.solvers` or lineax. The operator is tagged positive
-      semidefinite, which is true at a minimum. `DualCholesky` and `DualCG` for a `LeastSquares`.
+      semidefinite, which is true at a minimum. [`Dual`][rcig_eqx.solvers.Dual] solves a
+      `LeastSquares` with as many unknowns as residuals.
     - `damping`: added to the Hessian's diagonal.
     - `has_aux`: whether the outer loss returns `(loss, aux)`.
     - `warm_start`: a v to start from, the `adjoint` of an earlier call. Direct solvers ignore it.
@@ -141,34 +111,43 @@ def hypergradient(
     floating-point array or with an integer or complex one to differentiate, a `warm_start` of
     another structure, and a solver that does not fit.
     """
-    check_solver(solver, inner_loss, damping, preconditioner, warm_start)
+    loss = as_inner_loss(inner_loss)
+    check_adjoint(solver, loss, damping, preconditioner, warm_start)
     theta, frozen = split("inner_params", inner_params, inner_filter_spec)
     psi, fixed = split("outer_params", outer_params, filter_spec)
     options = solver_options(preconditioner, warm_start, theta)
 
     def at(psi: PyTree) -> InnerMinimum:
-        return InnerMinimum(inner_loss, frozen, eqx.combine(psi, fixed), args)
+        return InnerMinimum(loss, frozen, eqx.combine(psi, fixed), args)
+
+    def inner(theta: PyTree, psi: PyTree) -> Scalar:
+        return at(psi).loss(theta)
 
     def outer(theta: PyTree, psi: PyTree) -> Any:
         return at(psi).call(outer_loss, theta)
 
-    check_scalar("inner_loss", lambda theta, psi: at(psi).loss(theta), theta, psi)
+    check_scalar("inner_loss", inner, theta, psi)
     check_scalar("outer_loss", outer, theta, psi, has_aux=has_aux)
 
-    with_aux = outer if has_aux else lambda theta, psi: (outer(theta, psi), None)
-    (value, aux), (g_T, direct) = eqx.filter_value_and_grad(
-        lambda both: with_aux(*both), has_aux=True
-    )((theta, psi))
-    v, stats = solve_adjoint(
-        at(psi), theta, g_T, solver=solver, damping=damping, options=options, throw=throw
-    )
+    def with_aux(theta: PyTree, psi: PyTree) -> tuple[Scalar, Any]:
+        return outer(theta, psi) if has_aux else (outer(theta, psi), None)
 
-    def slope(psi: PyTree) -> Scalar:
-        """⟨∂L_i/∂θ, v⟩ as a function of ψ."""
+    def slope(psi: PyTree, v: PyTree) -> Scalar:
         return jax.jvp(at(psi).loss, (theta,), (v,))[1]
 
-    implicit = jax.tree.map(jnp.negative, jax.grad(slope)(psi))
-    gradient = jax.tree.map(jnp.add, direct, implicit)
-    code = outcome(stats["diverged"])
-    result = Hypergradient(value, gradient, stats, direct, implicit, v, code)
-    return (result, aux) if has_aux else result
+    def solve(g: PyTree) -> tuple[PyTree, dict[str, Array]]:
+        return solve_adjoint(
+            at(psi), theta, g, solver=solver, damping=damping, options=options, throw=throw
+        )
+
+    parts = differentiate(with_aux, slope, theta, psi, solve)
+    result = Hypergradient(
+        parts.value,
+        add(parts.direct, parts.implicit),
+        parts.stats,
+        parts.direct,
+        parts.implicit,
+        parts.adjoint,
+        outcome(parts.stats["diverged"]),
+    )
+    return (result, parts.aux) if has_aux else result

@@ -1,4 +1,4 @@
-"""Hessian and Gauss–Newton products as lineax operators on pytrees."""
+"""The Hessian of a loss as a lineax operator on pytrees."""
 
 from collections.abc import Callable
 
@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Scalar
 
+from .._trees import axpy
 from .._types import PyTree
-from ._definite import axpy
 
 
 def hessian_operator(
@@ -21,32 +21,9 @@ def hessian_operator(
 
     The operator is tagged positive semidefinite, as its solvers want it. That is a promise of the
     caller's: it holds at a minimum of the loss, and everywhere for a convex one. Elsewhere add
-    damping, or take [`gauss_newton_operator`][rcig_eqx.solvers.gauss_newton_operator].
+    damping, or take [`gauss_newton_operator`][rcig_eqx.operators.gauss_newton_operator].
     """
     _, product = jax.linearize(jax.grad(loss), params)
-    return damped(product, params, damping)
-
-
-def gauss_newton_operator(
-    outputs: Callable[[PyTree], PyTree],
-    loss: Callable[[PyTree], Scalar],
-    params: PyTree,
-    *,
-    damping: float | Scalar = 0.0,
-) -> lx.FunctionLinearOperator:
-    """v ↦ Jᵀ (∂²ℓ/∂f²) J v + damping · v, for a loss ℓ(f(θ)) that is convex in the outputs f.
-
-    Positive semidefinite wherever θ is. Equal to the Hessian where f is linear in θ. A product is
-    a tangent and a transpose pass through the outputs.
-    """
-    f, tangent = jax.linearize(outputs, params)
-    transpose = jax.linear_transpose(tangent, params)
-    curvature = jax.linearize(jax.grad(loss), f)[1]
-
-    def product(v: PyTree) -> PyTree:
-        (result,) = transpose(curvature(tangent(v)))
-        return result
-
     return damped(product, params, damping)
 
 

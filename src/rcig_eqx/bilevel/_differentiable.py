@@ -5,21 +5,20 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jaxtyping import Scalar
 
-from ._bilevel import (
-    InnerMinimum,
-    Loss,
+from .._trees import negative
+from .._types import PyTree
+from ._checks import (
     Preconditioner,
     Solver,
+    check_adjoint,
     check_scalar,
-    check_solver,
-    solve_adjoint,
     solver_options,
     split,
 )
-from ._types import PyTree
+from ._engine import solve_adjoint
+from ._inner import InnerMinimum, Loss, as_inner_loss
 
 
 def implicitly_differentiable(
@@ -56,15 +55,16 @@ def implicitly_differentiable(
     **Returns:** a function `(start, outer_params, *args) -> inner_params`. A backward pass costs
     one solve.
     """
-    check_solver(solver, inner_loss, damping, preconditioner)
+    loss = as_inner_loss(inner_loss)
+    check_adjoint(solver, loss, damping, preconditioner)
     rule = _Rule(solver, damping, preconditioner, throw)
 
     def solution(start: PyTree, outer_params: PyTree, *args: Any) -> PyTree:
         given = _fixed((start, outer_params, args))
         found = minimise(given[0], given[1], *given[2])
         theta, frozen = split("The result of minimise", _fixed(found), inner_filter_spec)
-        at = InnerMinimum(inner_loss, frozen, outer_params, args)
-        check_scalar("inner_loss", lambda theta: at.loss(theta), theta)
+        at = InnerMinimum(loss, frozen, outer_params, args)
+        check_scalar("inner_loss", at.loss, theta)
         return eqx.combine(_attach(theta, at, rule), frozen)
 
     return solution
@@ -97,10 +97,8 @@ def _attach_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Py
     at, rule = primals[1:]
     moved = tangents[1]
     theta = _attach(*primals)  # not primals[0]: the second derivative moves it too
-    is_none = lambda x: x is None  # noqa: E731
-    moving, still = eqx.partition(
-        at, jax.tree.map(lambda x: not is_none(x), moved, is_leaf=is_none)
-    )
+    there = jax.tree.map(lambda x: x is not None, moved, is_leaf=lambda x: x is None)
+    moving, still = eqx.partition(at, there)
 
     def gradient(moving: InnerMinimum) -> PyTree:
         return jax.grad(eqx.combine(moving, still).loss)(theta)
@@ -109,7 +107,7 @@ def _attach_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Py
     theta_dot, _ = solve_adjoint(
         at,
         theta,
-        jax.tree.map(jnp.negative, cross),
+        negative(cross),
         solver=rule.solver,
         damping=rule.damping,
         options=solver_options(rule.preconditioner, None, theta),
