@@ -14,6 +14,7 @@ import grain
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import lineax as lx
 import numpy as np
 
 from rcig_eqx import (
@@ -36,7 +37,7 @@ from rcig_eqx import (
 )
 from rcig_eqx._devices import collective_bytes, on_mesh
 from rcig_eqx.methods import AbstractMethod, frepo, rcig, rcig_paper, staged
-from rcig_eqx.solvers import Adam, DualCholesky
+from rcig_eqx.solvers import Adam
 
 CLASSES, SIZE, BATCH = 3, 8, 16
 
@@ -47,7 +48,7 @@ def make_method(name: str) -> AbstractMethod:
     return {
         "frepo": frepo(outer_loss=platt_loss),
         "rcig": rcig(),
-        "cholesky": rcig(solver=DualCholesky()),
+        "cholesky": rcig(solver=lx.Cholesky()),
         "paper": rcig_paper(inner=Adam(0.01, 3), solver=Adam(0.01, 3)),
     }[name]
 

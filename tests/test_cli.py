@@ -80,7 +80,7 @@ def test_distill_writes_a_set_a_picture_and_a_report(out, folder):
     model = {"name": "ConvNet", "width": 2, "depth": 1, "normalization": "none"}
     model |= {"activation": "relu"}
     assert result.recipe["model"] == model
-    assert result.recipe["method"]["name"] == "frepo"
+    assert result.recipe["method"]["name"] == "Frepo"
     report = json.loads((out / "evaluation.json").read_text())
     for numbers in (report, report["baseline"]):
         assert len(numbers["accuracies"]) == 2

@@ -9,6 +9,7 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import jax.random as jr
+import lineax as lx
 import numpy as np
 import pytest
 
@@ -44,7 +45,6 @@ from rcig_eqx.models import (
     with_statistics,
 )
 from rcig_eqx.models._network import check_independent
-from rcig_eqx.solvers import DualCholesky
 
 KINDS = ("none", "batch", "instance", "layer", "group")
 # The smallest of each: the side of its images, and options.
@@ -292,7 +292,7 @@ def test_the_hypergradient_is_that_of_frozen_statistics(kind):
 
         dense = jax.jit(jax.grad(loss))(coreset)
         result = eqx.filter_jit(exact_hypergradient)(
-            model, coreset, batch, targets, l2_rate=5e-3, solver=DualCholesky()
+            model, coreset, batch, targets, l2_rate=5e-3, solver=lx.Cholesky()
         )
         for a, b in zip(*map(jax.tree.leaves, (result.gradient, dense)), strict=True):
             assert jnp.abs(b).max() > 0

@@ -1,4 +1,4 @@
-"""Linearisation, ridge head, losses and dual solvers, each against its dense closed form."""
+"""Linearisation, ridge head, losses and the dual system, each against its dense closed form."""
 
 import equinox as eqx
 import jax
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from rcig_eqx import (
+    SquaredError,
     convnet_for,
-    inner_loss,
     kernel_ridge,
     label_margin,
     linearize,
@@ -19,14 +19,10 @@ from rcig_eqx import (
     platt_loss,
     ridge_head,
 )
-from rcig_eqx.solvers import (
-    ConjugateGradient,
-    DualCG,
-    DualCholesky,
-    dual_gram,
-    dual_operator,
-    head_preconditioner,
-)
+from rcig_eqx.operators import NTK, LeastSquaresKernel
+from rcig_eqx.operators._kernel import woodbury
+from rcig_eqx.solvers import ConjugateGradient, InDtype
+from rcig_eqx.solvers._dual import prepare_kernel
 
 N, CLASSES = 6, 3
 
@@ -69,84 +65,156 @@ def test_linearization_is_centred(network):
     assert jnp.abs(model(images)).max() > 0.1
 
 
+# name: W [N classes] or None, what the head counts for or None
+KERNELS = {
+    "plain": (None, None),
+    "weighted": (jnp.linspace(0.3, 3.0, N * CLASSES).reshape(N, CLASSES), None),
+    "heavy_head": (None, 2.5),
+    "both": (jnp.linspace(2.0, 0.5, N * CLASSES).reshape(N, CLASSES), 0.4),
+}
+
+
+def ntk_and_dense(network, name, l2):
+    """The operator, and the same with the explicit Jacobian."""
+    model, images, J, unravel = network
+    weights, head_weight = KERNELS[name]
+    of_head = eqx.tree_at(
+        lambda m: m.head.kernel, unravel(jnp.zeros(J.shape[1])), replace_fn=jnp.ones_like
+    )
+    of_head = jax.flatten_util.ravel_pytree(of_head)[0]
+    D = 1.0 + of_head * ((head_weight or 1.0) - 1.0)
+    noise = l2 / (jnp.ones((N, CLASSES)) if weights is None else weights)
+    K = NTK(model, images, l2, weights=weights, head_weight=head_weight)
+    return K, (J * D[None]) @ J.T + jnp.diag(noise.ravel())
+
+
+@pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("block_rows", [3, 9, 1000])
-def test_dual_gram_and_operator(network, monkeypatch, block_rows):
+def test_the_kernel_as_product_and_as_matrix(network, monkeypatch, block_rows, name):
     """Blocks of one image, of three with two left over, and all at once."""
-    model, images, J, _ = network
-    monkeypatch.setattr("rcig_eqx.solvers._dual.JACOBIAN_ROWS", block_rows)
-    K = jax.jit(dual_gram)(model, images)
-    close(K, J @ J.T)
-    operator = dual_operator(linearize(model, images), 0.7)
+    monkeypatch.setattr("rcig_eqx.operators._gram.JACOBIAN_ROWS", block_rows)
+    K, dense = ntk_and_dense(network, name, 0.7)
     u = jr.normal(jr.key(5), (N, CLASSES))
-    close(operator.mv(u).ravel(), (J @ J.T + 0.7 * jnp.eye(N * CLASSES)) @ u.ravel())
+    close(jax.jit(lambda: K.as_matrix())(), dense)
+    close(K.mv(u).ravel(), dense @ u.ravel())
+    close(lx.materialise(K).mv(u).ravel(), dense @ u.ravel())
+    close(lx.diagonal(K), jnp.diagonal(dense))
+    assert K.transpose() is K
+    assert lx.linearise(K) is lx.conj(K) is K
+    assert lx.is_symmetric(K)
+    assert lx.is_positive_semidefinite(K)
+    assert not lx.is_diagonal(K)
+    assert K.in_structure() == K.out_structure() == jax.eval_shape(lambda: u)
 
 
-def test_head_preconditioner(network):
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_preconditioner_leaves_the_body_out(network, name):
     model, images, *_ = network
-    h = model.features(images)
-    u = jr.normal(jr.key(6), (N, CLASSES))
-    got = head_preconditioner(h, 0.5, CLASSES).mv(u)
-    close(got, jnp.linalg.solve(h @ h.T + 0.5 * jnp.eye(N), u), rtol=1e-3)
+    weights, head_weight = KERNELS[name]
+    h, u = model.features(images), jr.normal(jr.key(6), (N, CLASSES))
+    noise = 0.5 / (jnp.ones((N, CLASSES)) if weights is None else weights)
+    got = ntk_and_dense(network, name, 0.5)[0].preconditioner().mv(u)
+    for c in range(CLASSES):
+        A = (head_weight or 1.0) * h @ h.T + jnp.diag(noise[:, c])
+        close(got[:, c], jnp.linalg.solve(A, u[:, c]), rtol=1e-3)
 
 
-@pytest.mark.parametrize("solver", [DualCholesky(), DualCG(rtol=1e-5)])
-def test_dual_solvers(network, solver):
-    model, images, J, _ = network
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(
+    "solver", [lx.Cholesky(), lx.LU(), ConjugateGradient(rtol=1e-5), lx.CG(1e-5, 1e-5)]
+)
+def test_solves_with_the_kernel(network, solver, name):
+    """With ours and with lineax's own, by itself and accounted for."""
     b, l2 = jr.normal(jr.key(7), (N, CLASSES)), 0.05
-    exact = jnp.linalg.solve(J @ J.T + l2 * jnp.eye(b.size), b.ravel()).reshape(b.shape)
+    K, dense = ntk_and_dense(network, name, l2)
+    exact = jnp.linalg.solve(dense, b.ravel()).reshape(b.shape)
 
     @eqx.filter_jit
-    def solve():
-        return solver.prepare(model, images, linearize(model, images), l2).solve(b)
+    def solve(K):
+        (prepared,) = prepare_kernel(K, solver)
+        return prepared.solve(b), lx.linear_solve(K, b, solver, throw=False).value
 
-    solution = solve()
-    assert solution.value.dtype == b.dtype
-    close(solution.value, exact, rtol=2e-3)
-    assert solution.residual < 1e-4
-    assert solution.result == lx.RESULTS.successful
+    (value, stats), plain = solve(K)
+    assert value.dtype == b.dtype
+    close(value, exact, rtol=2e-3)
+    close(plain, exact, rtol=5e-3)
+    assert stats["residual"] < 1e-4
+    assert stats["converged"]
+    assert not stats["diverged"]
+    direct = isinstance(solver, lx.Cholesky | lx.LU)
+    assert (stats["iterations"] == 0) == direct
+    assert (stats["products"] == b.size) == direct
 
 
-def test_dual_solvers_of_nothing(network):
+def test_solves_with_the_kernel_of_nothing(network):
     """b = 0: x = 0 and no residual, by either route."""
     model, images, *_ = network
-    for solver in (DualCholesky(), DualCG()):
-        system = solver.prepare(model, images, linearize(model, images), 0.1)
-        solution = system.solve(jnp.zeros((N, CLASSES)))
-        assert not solution.value.any()
-        assert solution.residual == 0
+    for solver in (lx.Cholesky(), ConjugateGradient()):
+        (prepared,) = prepare_kernel(NTK(model, images, 0.1), solver)
+        value, stats = prepared.solve(jnp.zeros((N, CLASSES)))
+        assert not value.any()
+        assert stats["residual"] == 0
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_woodbury(network, name):
+    """D⁻¹ (g − Jᵀβ) against the primal system of the explicit Jacobian."""
+    model, images, J, unravel = network
+    weights, head_weight = KERNELS[name]
+    g, l2 = jr.normal(jr.key(9), (J.shape[1],)), 0.3
+    K, _ = ntk_and_dense(network, name, l2)
+    ones = jax.flatten_util.ravel_pytree(K.weigh(unravel(jnp.ones(J.shape[1]))))[0]
+    D = l2 / ones
+    W = jnp.ones(N * CLASSES) if weights is None else weights.ravel()
+    expected = jnp.linalg.solve(J.T @ (W[:, None] * J) + jnp.diag(D), g)
+    (prepared,) = prepare_kernel(K, lx.Cholesky())
+    Dv, _, _ = woodbury(K, unravel(g), prepared.solve)
+    close(jax.flatten_util.ravel_pytree(Dv)[0] / D, expected, rtol=2e-3)
+
+
+def test_the_kernel_of_a_general_least_squares_problem():
+    A, d = jr.normal(jr.key(0), (6, 4)), jnp.array([0.5, 1.0, 2.0, 4.0])
+    K = LeastSquaresKernel(lambda w: {"a": A[:2] @ w, "b": A[2:] @ w}, jnp.zeros(4), d)
+    dense = A @ jnp.diag(1 / d) @ A.T + jnp.eye(6)
+    close(K.as_matrix(), dense)
+    close(K.mv(jnp.arange(6.0)), dense @ jnp.arange(6.0))
+    assert K.preconditioner() is None
 
 
 @pytest.mark.parametrize("dtype", [None, "float64"])
-def test_dual_cholesky_keeps_dtypes_with_x64_on(network, dtype):
+def test_a_solve_in_double_precision_keeps_dtypes_with_x64_on(network, dtype):
     model, images, *_ = network
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         b = jnp.ones((N, CLASSES), jnp.float32)
-        assert dual_gram(model, images).dtype == jnp.float32
-        system = DualCholesky(dtype).prepare(model, images, linearize(model, images), 0.1)
-        solution = system.solve(b)
-    assert solution.value.dtype == solution.residual.dtype == jnp.float32
-    assert 0 < solution.residual < (1e-12 if dtype else 1e-4)  # not rounded away
+        K = NTK(model, images, 0.1)
+        assert K.as_matrix().dtype == jnp.float32
+        (prepared,) = prepare_kernel(K, InDtype(dtype) if dtype else lx.Cholesky())
+        value, stats = prepared.solve(b)
+    assert value.dtype == stats["residual"].dtype == jnp.float32
+    assert 0 < stats["residual"] < (1e-12 if dtype else 1e-4)  # not rounded away
 
 
-def test_labels_have_a_tolerance_of_their_own(network):
+def test_one_solver_twice_is_prepared_once(network):
     model, images, *_ = network
-    system = DualCG(1e-5, label_rtol=1e-1).prepare(model, images, linearize(model, images), 1e-3)
+    K, cg = NTK(model, images, 1e-3), ConjugateGradient(1e-5)
+    tight, rough, again = prepare_kernel(K, cg, ConjugateGradient(1e-1), ConjugateGradient(1e-5))
+    assert again is tight
     b = jr.normal(jr.key(8), (N, CLASSES))
-    rough, close_ = system.solve(b, labels=True), system.solve(b)
-    assert rough.converged
-    assert 1e-5 < rough.residual <= 1e-1
-    assert rough.num_steps < close_.num_steps
-    assert close_.residual <= 1e-5
+    (_, loose), (_, close_) = rough.solve(b), tight.solve(b)
+    assert loose["converged"]
+    assert 1e-5 < loose["residual"] <= 1e-1
+    assert loose["iterations"] < close_["iterations"]
+    assert close_["residual"] <= 1e-5
 
 
-def test_dual_cg_reports_its_cap(network):
+def test_a_solve_with_the_kernel_reports_its_cap(network):
     model, images, *_ = network
-    system = DualCG(rtol=1e-6, max_steps=2).prepare(model, images, linearize(model, images), 1e-3)
-    solution = system.solve(jnp.ones((N, CLASSES)))
-    assert solution.num_steps == 2
-    assert solution.residual > 1e-6
-    assert solution.result == lx.RESULTS.max_steps_reached
-    assert not solution.converged
+    (prepared,) = prepare_kernel(NTK(model, images, 1e-3), ConjugateGradient(1e-6, max_steps=2))
+    _, stats = prepared.solve(jnp.ones((N, CLASSES)))
+    assert stats["iterations"] == stats["products"] == 2
+    assert stats["residual"] > 1e-6
+    assert not stats["converged"]
+    assert not stats["diverged"]
 
 
 def spd(n, condition):
@@ -249,8 +317,7 @@ def test_ridge_in_float64_is_more_exact_and_casts_back():
 def test_losses():
     f = jnp.array([[2.0, -1.0, 0.5], [0.0, 0.0, 3.0]])
     t = jax.nn.one_hot(jnp.array([0, 1]), 3)
-    theta = {"a": jnp.array([1.0, 2.0]), "b": jnp.array([[3.0]])}
-    close(inner_loss(f, t, theta, 0.1), 0.5 * jnp.sum((t - f) ** 2) + 0.05 * 14)
+    close(SquaredError()(f, t), 0.5 * jnp.sum((t - f) ** 2))
     scaled = 2.0 * f
     cross_entropy = -jnp.mean(jnp.sum(t * jax.nn.log_softmax(scaled), -1))
     close(platt_loss(f, t, jnp.log(2.0)), cross_entropy)

@@ -18,7 +18,7 @@ import rcig_eqx as rcig
 from rcig_eqx import distill as distill, load_export as load_export, make_mesh as make_mesh, privacy
 from rcig_eqx.data import stream as stream
 from rcig_eqx.methods import implicit_hypergradient as implicit_hypergradient
-from rcig_eqx.solvers import Adam, ConjugateGradient, DualCholesky, Neumann, Nystrom
+from rcig_eqx.solvers import Adam, ConjugateGradient, Dual, InDtype, Neumann
 
 
 def distil(images: Float[Array, "n h w c"], labels: Int[Array, " n"], key: PRNGKeyArray) -> float:
@@ -68,7 +68,7 @@ def own_loss(predictions: Array, targets: Array, log_temperature: Array) -> Arra
 
 def exact(model: rcig.ConvNet, coreset: rcig.Coreset, images: Array, targets: Array) -> Array:
     result = rcig.exact_hypergradient(
-        model, coreset, images, targets, outer_loss=own_loss, solver=DualCholesky()
+        model, coreset, images, targets, outer_loss=own_loss, solver=lx.Cholesky()
     )
     assert_type(result, rcig.Hypergradient)
     at = rcig.linearize(model, coreset.images)
@@ -103,7 +103,7 @@ def bilevel(w: Array, log_l2: Array, batch: Array) -> Array:
         ConjugateGradient(1e-4),
         Neumann(50),
         Adam(1e-3),
-        Nystrom(10, 0.1),
+        InDtype(jnp.float64),
         lx.Cholesky(),
     ]
     result, aux = rcig.hypergradient(
@@ -143,7 +143,7 @@ def minimise(start: Array, log_l2: Array, batch: Array) -> Array:
 
 def tuned(start: Array, log_l2: Array, batch: Array) -> Array:
     squares = rcig.LeastSquares(residuals, l2)
-    solve = rcig.implicitly_differentiable(minimise, squares, solver=DualCholesky())
+    solve = rcig.implicitly_differentiable(minimise, squares, solver=Dual(lx.Cholesky()))
 
     def reduced(log_l2: Array) -> Array:
         w: Array = solve(start, log_l2, batch)
