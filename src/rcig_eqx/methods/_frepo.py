@@ -70,7 +70,7 @@ class Frepo(AbstractRegularizedMethod):
     paper's outer loss.
     """
 
-    l2_rate: float = 5e-4
+    l2_rate: float | Scalar = 5e-4
     outer_loss: OuterLoss = mse_loss
     dtype: DTypeLike | None = eqx.field(static=True, default=None)
     subset: int | None = eqx.field(static=True, default=None)

@@ -21,7 +21,7 @@ from ..bilevel import Hypergradient
 from ..bilevel._engine import differentiate
 from ..models import AbstractNetwork
 from ..solvers import AbstractDescent, Adam
-from ..solvers._adam import rate_of, with_rate
+from ..solvers._adam import check_trend, rate_of, with_rate
 from ..solvers._definite import advice, check_solver, traits
 from ._inner import InnerProblem, Nodes
 from ._method import (
@@ -166,8 +166,8 @@ class Implicit(AbstractRegularizedMethod):
       time, × `below_largest`. The paper has no such factor, which is 1; the authors' code, which
       steps up by a fifth and takes 0.84 of the first rate that fails, ends a fifth to three
       quarters above this default.
-    - `shrink`: what a rate is multiplied by after a step whose descent ended above its start (paper,
-      appendix C), from `tune` on.
+    - `shrink`: what a rate is multiplied by after a step whose descent ended above its start
+      (paper, appendix C), from `tune` on.
     """
 
     linearized: bool = eqx.field(static=True)
@@ -208,9 +208,8 @@ class Implicit(AbstractRegularizedMethod):
             )
         check_number("below_largest", self.below_largest, lambda b: 0 < b <= 1, "in (0, 1]")
         check_number("shrink", self.shrink, lambda factor: 0 < factor <= 1, "in (0, 1]")
-        for name, value in (("inner", self.inner), ("solver", self.solver)):
-            if rate_of(value) is None and value.steps == 1:
-                raise ValueError(f"{name}: one step shows no trend to find a rate by; give one.")
+        check_trend("inner", self.inner)
+        check_trend("solver", self.solver)
 
     def problem(self, model: AbstractNetwork, coreset: Coreset) -> InnerProblem:
         """The inner problem that a distilled set poses to a network."""
@@ -270,8 +269,7 @@ class Implicit(AbstractRegularizedMethod):
     def adapt(self, stats):
         def next_rate(name: str, solver: Solver) -> Any:
             rate, diverged = rate_of(solver), stats.get(f"{name}_diverged", False)
-            # An array from `tune` on: what was never tuned keeps its structure.
-            if not eqx.is_array(rate):
+            if not isinstance(rate, jax.Array):  # what was never tuned keeps its structure
                 return None
             return rate * jnp.where(diverged, self.shrink, 1.0).astype(rate.dtype)
 

@@ -213,27 +213,35 @@ class Rcig(AbstractRegularizedMethod):
 
     def hypergradient(self, model, coreset, images, targets, *, key):
         problem = (model, coreset, images, targets)
-        shared = {"l2_rate": self.l2_rate, "inner_loss": self.inner_loss}
-        shared["outer_loss"] = self.outer_loss
-        if self.clip:  # the exact parts one by one, by the primal route's assembly
-            n, classes = coreset.support()[1].shape
-            given = self.solver, self.label_solver
-            solver, labels = dual_solvers(n * classes, count_parameters(model), *given)
-            parts = Implicit(
-                linearized=True,
-                reparameterized=True,
-                inner=Dual(labels),
-                solver=Dual(solver),
-                clip=True,
-                margin=self.margin,
-                subset=self.subset,
-                **shared,
-            )
-            return parts.hypergradient(*problem, key=key)
-        chosen = choose(len(coreset.support()[1]), self.subset, key)
-        solvers = {"solver": self.solver, "label_solver": self.label_solver}
-        result = exact_hypergradient(*problem, **shared, **solvers, chosen=chosen)
+        if self.clip:
+            return self._by_parts(model, coreset).hypergradient(*problem, key=key)
+        result = exact_hypergradient(
+            *problem,
+            l2_rate=self.l2_rate,
+            inner_loss=self.inner_loss,
+            outer_loss=self.outer_loss,
+            solver=self.solver,
+            label_solver=self.label_solver,
+            chosen=choose(len(coreset.support()[1]), self.subset, key),
+        )
         return subtract_margin(result, coreset) if self.margin else result
+
+    def _by_parts(self, model: AbstractNetwork, coreset: Coreset) -> Implicit:
+        """The direct and the implicit part one by one, each solved for in the dual."""
+        size = coreset.support()[1].size, count_parameters(model)
+        solver, label_solver = dual_solvers(*size, self.solver, self.label_solver)
+        return Implicit(
+            linearized=True,
+            reparameterized=True,
+            inner=Dual(label_solver),
+            solver=Dual(solver),
+            l2_rate=self.l2_rate,
+            inner_loss=self.inner_loss,
+            outer_loss=self.outer_loss,
+            subset=self.subset,
+            clip=True,
+            margin=self.margin,
+        )
 
 
 def rcig(**options: Any) -> Rcig:

@@ -116,7 +116,7 @@ class InnerSolution:
     def inverse(
         self, solver: lx.AbstractLinearSolver[Any], g: PyTree, damping: float
     ) -> tuple[PyTree, dict[str, Array]]:
-        """v = (H + damping)⁻¹ g and its statistics; what the inner solver prepared is used again."""
+        """v = (H + damping)⁻¹ g and its statistics; a factorisation of `inner` serves again."""
         prepared = self.prepared
         if prepared is None or damping or not alike(prepared.solver, solver):
             prepared = prepare(self.operator(damping), solver)

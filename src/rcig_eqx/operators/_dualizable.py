@@ -4,13 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import lineax as lx
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from .._types import PyTree
 from ._kernel import AbstractKernel, register
 
 
 def _unchanged(v: PyTree) -> PyTree:
+    """v itself."""
     return v
 
 
@@ -32,18 +33,23 @@ class DualizableOperator(lx.AbstractLinearOperator):
     restrict: Callable[[PyTree], PyTree] = _unchanged
 
     def mv(self, vector: PyTree) -> PyTree:
+        """(JᵀWJ + D) v."""
         return self.primal.mv(vector)
 
-    def as_matrix(self) -> Array:
+    def as_matrix(self) -> Float[Array, "numbers numbers"]:
+        """The primal operator's matrix."""
         return self.primal.as_matrix()
 
     def in_structure(self) -> Any:
+        """That of v."""
         return self.primal.in_structure()
 
     def out_structure(self) -> Any:
+        """That of v."""
         return self.primal.in_structure()
 
     def transpose(self) -> "DualizableOperator":
+        """The same: it is symmetric."""
         return self
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Scalar
+from jaxtyping import Array, Float, Scalar
 
 from .._trees import subtract
 from .._types import PyTree
@@ -25,11 +25,11 @@ class AbstractKernel(lx.AbstractLinearOperator):
     """
 
     @abc.abstractmethod
-    def tangent(self, v: PyTree) -> Array:
+    def tangent(self, v: PyTree) -> Float[Array, "..."]:
         """J v, for a v shaped like the parameters."""
 
     @abc.abstractmethod
-    def cotangent(self, u: Array) -> PyTree:
+    def cotangent(self, u: Float[Array, "..."]) -> PyTree:
         """Jᵀ u, shaped like the parameters."""
 
     @abc.abstractmethod
@@ -43,21 +43,23 @@ class AbstractKernel(lx.AbstractLinearOperator):
 
     @property
     @abc.abstractmethod
-    def noise(self) -> float | Array:
+    def noise(self) -> float | Float[Array, "..."]:
         """The diagonal of s W⁻¹: one number, or an array in the residuals' shape."""
 
     @abc.abstractmethod
     def preconditioner(self) -> lx.AbstractLinearOperator | None:
         """A positive definite operator close to K⁻¹, for conjugate gradients; `None` if unknown."""
 
-    def mv(self, vector: Array) -> Array:
+    def mv(self, vector: Float[Array, "..."]) -> Float[Array, "..."]:
         """K u: one transpose and one tangent pass."""
         return self.tangent(self.weigh(self.cotangent(vector))) + self.noise * vector
 
     def out_structure(self) -> Any:
+        """That of the residuals, as `in_structure`."""
         return self.in_structure()
 
     def transpose(self) -> "AbstractKernel":
+        """The same: it is symmetric."""
         return self
 
 

@@ -58,4 +58,5 @@ class LeastSquaresKernel(AbstractKernel):
         return jax.lax.map(self.mv, jnp.eye(structure.size, dtype=structure.dtype))
 
     def in_structure(self) -> jax.ShapeDtypeStruct:
+        """All residuals in one flat array."""
         return self.jacobian.out_structure()

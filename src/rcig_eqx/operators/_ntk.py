@@ -84,7 +84,7 @@ class NTK(AbstractKernel):
         return self.l2
 
     @property
-    def noise(self) -> float | Array:
+    def noise(self) -> float | Scalar | Float[Array, "n classes"]:
         return self.l2 if self.weights is None else self.l2 / self.weights
 
     def preconditioner(self) -> lx.FunctionLinearOperator:
@@ -113,4 +113,5 @@ class NTK(AbstractKernel):
         return K + jnp.diag(noise.ravel())
 
     def in_structure(self) -> jax.ShapeDtypeStruct:
+        """`[n classes]`."""
         return self.structure

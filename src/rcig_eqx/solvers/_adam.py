@@ -91,6 +91,12 @@ def rate_of(solver: lx.AbstractLinearSolver[Any]) -> float | Float[Array, ""] | 
     return solver.learning_rate if isinstance(solver, AbstractDescent) and solver.steps else 0.0
 
 
+def check_trend(name: str, solver: lx.AbstractLinearSolver[Any]) -> None:
+    """Raise `ValueError` for a descent whose rate is to be found, and which is too short for it."""
+    if isinstance(solver, AbstractDescent) and solver.learning_rate is None and solver.steps == 1:
+        raise ValueError(f"{name}: one step shows no trend to find a rate by; give one.")
+
+
 def with_rate(solver: T, rate: float | Scalar) -> T:
     """The solver with another learning rate, an array, if it has one."""
     if not isinstance(solver, AbstractDescent):

@@ -69,7 +69,8 @@ class Dual(AbstractDefiniteSolver):
                 "inner_loss, or another solver such as ConjugateGradient()."
             )
         kernel = operator.make_kernel()
-        return operator, kernel, *prepare_kernel(kernel, self.solver)
+        (prepared,) = prepare_kernel(kernel, self.solver)
+        return operator, kernel, prepared
 
     def compute(
         self, state: PyTree, vector: PyTree, options: dict[str, Any]
