@@ -118,7 +118,7 @@ def hypergradient_of(method):
 
 @jax.jit
 def adjoint(alpha, model, coreset, images, targets):
-    """J w, the right-hand side of β in `exact_hypergradient`, at any α."""
+    """J w, the right-hand side of β in `Rcig`, at any α."""
     at_S, at_T = linearize(model, coreset.support()[0]), linearize(model, images)
     f_T = at_T.jvp(at_S.vjp(alpha))
     g = jax.grad(lambda f: platt_loss(f, targets, coreset.log_temperature))(f_T)

@@ -21,7 +21,7 @@ import jax.random as jr
 import lineax as lx
 import numpy as np
 
-from _common import compile_and_time, cosine, print_header, setting
+from _common import compile_and_time, cosine, hypergradient_of, print_header, setting
 from _truncated import truncated_hypergradient
 from rcig_eqx import (
     PoolSchedule,
@@ -29,9 +29,7 @@ from rcig_eqx import (
     convnet_for,
     coreset_optimizer,
     data,
-    exact_hypergradient,
     growing_average,
-    head_hypergradient,
     init,
     linearize,
     platt_loss,
@@ -50,7 +48,7 @@ def reference(problem):
         wide = jax.tree.map(
             lambda x: x.astype(jnp.float64) if eqx.is_inexact_array(x) else x, problem
         )
-        solve = functools.partial(exact_hypergradient, solver=lx.Cholesky())
+        solve = hypergradient_of(rcig(solver=lx.Cholesky()))
         return jax.device_get(jax.jit(solve)(*wide).gradient.images)
 
 
@@ -90,16 +88,14 @@ def main():
     exact = reference(problem)
     inner_rate, inverse_rate = best_rates(problem, exact)
     candidates = {
-        "exact (default)": exact_hypergradient,
-        "exact, Cholesky": functools.partial(exact_hypergradient, solver=lx.Cholesky()),
-        "exact, CG 1e-3": functools.partial(exact_hypergradient, solver=ConjugateGradient()),
-        "exact, CG 1e-2": functools.partial(
-            exact_hypergradient, solver=ConjugateGradient(rtol=1e-2)
-        ),
+        "exact (default)": hypergradient_of(rcig()),
+        "exact, Cholesky": hypergradient_of(rcig(solver=lx.Cholesky())),
+        "exact, CG 1e-3": hypergradient_of(rcig(solver=ConjugateGradient(1e-3))),
+        "exact, CG 1e-2": hypergradient_of(rcig(solver=ConjugateGradient(1e-2))),
         f"Adam 20/20 ({inner_rate:g}, {inverse_rate:g})": functools.partial(
             truncated_hypergradient, inner_rate=inner_rate, inverse_rate=inverse_rate
         ),
-        "head only": head_hypergradient,
+        "head only": hypergradient_of(frepo(outer_loss=platt_loss)),
     }
     time_all = functools.partial(
         compile_and_time, repeats=args.repeats, default_schedule=args.default_schedule

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from rcig_eqx import ConvNet, Coreset, methods
+from rcig_eqx import ConvNet, Coreset, methods, platt_loss
 
 CLASSES = 3
 
@@ -35,7 +35,17 @@ def random_problem(n: int, batch: int, size: int, *, channels: int = 1, width: i
     return model, coreset, images, targets
 
 
+def exact_hypergradient(*problem, chosen=None, **options):
+    """That of `rcig(**options)`, without a key."""
+    return methods.rcig(**options).through(*problem, chosen)
+
+
+def head_hypergradient(*problem, chosen=None, **options):
+    """That of the ridge head with the paper's outer loss."""
+    return methods.frepo(**({"outer_loss": platt_loss} | options)).through(*problem, chosen)
+
+
 def implicit_hypergradient(*problem, chosen=None, linearized=True, reparameterized=True, **options):
-    """The primal route's function, with the fields of its method as keywords; RCIG's by default."""
+    """That of the primal route, RCIG's by default."""
     method = methods.Implicit(linearized=linearized, reparameterized=reparameterized, **options)
-    return methods.implicit_hypergradient(method, *problem, chosen=chosen)
+    return method.through(*problem, chosen)

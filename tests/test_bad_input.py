@@ -263,7 +263,9 @@ def collect() -> dict[str, list[str]]:
         "conv_channels": lambda: conv(jnp.ones((1, 8, 8, 6)), stride=2),
         "conv_dtypes": lambda: conv(jnp.ones((1, 8, 8, 3), jnp.bfloat16)),
         "model_too_deep": lambda: distill(model=r.convnet_for((8, 8, 1), 2, 2, 9)),
-        "solve_float64_without_x64": lambda: r.solvers.InDtype("float64"),
+        "solve_float64_without_x64": lambda: r.kernel_ridge(
+            jnp.eye(2), jnp.ones((2, 2)), 0.1, dtype="float64"
+        ),
         "learning_rate_negative": lambda: r.coreset_optimizer(-0.1),
         "learning_rate_negative_array": lambda: r.coreset_optimizer(jnp.asarray(-0.1)),
         "normalization_unknown": lambda: net(normalization="bacth"),

@@ -16,7 +16,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import rcig_eqx
-from _problem import implicit_hypergradient, random_problem
+from _problem import exact_hypergradient, head_hypergradient, implicit_hypergradient, random_problem
 from rcig_eqx import (
     AbstractParameterization,
     Coreset,
@@ -25,8 +25,6 @@ from rcig_eqx import (
     PoolSchedule,
     SquaredError,
     evaluate,
-    exact_hypergradient,
-    head_hypergradient,
     load_result,
     partition,
     platt_loss,

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import rcig_eqx
+from _problem import head_hypergradient
 from rcig_eqx import (
     AbstractOuterLoss,
     Coreset,
@@ -28,7 +29,6 @@ from rcig_eqx import (
     falling_rate,
     fold_temperature,
     growing_average,
-    head_hypergradient,
     init,
     platt_loss,
     presets,

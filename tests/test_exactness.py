@@ -11,7 +11,7 @@ import lineax as lx
 import numpy as np
 import pytest
 
-from _problem import random_problem
+from _problem import exact_hypergradient, head_hypergradient, random_problem
 from rcig_eqx import (
     Coreset,
     label_margin,
@@ -22,9 +22,7 @@ from rcig_eqx import (
 )
 from rcig_eqx.methods import (
     choose_dual_solver,
-    exact_hypergradient,
     frepo,
-    head_hypergradient,
     rcig,
     rcig_paper,
 )

@@ -8,8 +8,8 @@ import lineax as lx
 import numpy as np
 import pytest
 
-from _problem import implicit_hypergradient
-from rcig_eqx import PoolSchedule, convnet_for, data, exact_hypergradient, real_coreset
+from _problem import exact_hypergradient, implicit_hypergradient
+from rcig_eqx import PoolSchedule, convnet_for, data, real_coreset
 from rcig_eqx._pool import new_member, train_member
 from rcig_eqx.solvers import Adam, ConjugateGradient
 

@@ -12,13 +12,17 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from _problem import CLASSES, implicit_hypergradient, random_problem
+from _problem import (
+    CLASSES,
+    exact_hypergradient,
+    head_hypergradient,
+    implicit_hypergradient,
+    random_problem,
+)
 from rcig_eqx import (
     Coreset,
     PoolSchedule,
     SquaredError,
-    exact_hypergradient,
-    head_hypergradient,
     mse_loss,
     partition,
     platt_loss,

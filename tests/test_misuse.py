@@ -59,7 +59,7 @@ def train(model, images, labels, **changed):
 
 
 CG = r.solvers.ConjugateGradient()
-EXACT = r.exact_hypergradient
+EXACT = r.methods.rcig().through
 
 # name: a call with the right arguments g at hand, and the argument that is wrong
 CASES = {
@@ -96,9 +96,9 @@ CASES = {
     "exact_labels": (lambda g: EXACT(g["model"], g["coreset"], g["images"], g["labels"]), "targets"),
     "exact_images_last": (lambda g: EXACT(g["model"], g["coreset"], g["targets"], g["images"]), "images"),
     "exact_rows": (lambda g: EXACT(g["model"], g["coreset"], g["images"], g["targets"][1:]), "targets"),
-    "exact_solver": (lambda g: EXACT(g["model"], g["coreset"], g["images"], g["targets"], solver="cg"), "solver"),
+    "exact_solver": (lambda g: r.methods.rcig(solver=1), "solver"),
     "exact_chosen": (lambda g: EXACT(g["model"], g["coreset"], g["images"], g["targets"], chosen=jnp.ones(2)), "chosen"),
-    "head_swapped": (lambda g: r.head_hypergradient(g["model"], g["images"], g["coreset"], g["targets"]), "coreset"),
+    "head_swapped": (lambda g: r.methods.frepo().through(g["model"], g["images"], g["coreset"], g["targets"]), "coreset"),
     "init_swapped": (lambda g: r.init(g["recipe"], g["coreset"], key=jr.key(0)), "coreset"),
     "step_swapped": (lambda g: r.step((g["images"], g["labels"]), g["state"]), "state"),
     "step_batch_swapped": (lambda g: r.step(g["state"], (g["labels"], g["images"])), "batch"),

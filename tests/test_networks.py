@@ -13,6 +13,7 @@ import lineax as lx
 import numpy as np
 import pytest
 
+from _problem import exact_hypergradient
 from rcig_eqx import (
     Coreset,
     Hypergradient,
@@ -20,7 +21,6 @@ from rcig_eqx import (
     coreset_optimizer,
     distill,
     evaluate,
-    exact_hypergradient,
     growing_average,
     init,
     linearize,

@@ -11,8 +11,8 @@ import lineax as lx
 import numpy as np
 import pytest
 
-from _problem import implicit_hypergradient, random_problem
-from rcig_eqx import Coreset, exact_hypergradient, head_hypergradient, linearize
+from _problem import exact_hypergradient, head_hypergradient, implicit_hypergradient, random_problem
+from rcig_eqx import Coreset, linearize
 from rcig_eqx._subsample import choose, in_chunks, partial_vjp
 from rcig_eqx.methods import cig, frepo, rcig, rcig_paper, rig, vig
 from rcig_eqx.solvers import Adam, ConjugateGradient

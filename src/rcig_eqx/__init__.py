@@ -70,10 +70,6 @@ from .bilevel import (
     hypergradient as hypergradient,
     implicitly_differentiable as implicitly_differentiable,
 )
-from .methods import (
-    exact_hypergradient as exact_hypergradient,
-    head_hypergradient as head_hypergradient,
-)
 from .models import (
     ConvNet as ConvNet,
     Network as Network,

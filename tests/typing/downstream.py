@@ -17,8 +17,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 import rcig_eqx as rcig
 from rcig_eqx import distill as distill, load_export as load_export, make_mesh as make_mesh, privacy
 from rcig_eqx.data import stream as stream
-from rcig_eqx.methods import implicit_hypergradient as implicit_hypergradient
-from rcig_eqx.solvers import Adam, ConjugateGradient, Dual, InDtype, Neumann
+from rcig_eqx.solvers import Adam, ConjugateGradient, Dual, Neumann
 
 
 def distil(images: Float[Array, "n h w c"], labels: Int[Array, " n"], key: PRNGKeyArray) -> float:
@@ -67,9 +66,8 @@ def own_loss(predictions: Array, targets: Array, log_temperature: Array) -> Arra
 
 
 def exact(model: rcig.ConvNet, coreset: rcig.Coreset, images: Array, targets: Array) -> Array:
-    result = rcig.exact_hypergradient(
-        model, coreset, images, targets, outer_loss=own_loss, solver=lx.Cholesky()
-    )
+    method = rcig.methods.rcig(outer_loss=own_loss, solver=lx.Cholesky())
+    result = method.hypergradient(model, coreset, images, targets, key=jr.key(0))
     assert_type(result, rcig.Hypergradient)
     at = rcig.linearize(model, coreset.images)
     alpha = rcig.kernel_ridge(at.features @ at.features.T, coreset.labels, 0.1)
@@ -103,7 +101,6 @@ def bilevel(w: Array, log_l2: Array, batch: Array) -> Array:
         ConjugateGradient(1e-4),
         Neumann(50),
         Adam(1e-3),
-        InDtype(jnp.float64),
         lx.Cholesky(),
     ]
     result, aux = rcig.hypergradient(

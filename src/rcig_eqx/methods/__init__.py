@@ -1,10 +1,9 @@
 """Ready methods for `distill(method=…)`, and the functions they are made of."""
 
-from ._frepo import Frepo as Frepo, frepo as frepo, head_hypergradient as head_hypergradient
+from ._frepo import Frepo as Frepo, frepo as frepo
 from ._implicit import (
     Implicit as Implicit,
     cig as cig,
-    implicit_hypergradient as implicit_hypergradient,
     rcig_paper as rcig_paper,
     rig as rig,
     vig as vig,
@@ -18,7 +17,6 @@ from ._random import RandomSubset as RandomSubset, random_subset as random_subse
 from ._rcig import (
     Rcig as Rcig,
     choose_dual_solver as choose_dual_solver,
-    exact_hypergradient as exact_hypergradient,
     rcig as rcig,
 )
 from ._staged import Staged as Staged, default_method as default_method, staged as staged

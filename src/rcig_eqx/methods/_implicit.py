@@ -8,14 +8,22 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
+from jaxtyping import Array, Bool, Float, PyTree, Scalar
 
 from .._backend import IMAGES_AT_ONCE, full_precision
 from .._checks import check_flags, check_number
 from .._coreset import Coreset
-from .._losses import SQUARED_ERROR, InnerLoss, check_quadratic, is_quadratic, mse_loss, platt_loss
+from .._losses import (
+    SQUARED_ERROR,
+    InnerLoss,
+    OuterLoss,
+    check_quadratic,
+    is_quadratic,
+    mse_loss,
+    platt_loss,
+)
 from .._ridge import check_dtype
-from .._subsample import check_subset, choose, partial_vjp
+from .._subsample import partial_vjp
 from .._trees import add
 from ..bilevel import Hypergradient
 from ..bilevel._engine import differentiate
@@ -27,13 +35,11 @@ from ._inner import InnerProblem, Nodes
 from ._method import (
     AbstractRegularizedMethod,
     History,
-    OuterLoss,
     accuracy,
-    check_l2_rate,
+    check_shared,
     clip_implicit,
     first_short,
     over_support,
-    subtract_margin,
     support_vjp,
 )
 from ._search import find_rate
@@ -55,86 +61,10 @@ class Meeting(eqx.Module):
     log_temperature: Float[Array, ""]
 
 
-@full_precision
-def implicit_hypergradient(
-    method: "Implicit",
-    model: AbstractNetwork,
-    coreset: Coreset,
-    images: Float[Array, "b h w c"],
-    targets: Float[Array, "b classes"],
-    *,
-    chosen: Int[Array, " m"] | None = None,
-) -> Hypergradient:
+class Implicit(AbstractRegularizedMethod):
     """Direct plus implicit gradient after an inner optimisation (paper, sections 3.1 to 3.4).
 
-    **Arguments:**
-
-    - `method`: an [`Implicit`][rcig_eqx.methods.Implicit], such as `methods.rcig_paper()`.
-    - `model`, `coreset`, `images`, `targets`, `chosen`: as in
-      [`exact_hypergradient`][rcig_eqx.exact_hypergradient].
-
-    **Returns:** a `Hypergradient` with `accuracy`; `iterations` and `residual` of the
-    inverse-Hessian solve; `inner_iterations`, and `inner_residual`, the norm of the last inner
-    gradient taken relative to the first; and `converged`, whether both solvers did what was asked
-    of them. Adam adds whether its descent ended above its start or was monotone: `inner_diverged`,
-    `inner_monotone`, `solver_diverged`, `solver_monotone`; and a Neumann series its
-    `step_times_curvature`, which must be below 2.
-    """
-    problem = method.problem(model, coreset)
-    (X_S, y_S), pull_back = support_vjp(coreset)
-    at = InnerSolution.of(problem, X_S, y_S, method.inner, method.gauss_newton)
-    theta_B = at.theta[0]
-    at_T = problem.expand(images)
-
-    def outer(theta: PyTree, phi: Meeting) -> tuple[Scalar, Array]:
-        nodes = add(at.at_S(theta[0]), phi.nodes)
-        f_T = problem.outputs(theta, nodes, phi.labels, at_T)
-        return method.outer_loss(f_T, targets, phi.log_temperature), f_T
-
-    def slope(phi: Meeting, v: PyTree) -> Scalar:
-        nodes, tangents = problem.along(at.at_S, theta_B, v[0])
-
-        def inner(theta: PyTree, nodes: Nodes) -> Scalar:
-            return problem.loss(theta, nodes, phi.labels)
-
-        moved = (at.theta, add(nodes, phi.nodes)), (v, add(tangents, phi.tangents))
-        return jax.jvp(inner, *moved)[1]
-
-    zero = problem.no_nodes(y_S)
-    parts = differentiate(
-        outer,
-        slope,
-        at.theta,
-        Meeting(zero, zero, y_S, coreset.log_temperature),
-        lambda g: at.inverse(method.solver, g, method.damping),
-    )
-
-    def nodes_at(X: Array) -> tuple[Nodes, Nodes]:
-        return problem.along(problem.expand(X), theta_B, parts.adjoint[0])
-
-    _, to_images = partial_vjp(nodes_at, X_S, chosen, held=IMAGES_AT_ONCE)
-
-    def gradient_of(bar: Meeting) -> Coreset:
-        tangents = add(bar.tangents, zero)  # what is no constant to the compiler
-        return pull_back(to_images((bar.nodes, tangents)), bar.labels, bar.log_temperature)
-
-    if method.clip:
-        direct, implicit = gradient_of(parts.direct), gradient_of(parts.implicit)
-        gradient = add(direct, clip_implicit(direct, implicit))
-    else:  # both at once: half the passes
-        gradient = gradient_of(add(parts.direct, parts.implicit))
-    stats = at.stats | said("solver_", parts.stats) | {"accuracy": accuracy(parts.aux, targets)}
-    if "step_times_curvature" in parts.stats:
-        stats["step_times_curvature"] = parts.stats["step_times_curvature"]
-    stats["inner_converged"] = at.converged
-    stats["converged"] = parts.stats["converged"] & at.converged
-    return Hypergradient(parts.value, gradient, stats)
-
-
-class Implicit(AbstractRegularizedMethod):
-    """A method of the primal route, whose learning rates follow the run.
-
-    `rcig_paper`, `rig`, `cig` and `vig` are its ready forms.
+    `rcig_paper`, `rig`, `cig` and `vig` are its ready forms. Learning rates follow the run.
 
     **Arguments:**
 
@@ -150,12 +80,11 @@ class Implicit(AbstractRegularizedMethod):
     - `solver`: for v = H⁻¹ ∂L_o/∂θ: a lineax solver such as `ConjugateGradient`, `Neumann` or
       `Adam`; where the inner loss is quadratic also [`Dual`][rcig_eqx.solvers.Dual]. Of any other,
       H is taken where `inner` ended.
-    - `l2_rate`, `outer_loss`: as in [`exact_hypergradient`][rcig_eqx.exact_hypergradient].
+    - `l2_rate`, `outer_loss`, `subset`, `margin`: as in [`Rcig`][rcig_eqx.methods.Rcig].
     - `damping`: added to H's diagonal.
     - `gauss_newton`: whether H is the Gauss–Newton matrix instead of the Hessian. A network that
       is not linearised has an indefinite Hessian away from its minimum.
     - `dtype`: the precision of the ridge solve, where the head is solved for.
-    - `subset`, `margin`: as in [`Rcig`][rcig_eqx.methods.Rcig].
     - `clip`: limit the implicit gradient to the direct one's norm, as
       [`clip_implicit`][rcig_eqx.methods.clip_implicit].
     - `inner_loss`: a [`SquaredError`][rcig_eqx.SquaredError], or, where the head is trained, any
@@ -168,6 +97,13 @@ class Implicit(AbstractRegularizedMethod):
       quarters above this default.
     - `shrink`: what a rate is multiplied by after a step whose descent ended above its start
       (paper, appendix C), from `tune` on.
+
+    The statistics are `accuracy`; `iterations` and `residual` of the inverse-Hessian solve;
+    `inner_iterations`, and `inner_residual`, the norm of the last inner gradient taken relative to
+    the first; `inner_converged`, and `converged`, whether both solvers did what was asked of them.
+    Adam adds whether its descent ended above its start or was monotone: `inner_diverged`,
+    `inner_monotone`, `solver_diverged`, `solver_monotone`; and a Neumann series its
+    `step_times_curvature`, which must be below 2.
     """
 
     linearized: bool = eqx.field(static=True)
@@ -187,10 +123,9 @@ class Implicit(AbstractRegularizedMethod):
     shrink: float = eqx.field(static=True, default=0.9)
 
     def __check_init__(self):
-        flags = ("linearized", "reparameterized", "gauss_newton", "clip", "margin")
+        flags = ("linearized", "reparameterized", "gauss_newton", "clip")
         check_flags(**{name: getattr(self, name) for name in flags})
-        check_l2_rate(self.l2_rate)
-        check_subset(self.subset)
+        check_shared(self)
         if self.reparameterized:
             check_quadratic(self.inner_loss, "a reparameterised method solves for the head")
         quadratic = self.linearized and is_quadratic(self.inner_loss)
@@ -229,10 +164,57 @@ class Implicit(AbstractRegularizedMethod):
         check_dtype(self.dtype)
         AbstractRegularizedMethod.check(self, coreset, batch_size)
 
-    def hypergradient(self, model, coreset, images, targets, *, key):
-        chosen = choose(len(coreset.support()[1]), self.subset, key)
-        result = implicit_hypergradient(self, model, coreset, images, targets, chosen=chosen)
-        return subtract_margin(result, coreset) if self.margin else result
+    @full_precision
+    def through(self, model, coreset, images, targets, chosen=None):
+        problem = self.problem(model, coreset)
+        (X_S, y_S), pull_back = support_vjp(coreset)
+        at = InnerSolution.of(problem, X_S, y_S, self.inner, self.gauss_newton)
+        theta_B = at.theta[0]
+        at_T = problem.expand(images)
+
+        def outer(theta: PyTree, phi: Meeting) -> tuple[Scalar, Array]:
+            nodes = add(at.at_S(theta[0]), phi.nodes)
+            f_T = problem.outputs(theta, nodes, phi.labels, at_T)
+            return self.outer_loss(f_T, targets, phi.log_temperature), f_T
+
+        def slope(phi: Meeting, v: PyTree) -> Scalar:
+            nodes, tangents = problem.along(at.at_S, theta_B, v[0])
+
+            def inner(theta: PyTree, nodes: Nodes) -> Scalar:
+                return problem.loss(theta, nodes, phi.labels)
+
+            moved = (at.theta, add(nodes, phi.nodes)), (v, add(tangents, phi.tangents))
+            return jax.jvp(inner, *moved)[1]
+
+        zero = problem.no_nodes(y_S)
+        parts = differentiate(
+            outer,
+            slope,
+            at.theta,
+            Meeting(zero, zero, y_S, coreset.log_temperature),
+            lambda g: at.inverse(self.solver, g, self.damping),
+        )
+
+        def nodes_at(X: Array) -> tuple[Nodes, Nodes]:
+            return problem.along(problem.expand(X), theta_B, parts.adjoint[0])
+
+        _, to_images = partial_vjp(nodes_at, X_S, chosen, held=IMAGES_AT_ONCE)
+
+        def gradient_of(bar: Meeting) -> Coreset:
+            tangents = add(bar.tangents, zero)  # what is no constant to the compiler
+            return pull_back(to_images((bar.nodes, tangents)), bar.labels, bar.log_temperature)
+
+        if self.clip:
+            direct, implicit = gradient_of(parts.direct), gradient_of(parts.implicit)
+            gradient = add(direct, clip_implicit(direct, implicit))
+        else:  # both at once: half the passes
+            gradient = gradient_of(add(parts.direct, parts.implicit))
+        stats = at.stats | said("solver_", parts.stats) | {"accuracy": accuracy(parts.aux, targets)}
+        if "step_times_curvature" in parts.stats:
+            stats["step_times_curvature"] = parts.stats["step_times_curvature"]
+        stats["inner_converged"] = at.converged
+        stats["converged"] = parts.stats["converged"] & at.converged
+        return Hypergradient(parts.value, gradient, stats)
 
     @property
     def adapts(self) -> bool:

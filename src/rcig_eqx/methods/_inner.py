@@ -26,14 +26,7 @@ Expansion = Callable[[PyTree], Nodes]
 class InnerProblem(eqx.Module):
     """ℓ(f(X_S), y_S) + λ/2 ‖θ‖² over θ = (θ_B, θ_F), λ = l2_rate·n, with two switches.
 
-    ℓ is the paper's ½‖y_S − f(X_S)‖² unless another `inner_loss` is given; its weights, if any,
-    are of all the images, mirrored ones counted.
-
-    |                  | `reparameterized` | head trained |
-    |------------------|-------------------|--------------|
-    | `linearized`     | RCIG              | CIG          |
-    | not linearised   | RIG               | VIG          |
-
+    The weights of ℓ, if any, are of all the images, mirrored ones counted.
     A linearised network's θ is a displacement from the model's parameters, zero at the start;
     another's are the parameters themselves. Reparameterised, the inner variable is θ_B alone, and
     θ_F the ridge solution θ_F*(θ_B) (paper, equations 3 to 5). The θ_B of the L2 term is how far

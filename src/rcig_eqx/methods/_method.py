@@ -7,18 +7,19 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, Scalar
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Scalar
 
-from .._checks import check_number
+from .._checks import check_flags, check_number
 from .._coreset import Coreset
 from .._losses import (
     InnerLoss,
-    OuterLoss as OuterLoss,
+    OuterLoss,
     SquaredError,
     is_quadratic,
     label_margin,
     scales_predictions,
 )
+from .._subsample import check_subset, choose
 from .._types import PyTree
 from ..bilevel import Hypergradient
 from ..models import AbstractNetwork
@@ -108,11 +109,40 @@ class AbstractMethod(eqx.Module):
 
 
 class AbstractRegularizedMethod(AbstractMethod):
-    """A method whose inner problem is ℓ(f(X_S), y_S) + λ/2 ‖θ‖², λ = l2_rate · n."""
+    """A method whose inner problem is ℓ(f(X_S), y_S) + λ/2 ‖θ‖², n distilled images counted.
+
+    - `l2_rate`: λ/n.
+    - `inner_loss`, `outer_loss`: ℓ, and the loss on the outer batch.
+    - `subset`: distilled images, mirrored ones counted, that a step's last backward pass goes
+      through, drawn anew each time; all if `None` or if there are no more. The gradient in the
+      images is then an unbiased estimate, that in labels and log τ what it was.
+    - `margin`: subtract the label margin from the outer loss, as the authors' code does.
+    """
 
     l2_rate: eqx.AbstractVar[float | Scalar]
     inner_loss: eqx.AbstractVar[InnerLoss]
     outer_loss: eqx.AbstractVar[OuterLoss]
+    subset: eqx.AbstractVar[int | None]
+    margin: eqx.AbstractVar[bool]
+
+    @abc.abstractmethod
+    def through(
+        self,
+        model: AbstractNetwork,
+        coreset: Coreset,
+        images: Float[Array, "b h w c"],
+        targets: Float[Array, "b classes"],
+        chosen: Int[Array, " m"] | None = None,
+    ) -> Hypergradient:
+        """The hypergradient without the margin, its last backward pass through `chosen` images.
+
+        `chosen` are indices, mirrored ones counted; all images if `None`.
+        """
+
+    def hypergradient(self, model, coreset, images, targets, *, key):
+        chosen = choose(len(coreset.support()[1]), self.subset, key)
+        result = self.through(model, coreset, images, targets, chosen)
+        return subtract_margin(result, coreset) if self.margin else result
 
     @property
     @abc.abstractmethod
@@ -212,6 +242,9 @@ def first_short(history: History) -> dict[str, float]:
     return {name: values[at] for name, values in history.items() if len(values) > at}
 
 
-def check_l2_rate(l2_rate: float | Scalar) -> None:
-    """Raise `ValueError` unless the ridge problem has one solution. Traced rates are let pass."""
-    check_number("l2_rate", l2_rate, lambda rate: rate > 0, "positive, such as 5e-4")
+def check_shared(method: AbstractRegularizedMethod) -> None:
+    """Raise `ValueError` for an L2 rate, a subset or a margin that is none."""
+    rate = method.l2_rate
+    check_number("l2_rate", rate, lambda rate: rate > 0, "positive, such as 5e-4")
+    check_subset(method.subset)
+    check_flags(margin=method.margin)

@@ -5,17 +5,16 @@ from typing import Any
 import equinox as eqx
 import jax
 import lineax as lx
-from jaxtyping import Array, Float, Int, Scalar
+from jaxtyping import Array, Scalar
 
 from .._backend import IMAGES_AT_ONCE, full_precision
 from .._checks import check_flags
-from .._coreset import Coreset
 from .._linearize import linearize
-from .._losses import SQUARED_ERROR, InnerLoss, check_quadratic, platt_loss
-from .._subsample import check_subset, choose, partial_vjp
+from .._losses import SQUARED_ERROR, InnerLoss, OuterLoss, check_quadratic, platt_loss
+from .._subsample import partial_vjp
 from .._trees import negative
 from ..bilevel import Hypergradient
-from ..models import AbstractNetwork, count_parameters
+from ..models import count_parameters
 from ..operators import NTK
 from ..operators._kernel import woodbury
 from ..solvers import ConjugateGradient, Dual
@@ -25,31 +24,18 @@ from ._implicit import Implicit
 from ._method import (
     AbstractRegularizedMethod,
     History,
-    OuterLoss,
     accuracy,
-    check_l2_rate,
+    check_shared,
     first_short,
-    subtract_margin,
     support_vjp,
     weights_of,
 )
 
+Solver = lx.AbstractLinearSolver[Any]
 
-@full_precision
-def exact_hypergradient(
-    model: AbstractNetwork,
-    coreset: Coreset,
-    images: Float[Array, "b h w c"],
-    targets: Float[Array, "b classes"],
-    *,
-    l2_rate: float | Scalar = 5e-4,
-    inner_loss: InnerLoss = SQUARED_ERROR,
-    outer_loss: OuterLoss = platt_loss,
-    solver: lx.AbstractLinearSolver[Any] | None = None,
-    label_solver: lx.AbstractLinearSolver[Any] | None = None,
-    chosen: Int[Array, " m"] | None = None,
-) -> Hypergradient:
-    """The hypergradient of the linearised inner problem, without truncation.
+
+class Rcig(AbstractRegularizedMethod):
+    """Reparameterised convexified implicit gradients, without truncation.
 
     The inner problem is a strongly convex quadratic, so RCIG's and CIG's minimum is kernel ridge
     regression with the empirical NTK of `model`. With J the Jacobian of f_lin(X_S), λ = l2_rate·n:
@@ -61,138 +47,46 @@ def exact_hypergradient(
 
     This equals the direct plus the implicit gradient of the paper's section 3.3 with both loops
     run to convergence; μ/λ is its v. Costs one forward, tangent and transpose pass over the outer
-    batch, and over the distilled set the two solves and six passes.
+    batch, and over the distilled set the two solves and six passes. Matrix products run in full
+    float32 on every backend: a residual says nothing about an operator that was rounded itself.
 
     **Arguments:**
 
-    - `model`: the network θ⁰ to linearise around.
-    - `coreset`: ψ; mirrored first if it flips.
-    - `images`, `targets`: the outer batch, preprocessed, and one-hot labels.
     - `l2_rate`: λ divided by the number of distilled points (paper, appendix C: 5e-4 at depth 3).
-    - `inner_loss`: a [`SquaredError`][rcig_eqx.SquaredError]; with weights w the system is
-      (J Jᵀ + λ diag(w)⁻¹) α = y_S, and nothing else changes.
     - `outer_loss`: `outer_loss(predictions, targets, log_temperature)`.
     - `solver`: any lineax solver, with the [`NTK`][rcig_eqx.operators.NTK]: `lineax.Cholesky()` is
       exact, `ConjugateGradient()` is preconditioned by the conjugate kernel. If `None` by size, as
       [`choose_dual_solver`][rcig_eqx.methods.choose_dual_solver].
     - `label_solver`: that for α, which need not be as close; `solver` if `None`.
-    - `chosen`: indices of the distilled images, mirrored ones counted, that the last backward
-      pass goes through. If random, the gradient in the images is an unbiased estimate of the
-      exact one; that in the labels and log τ stays exact. All images if `None`.
-
-    **Returns:** a `Hypergradient` whose `stats` hold `accuracy`; `iterations` and `residual` of
-    the solve for β, on which the gradient in the images depends most, and `inner_iterations` and
-    `inner_residual` of that for α: products, 0 for a factorisation, and relative residuals; and
-    `converged`, whether both reached their tolerance.
-
-    Matrix products run in full float32 on every backend: a residual says nothing about an
-    operator that was rounded itself.
-    """
-    check_quadratic(inner_loss, "exact_hypergradient solves the inner problem")
-    (X_S, y_S), pull_back = support_vjp(coreset)
-    given = solver, label_solver
-    solver, label_solver = dual_solvers(y_S.size, count_parameters(model), *given)
-    K = NTK(model, X_S, l2_rate * len(y_S), weights=weights_of(inner_loss, coreset))
-    for_beta, for_alpha = prepare_kernel(K, solver, label_solver)
-
-    alpha, alpha_stats = for_alpha.solve(y_S)
-    theta = K.cotangent(alpha)
-    at_T = linearize(model, images)
-    f_T = at_T.jvp(theta)
-    value, (f_bar, temperature_bar) = jax.value_and_grad(
-        lambda f, t: outer_loss(f, targets, t), argnums=(0, 1)
-    )(f_T, coreset.log_temperature)
-    mu, beta, stats = woodbury(K, at_T.vjp(f_bar), for_beta.solve)
-
-    def products(X: Array) -> tuple[Array, Array]:
-        at = linearize(model, X)
-        return at.jvp(mu), at.jvp(theta)
-
-    _, to_images = partial_vjp(products, X_S, chosen, held=IMAGES_AT_ONCE)
-    gradient = pull_back(to_images((alpha, negative(beta))), beta, temperature_bar)
-    return Hypergradient(
-        value,
-        gradient,
-        {
-            "accuracy": accuracy(f_T, targets),
-            "iterations": stats["iterations"],
-            "residual": stats["residual"],
-            "inner_iterations": alpha_stats["iterations"],
-            "inner_residual": alpha_stats["residual"],
-            "converged": alpha_stats["converged"] & stats["converged"],
-        },
-    )
-
-
-def choose_dual_solver(
-    unknowns: int, parameters: int, *, labels: bool = False
-) -> lx.AbstractLinearSolver[Any]:
-    """The solver of the dual system for so many unknowns and parameters.
-
-    Unknowns are images × classes, mirrors counted. Up to 200, conjugate gradients need so few
-    products that forming the matrix does not pay; up to 2,000 they need many, and Cholesky is
-    faster and exact. Where the Jacobian has more than 4e8 numbers, forming the matrix takes too
-    many passes, and conjugate gradients are left, to a residual of 1e-4 for β, on which the
-    hypergradient depends more, and with `labels` of 1e-2 for α. At width 128 that is from 257
-    unknowns on. Measured at 100 and 1,000 unknowns (`benchmarks/step.py`), 5,000 and 20,000
-    (`benchmarks/tolerance.py`), at width 32 and an outer batch of 64; between and beyond, by
-    arithmetic.
-    """
-    if unknowns <= 200:
-        return ConjugateGradient()
-    if unknowns <= 2000 and unknowns * parameters <= 4e8:
-        return lx.Cholesky()
-    return ConjugateGradient(rtol=1e-2 if labels else 1e-4, max_steps=300)
-
-
-def dual_solvers(
-    unknowns: int,
-    parameters: int,
-    solver: lx.AbstractLinearSolver[Any] | None,
-    label_solver: lx.AbstractLinearSolver[Any] | None,
-) -> tuple[lx.AbstractLinearSolver[Any], lx.AbstractLinearSolver[Any]]:
-    """The solvers for β and α: those given, β's for both, or by size."""
-    label_solver = solver if label_solver is None else label_solver
-    size = unknowns, parameters
-    return (
-        choose_dual_solver(*size) if solver is None else solver,
-        choose_dual_solver(*size, labels=True) if label_solver is None else label_solver,
-    )
-
-
-class Rcig(AbstractRegularizedMethod):
-    """Reparameterised convexified implicit gradients, solved exactly.
-
-    What `distill` does by default once a head-only start has taken it most of the way.
-
-    **Arguments:** `l2_rate`, `inner_loss`, `outer_loss`, `solver` and `label_solver` as in
-    [`exact_hypergradient`][rcig_eqx.exact_hypergradient], and
-
-    - `subset`: distilled images, mirrored ones counted, that a step's last backward pass goes
-      through, drawn anew each time; all if `None` or if there are no more. The solves and the
-      forward pass take all.
+    - `subset`, `margin`: as in
+      [`AbstractRegularizedMethod`][rcig_eqx.methods.AbstractRegularizedMethod].
     - `clip`: limit the implicit part to the direct one's norm, leaf by leaf, as
       [`clip_implicit`][rcig_eqx.methods.clip_implicit]. The gradient is then not exact, and with
       a `subset` no unbiased estimate.
-    - `margin`: subtract the label margin from the outer loss, as the authors' code does.
+    - `inner_loss`: a [`SquaredError`][rcig_eqx.SquaredError]; with weights w the system is
+      (J Jᵀ + λ diag(w)⁻¹) α = y_S, and nothing else changes.
+
+    The statistics are `accuracy`; `iterations` and `residual` of the solve for β, on which the
+    gradient in the images depends most, and `inner_iterations` and `inner_residual` of that for α:
+    products, 0 for a factorisation, and relative residuals; and `converged`, whether both reached
+    their tolerance.
     """
 
     l2_rate: float | Scalar = 5e-4
     outer_loss: OuterLoss = platt_loss
-    solver: lx.AbstractLinearSolver[Any] | None = None
-    label_solver: lx.AbstractLinearSolver[Any] | None = None
+    solver: Solver | None = None
+    label_solver: Solver | None = None
     subset: int | None = eqx.field(static=True, default=None)
     clip: bool = eqx.field(static=True, default=False)
     margin: bool = eqx.field(static=True, default=False)
     inner_loss: InnerLoss = SQUARED_ERROR
 
     def __check_init__(self):
-        check_l2_rate(self.l2_rate)
-        check_subset(self.subset)
+        check_shared(self)
         for name in ("solver", "label_solver"):
             if getattr(self, name) is not None:
                 check_kernel_solver(name, getattr(self, name))
-        check_flags(clip=self.clip, margin=self.margin)
+        check_flags(clip=self.clip)
         check_quadratic(self.inner_loss, "rcig solves the inner problem")
 
     @property
@@ -211,25 +105,50 @@ class Rcig(AbstractRegularizedMethod):
             )
         return advice(self.solver, first_short(history))
 
-    def hypergradient(self, model, coreset, images, targets, *, key):
-        problem = (model, coreset, images, targets)
-        if self.clip:
-            return self._by_parts(model, coreset).hypergradient(*problem, key=key)
-        result = exact_hypergradient(
-            *problem,
-            l2_rate=self.l2_rate,
-            inner_loss=self.inner_loss,
-            outer_loss=self.outer_loss,
-            solver=self.solver,
-            label_solver=self.label_solver,
-            chosen=choose(len(coreset.support()[1]), self.subset, key),
-        )
-        return subtract_margin(result, coreset) if self.margin else result
+    @full_precision
+    def through(self, model, coreset, images, targets, chosen=None):
+        (X_S, y_S), pull_back = support_vjp(coreset)
+        solvers = self._solvers(y_S.size, count_parameters(model))
+        if self.clip:  # the exact parts one by one
+            return self._by_parts(*solvers).through(model, coreset, images, targets, chosen)
+        weights = weights_of(self.inner_loss, coreset)
+        K = NTK(model, X_S, self.l2_rate * len(y_S), weights=weights)
+        for_beta, for_alpha = prepare_kernel(K, *solvers)
 
-    def _by_parts(self, model: AbstractNetwork, coreset: Coreset) -> Implicit:
-        """The direct and the implicit part one by one, each solved for in the dual."""
-        size = coreset.support()[1].size, count_parameters(model)
-        solver, label_solver = dual_solvers(*size, self.solver, self.label_solver)
+        alpha, alpha_stats = for_alpha.solve(y_S)
+        theta = K.cotangent(alpha)
+        at_T = linearize(model, images)
+        f_T = at_T.jvp(theta)
+        value, (f_bar, temperature_bar) = jax.value_and_grad(
+            lambda f, t: self.outer_loss(f, targets, t), argnums=(0, 1)
+        )(f_T, coreset.log_temperature)
+        mu, beta, stats = woodbury(K, at_T.vjp(f_bar), for_beta.solve)
+
+        def products(X: Array) -> tuple[Array, Array]:
+            at = linearize(model, X)
+            return at.jvp(mu), at.jvp(theta)
+
+        _, to_images = partial_vjp(products, X_S, chosen, held=IMAGES_AT_ONCE)
+        gradient = pull_back(to_images((alpha, negative(beta))), beta, temperature_bar)
+        said = {
+            "accuracy": accuracy(f_T, targets),
+            "iterations": stats["iterations"],
+            "residual": stats["residual"],
+            "inner_iterations": alpha_stats["iterations"],
+            "inner_residual": alpha_stats["residual"],
+            "converged": alpha_stats["converged"] & stats["converged"],
+        }
+        return Hypergradient(value, gradient, said)
+
+    def _solvers(self, *size: int) -> tuple[Solver, Solver]:
+        """Those for β and α: as given, or by size."""
+        labels = self.solver if self.label_solver is None else self.label_solver
+        return (
+            choose_dual_solver(*size) if self.solver is None else self.solver,
+            choose_dual_solver(*size, labels=True) if labels is None else labels,
+        )
+
+    def _by_parts(self, solver: Solver, label_solver: Solver) -> Implicit:
         return Implicit(
             linearized=True,
             reparameterized=True,
@@ -238,12 +157,29 @@ class Rcig(AbstractRegularizedMethod):
             l2_rate=self.l2_rate,
             inner_loss=self.inner_loss,
             outer_loss=self.outer_loss,
-            subset=self.subset,
             clip=True,
-            margin=self.margin,
         )
 
 
 def rcig(**options: Any) -> Rcig:
     """An [`Rcig`][rcig_eqx.methods.Rcig]; `options` are its fields."""
     return Rcig(**options)
+
+
+def choose_dual_solver(unknowns: int, parameters: int, *, labels: bool = False) -> Solver:
+    """The solver of the dual system for so many unknowns and parameters.
+
+    Unknowns are images × classes, mirrors counted. Up to 200, conjugate gradients need so few
+    products that forming the matrix does not pay; up to 2,000 they need many, and Cholesky is
+    faster and exact. Where the Jacobian has more than 4e8 numbers, forming the matrix takes too
+    many passes, and conjugate gradients are left, to a residual of 1e-4 for β, on which the
+    hypergradient depends more, and with `labels` of 1e-2 for α. At width 128 that is from 257
+    unknowns on. Measured at 100 and 1,000 unknowns (`benchmarks/step.py`), 5,000 and 20,000
+    (`benchmarks/tolerance.py`), at width 32 and an outer batch of 64; between and beyond, by
+    arithmetic.
+    """
+    if unknowns <= 200:
+        return ConjugateGradient()
+    if unknowns <= 2000 and unknowns * parameters <= 4e8:
+        return lx.Cholesky()
+    return ConjugateGradient(rtol=1e-2 if labels else 1e-4, max_steps=300)

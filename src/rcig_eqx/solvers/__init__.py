@@ -4,7 +4,6 @@ from ._adam import AbstractDescent as AbstractDescent, Adam as Adam
 from ._cg import ConjugateGradient as ConjugateGradient
 from ._definite import AbstractDefiniteSolver as AbstractDefiniteSolver, Traits as Traits
 from ._dual import Dual as Dual
-from ._in_dtype import InDtype as InDtype
 from ._neumann import Neumann as Neumann, largest_eigenvalue as largest_eigenvalue
 
 # So that help() lists them.
