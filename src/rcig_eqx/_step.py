@@ -12,7 +12,12 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray, Scalar
 
 from ._backend import compiler_options
-from ._coreset import AbstractParameterization, Coreset, growing_average
+from ._coreset import (
+    AbstractParameterization,
+    Coreset,
+    check_parameterization,
+    growing_average,
+)
 from ._devices import replicate
 from ._faults import all_finite, diagnose, next_raises, raise_l2
 from ._pool import (
@@ -88,6 +93,37 @@ def _coreset_optimizer(
     return optimizer
 
 
+def update(
+    optimizer: optax.GradientTransformation,
+    gradient: PyTree,
+    opt_state: PyTree,
+    psi: PyTree,
+    value: Scalar,
+) -> tuple[PyTree, PyTree]:
+    """An optimiser's updates of ψ and its next state.
+
+    One that takes more than a gradient, such as `optax.contrib.reduce_on_plateau`, gets `value`,
+    the outer loss on the step's batch, and `grad`. It does not get `value_fn`: the step knows the
+    loss at ψ alone.
+    """
+    optimizer = optax.with_extra_args_support(optimizer)
+    with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic needs it
+        return optimizer.update(gradient, opt_state, psi, value=value, grad=gradient)
+
+
+def check_optimizer(optimizer: optax.GradientTransformation, psi: PyTree) -> None:
+    """Raise `ValueError` for an optimiser that a step cannot use: a dry run without numbers."""
+    value = jax.ShapeDtypeStruct((), jnp.float32)
+    try:
+        opt_state = eqx.filter_eval_shape(optimizer.init, psi)
+        eqx.filter_eval_shape(update, optimizer, psi, opt_state, psi, value)
+    except Exception as error:
+        raise ValueError(
+            f"optimizer fails on the distilled set ({error}): pass one that needs no more than "
+            "gradients, value= and grad=, such as optax.adabelief(0.01)."
+        ) from error
+
+
 class Recipe(eqx.Module):
     """The strategies of a run. Only an adaptive method has arrays, its learning rates.
 
@@ -150,7 +186,12 @@ def init(coreset: Coreset, recipe: Recipe, *, key: PRNGKeyArray) -> State:
     """The state before the first step: a pool of fresh networks around a starting ψ."""
     pool_key, run_key = jr.split(key)
     coreset = eqx.tree_at(lambda c: c.preprocess, coreset, None, is_leaf=lambda x: x is None)
+    dtype = coreset.labels.dtype
+    coreset = jax.tree.map(lambda x: x if eqx.is_array(x) else jnp.asarray(x, dtype), coreset)
+    if recipe.parameterization is not None:
+        check_parameterization(recipe.parameterization, coreset)
     psi = recipe.encode(coreset)
+    check_optimizer(recipe.optimizer, psi)
 
     def copy(tree: PyTree) -> PyTree:  # what the caller has stays the caller's
         return jax.tree.map(lambda x: jnp.copy(x) if eqx.is_array(x) else x, tree)
@@ -248,10 +289,8 @@ def step(
     if recipe.method.adapts:
         adapted = recipe.method.adapt(result.stats)
         recipe = eqx.tree_at(lambda r: r.method, recipe, adapted)
-    updates, opt_state = recipe.optimizer.update(
-        gradient,
-        state.opt_state,
-        state.coreset,  # pyright: ignore[reportArgumentType]
+    updates, opt_state = update(
+        recipe.optimizer, gradient, state.opt_state, state.coreset, result.value
     )
     coreset = eqx.apply_updates(state.coreset, updates)
     finite = jnp.any(sound) & all_finite((gradient, coreset))

@@ -1,5 +1,7 @@
 """Arithmetic on pytrees of arrays, taken as one long vector."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Scalar
@@ -13,9 +15,28 @@ def dot(a: PyTree, b: PyTree) -> Scalar:
     return jax.tree.reduce(jnp.add, products)
 
 
+def largest(a: PyTree) -> Scalar:
+    """The largest absolute value over all leaves, 1 if all are zero: what to divide by."""
+    sizes = [jnp.max(jnp.abs(x), initial=0) for x in jax.tree.leaves(a)]
+    size = functools.reduce(jnp.maximum, sizes)
+    return jnp.where(size == 0, 1, size)
+
+
+def divide(a: PyTree, scale: Scalar) -> PyTree:
+    """a / scale, in the leaves' own dtypes."""
+    return jax.tree.map(lambda x: x / scale.astype(x.dtype), a)
+
+
 def norm(a: PyTree) -> Scalar:
-    """‖a‖ over all leaves."""
-    return jnp.sqrt(dot(a, a))
+    """‖a‖ over all leaves, also where the squares of their numbers underflow or overflow."""
+    scale = largest(a)
+    unit = divide(a, scale)
+    return scale * jnp.sqrt(dot(unit, unit))
+
+
+def known(x: PyTree, residual: Scalar) -> PyTree:
+    """x, not a number where its residual is not finite: a right-hand side of NaN has no x of 0."""
+    return jax.tree.map(lambda x: jnp.where(jnp.isfinite(residual), x, jnp.nan), x)
 
 
 def add(a: PyTree, b: PyTree) -> PyTree:

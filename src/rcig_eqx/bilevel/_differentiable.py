@@ -4,21 +4,22 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import equinox.internal as eqxi
 import jax
 from jaxtyping import Scalar
 
 from .._trees import negative
 from .._types import PyTree
-from ._checks import (
-    Preconditioner,
-    Solver,
-    check_adjoint,
-    check_scalar,
-    solver_options,
-    split,
-)
+from ..operators._hessian import linearized
+from ._checks import Preconditioner, Solver, check_adjoint, solver_options
 from ._engine import solve_adjoint
 from ._inner import InnerMinimum, Loss, as_inner_loss
+from ._parameters import check_pair, check_scalar, split
+
+_OPTIONS = (
+    "A keyword of minimise has no derivatives, as the inner loss does not get it: pass what should "
+    "have some in outer_params or args."
+)
 
 
 def implicitly_differentiable(
@@ -28,6 +29,7 @@ def implicitly_differentiable(
     solver: Solver,
     damping: float | Scalar = 0.0,
     preconditioner: Preconditioner | None = None,
+    has_aux: bool = False,
     inner_filter_spec: PyTree = eqx.is_inexact_array,
     throw: bool = False,
 ) -> Callable[..., PyTree]:
@@ -43,29 +45,43 @@ def implicitly_differentiable(
 
     **Arguments:**
 
-    - `minimise`: a function `(start, outer_params, *args) -> inner_params`.
+    - `minimise`: a function `(start, outer_params, *args, **options) -> inner_params`. Keywords,
+      such as a number of steps, go to it alone: the inner loss does not get them, and they have no
+      derivatives.
     - `inner_loss`: what it minimises, a scalar function of `(inner_params, outer_params, *args)`.
       Batches and keys in `args` are the same in the minimiser, the gradient and every Hessian
       product.
     - `solver`, `damping`, `preconditioner`, `inner_filter_spec`: as in
       [`hypergradient`][rcig_eqx.hypergradient]. Frozen leaves of the result have no derivative.
+    - `has_aux`: whether `minimise` returns `(inner_params, aux)`. So does the result then; aux has
+      no derivatives.
     - `throw`: raise at run time when an adjoint solve diverged. If not, the derivative is NaN then:
       there is no result code to look at.
 
-    **Returns:** a function `(start, outer_params, *args) -> inner_params`. A backward pass costs
-    one solve.
+    **Returns:** a function like `minimise`. A backward pass costs one solve.
+
+    Raises `ValueError` for a solver that does not fit, and the function that is returned for a
+    result of `minimise` that cannot be differentiated.
     """
     loss = as_inner_loss(inner_loss)
     check_adjoint(solver, loss, damping, preconditioner)
     rule = _Rule(solver, damping, preconditioner, throw)
 
-    def solution(start: PyTree, outer_params: PyTree, *args: Any) -> PyTree:
+    def solution(start: PyTree, outer_params: PyTree, *args: Any, **options: Any) -> PyTree:
         given = _fixed((start, outer_params, args))
-        found = minimise(given[0], given[1], *given[2])
-        theta, frozen = split("The result of minimise", _fixed(found), inner_filter_spec)
+        options = eqxi.nondifferentiable(options, msg=_OPTIONS)
+        found = _fixed(minimise(given[0], given[1], *given[2], **options))
+        found, aux = check_pair("minimise", found) if has_aux else (found, None)
+        theta, frozen = split("The result of minimise", found, inner_filter_spec)
         at = InnerMinimum(loss, frozen, outer_params, args)
-        check_scalar("inner_loss", at.loss, theta)
-        return eqx.combine(_attach(theta, at, rule), frozen)
+        try:
+            check_scalar("inner_loss", at.loss, theta)
+        except (TypeError, AttributeError) as error:
+            if isinstance(found, tuple) and len(found) == 2:
+                error.add_note("If minimise returns (inner_params, aux), pass has_aux=True.")
+            raise
+        found = eqx.combine(_attach(theta, at, rule), frozen)
+        return (found, aux) if has_aux else found
 
     return solution
 
@@ -103,7 +119,7 @@ def _attach_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Py
     def gradient(moving: InnerMinimum) -> PyTree:
         return jax.grad(eqx.combine(moving, still).loss)(theta)
 
-    cross = jax.jvp(gradient, (moving,), (moved,))[1]
+    cross = linearized(gradient, moving)[1](moved)
     theta_dot, _ = solve_adjoint(
         at,
         theta,

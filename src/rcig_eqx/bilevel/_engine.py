@@ -74,7 +74,7 @@ class Parts(eqx.Module):
 
 def differentiate(
     outer: Callable[[PyTree, PyTree], tuple[Scalar, Any]],
-    slope: Callable[[PyTree, PyTree], Scalar],
+    cross: Callable[[PyTree, PyTree], PyTree],
     theta: PyTree,
     phi: PyTree,
     solve: Callable[[PyTree], tuple[PyTree, dict[str, Array]]],
@@ -87,13 +87,13 @@ def differentiate(
     **Arguments:**
 
     - `outer`: (θ, φ) ↦ (L_o, aux).
-    - `slope`: (φ, v) ↦ ⟨∂L_i/∂θ, v⟩, θ held fixed.
+    - `cross`: (φ, v) ↦ ∂/∂φ ⟨∂L_i/∂θ, v⟩, θ and v held fixed.
     - `solve`: g ↦ H⁻¹ g and its statistics.
     """
     both = eqx.filter_value_and_grad(lambda at: outer(*at), has_aux=True)
     (value, aux), (g, direct) = both((theta, phi))
     v, stats = solve(g)
-    return Parts(value, aux, direct, negative(jax.grad(slope)(phi, v)), v, stats)
+    return Parts(value, aux, direct, negative(cross(phi, v)), v, stats)
 
 
 def solve_adjoint(

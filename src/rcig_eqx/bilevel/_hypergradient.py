@@ -3,21 +3,15 @@
 from typing import Any, Literal, overload
 
 import equinox as eqx
-import jax
 from jaxtyping import Array, Scalar
 
 from .._trees import add
 from .._types import PyTree
-from ._checks import (
-    Preconditioner,
-    Solver,
-    check_adjoint,
-    check_scalar,
-    solver_options,
-    split,
-)
+from ..operators._hessian import cross_product
+from ._checks import Preconditioner, Solver, check_adjoint, solver_options
 from ._engine import Hypergradient, differentiate, outcome, solve_adjoint
 from ._inner import InnerMinimum, Loss, as_inner_loss
+from ._parameters import check_scalar, split
 
 
 @overload
@@ -80,11 +74,13 @@ def hypergradient(
 
     **Arguments:**
 
-    - `outer_loss`, `inner_loss`: scalar functions of `(inner_params, outer_params, *args)`. The
-      curvature is the inner loss's Hessian; [`GaussNewton`][rcig_eqx.GaussNewton] and
-      [`LeastSquares`][rcig_eqx.LeastSquares] are inner losses that have another.
+    - `outer_loss`, `inner_loss`: scalar functions of `(inner_params, outer_params, *args)`, which
+      may have a `jax.custom_vjp`. The curvature is the inner loss's Hessian;
+      [`GaussNewton`][rcig_eqx.GaussNewton] and [`LeastSquares`][rcig_eqx.LeastSquares] are inner
+      losses that have another.
     - `inner_params`: θ, a pytree that minimises the inner loss.
-    - `outer_params`: ψ, a pytree.
+    - `outer_params`: ψ, a pytree. In either a Python float is taken for an array, as by `jax.grad`;
+      one in an Equinox module is held fixed, with a warning.
     - `args`: what both losses are evaluated on: batches, a key, an `equinox.nn.State`. Gradient
       and every Hessian product see the same batch and key, as they would in a closure; of one
       fixed batch the inner loss is an ordinary function. A `State` is held fixed: each evaluation
@@ -108,8 +104,8 @@ def hypergradient(
     through `warm_start` or `preconditioner`.
 
     Raises `ValueError` before any work for losses that are not scalar, parameters without a
-    floating-point array or with an integer or complex one to differentiate, a `warm_start` of
-    another structure, and a solver that does not fit.
+    floating-point array, with an integer or complex one to differentiate or a Python integer, a
+    `warm_start` of another structure, and a solver that does not fit.
     """
     loss = as_inner_loss(inner_loss)
     check_adjoint(solver, loss, damping, preconditioner, warm_start)
@@ -132,15 +128,15 @@ def hypergradient(
     def with_aux(theta: PyTree, psi: PyTree) -> tuple[Scalar, Any]:
         return outer(theta, psi) if has_aux else (outer(theta, psi), None)
 
-    def slope(psi: PyTree, v: PyTree) -> Scalar:
-        return jax.jvp(at(psi).loss, (theta,), (v,))[1]
-
     def solve(g: PyTree) -> tuple[PyTree, dict[str, Array]]:
         return solve_adjoint(
             at(psi), theta, g, solver=solver, damping=damping, options=options, throw=throw
         )
 
-    parts = differentiate(with_aux, slope, theta, psi, solve)
+    def cross(psi: PyTree, v: PyTree) -> PyTree:
+        return cross_product(inner, theta, psi, v)
+
+    parts = differentiate(with_aux, cross, theta, psi, solve)
     result = Hypergradient(
         parts.value,
         add(parts.direct, parts.implicit),

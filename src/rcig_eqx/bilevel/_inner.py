@@ -8,6 +8,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Scalar
 
 from .._types import PyTree
@@ -17,6 +19,7 @@ from ..operators import (
     gauss_newton_operator,
     hessian_operator,
 )
+from ._parameters import as_arrays
 
 # A scalar function of (inner_params, outer_params, *args); an outer one may return (loss, aux).
 Loss = Callable[..., Any]
@@ -140,19 +143,23 @@ class LeastSquares(AbstractInnerLoss):
 
     def __call__(self, inner_params: PyTree, outer_params: PyTree, *args: Any) -> Scalar:
         """The inner loss."""
-        theta = eqx.filter(inner_params, eqx.is_inexact_array)
+        theta = eqx.filter(as_arrays(inner_params), eqx.is_inexact_array)
         weights = self.weights(theta, outer_params, *args)
         penalties = jax.tree.map(lambda d, x: jnp.sum(d * x**2), weights, theta)
         squares = half_square(self.residuals(inner_params, outer_params, *args))
         return squares + 0.5 * jax.tree.reduce(jnp.add, penalties)
 
     def weights(self, theta: PyTree, outer_params: PyTree, *args: Any) -> PyTree:
-        """λ as a pytree shaped like θ."""
-
-        def spread(d: float | Array, part: PyTree) -> PyTree:
-            return jax.tree.map(lambda x: jnp.broadcast_to(d, x.shape).astype(x.dtype), part)
-
-        return jax.tree.map(spread, self.l2(outer_params, *args), theta)
+        """λ as a pytree shaped like θ; `ValueError` if it does not fit or is not positive."""
+        l2 = self.l2(outer_params, *args)
+        try:
+            jax.tree.map(lambda d, part: None, l2, theta)
+        except ValueError as error:
+            raise ValueError(
+                f"l2 returns {jax.tree.structure(l2)}, no prefix of the inner parameters' "
+                f"{jax.tree.structure(theta)}: return one number, or a pytree shaped like them."
+            ) from error
+        return jax.tree.map(lambda d, part: jax.tree.map(_spread(d), part), l2, theta)
 
     def curvature(
         self, at: "InnerMinimum", theta: PyTree, damping: float | Scalar
@@ -177,6 +184,29 @@ class LeastSquares(AbstractInnerLoss):
     @property
     def knows_dual(self) -> bool:
         return True
+
+
+def _spread(d: Any) -> Callable[[Array], Array]:
+    """λ over one leaf of θ."""
+    kind = getattr(d, "dtype", np.result_type(d) if isinstance(d, int | float) else None)
+    if kind is None or not (
+        jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)
+    ):
+        raise ValueError(f"l2 returns {d!r}: return real numbers or arrays of them.")
+    if not isinstance(d, Tracer) and not (np.asarray(d) > 0).all():
+        raise ValueError(
+            f"l2 returns {d}: make it positive, such as exp(log_l2) of what is learned."
+        )
+
+    def over(x: Array) -> Array:
+        if np.shape(d) not in ((), x.shape):
+            raise ValueError(
+                f"l2 returns {list(np.shape(d))} for parameters {list(x.shape)}: return a number "
+                "or an array of that shape."
+            )
+        return jnp.broadcast_to(d, x.shape).astype(x.dtype)
+
+    return over
 
 
 def half_square(tree: PyTree) -> Scalar:

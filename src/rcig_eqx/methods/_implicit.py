@@ -189,7 +189,7 @@ class Implicit(AbstractRegularizedMethod):
         zero = problem.no_nodes(y_S)
         parts = differentiate(
             outer,
-            slope,
+            jax.grad(slope),
             at.theta,
             Meeting(zero, zero, y_S, coreset.log_temperature),
             lambda g: at.inverse(self.solver, g, self.damping),
@@ -213,7 +213,7 @@ class Implicit(AbstractRegularizedMethod):
         if "step_times_curvature" in parts.stats:
             stats["step_times_curvature"] = parts.stats["step_times_curvature"]
         stats["inner_converged"] = at.converged
-        stats["converged"] = parts.stats["converged"] & at.converged
+        stats["converged"] = at.converged & (parts.stats["converged"] | traits(self.solver).idle)
         return Hypergradient(parts.value, gradient, stats)
 
     @property

@@ -20,6 +20,7 @@ from .._losses import (
     scales_predictions,
 )
 from .._subsample import check_subset, choose
+from .._trees import norm
 from .._types import PyTree
 from ..bilevel import Hypergradient
 from ..models import AbstractNetwork
@@ -216,7 +217,7 @@ def clip_implicit(direct: PyTree, implicit: PyTree) -> PyTree:
     """
 
     def clip(d: Array, i: Array) -> Array:
-        limit, length = jnp.linalg.norm(d.ravel()), jnp.linalg.norm(i.ravel())
+        limit, length = norm(d), norm(i)
         return i * jnp.where(length > limit, limit / jnp.where(length > 0, length, 1), 1)
 
     return jax.tree.map(clip, direct, implicit)

@@ -13,6 +13,7 @@ from .._trees import negative
 from ..operators import NTK, DualizableOperator, gauss_newton_operator, hessian_operator
 from ..operators._hessian import damped
 from ..solvers import AbstractDescent
+from ..solvers._definite import traits
 from ..solvers._dual import alike
 from ..solvers._solve import Prepared, prepare
 from ._inner import Expansion, InnerProblem
@@ -83,9 +84,12 @@ class InnerSolution:
         at = cls(*place, curvature(start), None, start, {}, jnp.asarray(True))
         prepared = prepare(at.operator(), inner, {"targets": y_S})
         theta, stats = prepared.solve(negative(jax.grad(loss)(start)))
-        named = said("inner_", stats)
         return dataclasses.replace(
-            at, prepared=prepared, theta=theta, stats=named, converged=stats["converged"]
+            at,
+            prepared=prepared,
+            theta=theta,
+            stats=said("inner_", stats),
+            converged=stats["converged"] | traits(inner).idle,
         )
 
     def operator(self, damping: float = 0.0) -> lx.AbstractLinearOperator:

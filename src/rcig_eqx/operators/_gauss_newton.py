@@ -7,7 +7,7 @@ import lineax as lx
 from jaxtyping import Scalar
 
 from .._types import PyTree
-from ._hessian import damped
+from ._hessian import damped, hessian_product, linearized
 
 
 def gauss_newton_operator(
@@ -22,9 +22,9 @@ def gauss_newton_operator(
     Positive semidefinite wherever θ is. Equal to the Hessian where f is linear in θ. A product is
     a tangent and a transpose pass through the outputs.
     """
-    f, tangent = jax.linearize(outputs, params)
+    f, tangent = linearized(outputs, params)
     transpose = jax.linear_transpose(tangent, params)
-    curvature = jax.linearize(jax.grad(loss), f)[1]
+    curvature = hessian_product(loss, f)
 
     def product(v: PyTree) -> PyTree:
         (result,) = transpose(curvature(tangent(v)))

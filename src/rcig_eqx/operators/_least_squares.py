@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from .._types import PyTree
+from ._hessian import linearized
 from ._kernel import AbstractKernel
 
 
@@ -19,7 +20,7 @@ class LeastSquaresKernel(AbstractKernel):
 
     - `residuals`: a function of the parameters; any pytree of arrays.
     - `params`: where it is linearised.
-    - `diagonal`: D > 0, a pytree shaped like the parameters.
+    - `diagonal`: D > 0, a pytree shaped like the parameters; all is NaN where it is not positive.
     """
 
     jacobian: lx.FunctionLinearOperator
@@ -27,7 +28,7 @@ class LeastSquaresKernel(AbstractKernel):
     diagonal: PyTree
 
     def __init__(self, residuals: Callable[[PyTree], PyTree], params: PyTree, diagonal: PyTree):
-        _, tangent = jax.linearize(lambda theta: ravel_pytree(residuals(theta))[0], params)
+        _, tangent = linearized(lambda theta: ravel_pytree(residuals(theta))[0], params)
         self.jacobian = lx.FunctionLinearOperator(tangent, jax.eval_shape(lambda: params))
         self.adjoint = self.jacobian.transpose()
         self.diagonal = diagonal
@@ -39,7 +40,7 @@ class LeastSquaresKernel(AbstractKernel):
         return self.adjoint.mv(u)
 
     def weigh(self, v: PyTree) -> PyTree:
-        return jax.tree.map(jnp.divide, v, self.diagonal)
+        return jax.tree.map(lambda x, d: jnp.where(d > 0, x / d, jnp.nan), v, self.diagonal)
 
     @property
     def scale(self) -> float:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Scalar
 
 from .._backend import zeros
 from .._checks import check_counts, check_number
-from .._trees import dot, norm, ratio, subtract
+from .._trees import divide, dot, largest, norm, ratio, relative, subtract
 from .._types import PyTree
 from ._definite import AbstractDefiniteSolver, Traits, check_definite
 
@@ -117,9 +117,11 @@ class Adam(AbstractDescent):
 
     The statistics are `num_steps`, `max_steps`, `residual` (‖g − Hv‖/‖g‖ at the last gradient
     taken, one step before the end), `diverged`, whether the quadratic was above its value at v = 0
-    there, and `monotone`. Only a residual that is not finite is reported as
-    `RESULTS.breakdown`: the descent is truncated on purpose, and `diverged` is for whoever sets
-    the learning rate.
+    there, and `monotone`. The descent is truncated on purpose, and `diverged` is for whoever sets
+    the learning rate: only a residual that is not finite is reported as `RESULTS.breakdown`. One of
+    0.999 or more is reported as `RESULTS.max_steps_reached`, as v = 0 leaves 1.
+
+    The learning rate and Adam's ε of 1e-8 are absolute: a g much below ε hardly moves v.
     """
 
     learning_rate: float | Float[Array, ""] | None = None
@@ -143,7 +145,7 @@ class Adam(AbstractDescent):
 
     @property
     def traits(self) -> Traits:
-        return Traits(started=True)
+        return Traits(started=True, idle=self.steps == 0)
 
     def advice(self, stats: dict[str, Any]) -> str:
         del stats
@@ -170,20 +172,24 @@ class Adam(AbstractDescent):
         if self.steps == 0:
             stats = {"num_steps": jnp.zeros((), jnp.int32), "max_steps": 0}
             if start is None:
-                start, stats["residual"] = zeros(vector), jnp.ones_like(norm(vector))
-            return start, lx.RESULTS.successful, stats
+                start, stats["residual"] = zeros(vector), relative(vector, vector)
+            return start, lx.RESULTS.max_steps_reached, stats
         start = zeros(vector) if start is None else start
+        unit = largest(vector)
 
         def value_and_gradient(v: PyTree) -> tuple[Scalar, PyTree]:
             gradient = subtract(state.mv(v), vector)
-            return 0.5 * (dot(v, gradient) - dot(v, vector)), gradient
+            slope = subtract(gradient, vector)
+            # In units whose products neither underflow nor overflow; losses are only compared.
+            return 0.5 * dot(divide(v, unit), divide(slope, unit)), gradient
 
         descent = self.descend(value_and_gradient, start)
         loss, length = descent.last
         residual = ratio(length, norm(vector))
         result = lx.RESULTS.where(
-            jnp.isfinite(residual), lx.RESULTS.successful, lx.RESULTS.breakdown
+            residual < 0.999, lx.RESULTS.successful, lx.RESULTS.max_steps_reached
         )
+        result = lx.RESULTS.where(jnp.isfinite(residual), result, lx.RESULTS.breakdown)
         stats = {
             "num_steps": jnp.asarray(self.steps, jnp.int32),
             "max_steps": self.steps,

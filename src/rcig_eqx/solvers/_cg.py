@@ -7,9 +7,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+from jaxtyping import Scalar
 
 from .._checks import check_counts, check_number
-from .._trees import axpy, dot, ratio
+from .._trees import axpy, divide, dot, known, largest, norm, ratio, subtract
 from .._types import PyTree
 from ._definite import AbstractDefiniteSolver, Traits, check_definite
 
@@ -20,15 +21,19 @@ class ConjugateGradient(AbstractDefiniteSolver):
     `lineax.CG` asks every component of the residual, and of the last change of x, to be small
     against that of b and x, and evaluates the operator once or twice more to begin and to
     stabilise. A truncated solve needs neither, and here each product is a tangent and a
-    transpose pass through a network: this one spends exactly one product an iteration, and one
-    more for a warm start.
+    transpose pass through a network: this one spends one product per iteration, one to close,
+    and one more for a warm start.
+
+    The closing product gives the residual. The recurrence's own falls on where rounding keeps
+    b − A x from falling. Where the recurrence has met `rtol` and b − A x has not, the iteration
+    starts again from x. It ends once that no longer halves the residual.
 
     Options, as for `lineax.CG`: `preconditioner`, a positive definite operator close to A⁻¹, and
-    `y0`, where to start. The statistics are `num_steps`, `max_steps`, `products` and
-    `residual`, the relative residual of the recurrence. Stopping at the cap is reported as
-    `RESULTS.max_steps_reached`. A direction along which the operator does not curve upwards, which
-    a positive definite one has none of, ends the iteration where it is, and is reported as
-    `RESULTS.breakdown`, as is a residual that is not finite.
+    `y0`, where to start. The statistics are `num_steps` (iterations), `max_steps`, `products` and
+    `residual`, ‖b − A x‖/‖b‖. Stopping at the cap is reported as `RESULTS.max_steps_reached`, and
+    at the precision of the numbers as `RESULTS.stagnation`. A direction along which the operator
+    does not curve upwards, which a positive definite one has none of, ends the iteration where it
+    is, and is reported as `RESULTS.breakdown`, as is a residual that is not finite.
     """
 
     rtol: float = eqx.field(static=True, default=1e-3)
@@ -59,14 +64,60 @@ class ConjugateGradient(AbstractDefiniteSolver):
     def compute(
         self, state: lx.AbstractLinearOperator, vector: PyTree, options: dict[str, Any]
     ) -> tuple[PyTree, lx.RESULTS, dict[str, Any]]:
-        operator = state
+        operator, y0 = state, options.get("y0")
         precondition = _product(options.get("preconditioner"))
-        target = self.rtol**2 * dot(vector, vector)
-        y0 = options.get("y0")
+        goal = self.rtol * norm(vector)
         if y0 is None:
-            y0, r = jax.tree.map(jnp.zeros_like, vector), vector
+            start, r = jax.tree.map(jnp.zeros_like, vector), vector
         else:
-            r = jax.tree.map(jnp.subtract, vector, operator.mv(y0))
+            start, r = y0, subtract(vector, operator.mv(y0))
+
+        def unfinished(carry):
+            _, _, length, step, _, definite, gaining = carry
+            return (length > goal) & (step < self.max_steps) & definite & gaining
+
+        def again(carry):
+            """Add to x what solves A d = b − A x, then take the residual anew."""
+            y, r, before, step, cycles, _, _ = carry
+            y, step, definite = self._iterate(operator.mv, precondition, y, r, goal, step)
+            r = subtract(vector, operator.mv(y))
+            length = norm(r)
+            gaining = (cycles == 0) | (length <= before / 2)
+            return y, r, length, step, cycles + 1, definite, gaining
+
+        zero, sound = jnp.zeros((), jnp.int32), jnp.asarray(True)
+        begin = (start, r, norm(r), zero, zero, sound, sound)
+        y, _, length, steps, cycles, definite, gaining = jax.lax.while_loop(
+            unfinished, again, begin
+        )
+        result = lx.RESULTS.where(gaining, lx.RESULTS.max_steps_reached, lx.RESULTS.stagnation)
+        result = lx.RESULTS.where(length <= goal, lx.RESULTS.successful, result)
+        result = lx.RESULTS.where(definite & jnp.isfinite(length), result, lx.RESULTS.breakdown)
+        stats = {
+            "num_steps": steps,
+            "max_steps": self.max_steps,
+            "products": steps + cycles + int(y0 is not None),
+            "residual": ratio(length, norm(vector)),
+        }
+        return known(y, length), result, stats
+
+    def _iterate(
+        self,
+        product: Callable[[PyTree], PyTree],
+        precondition: Callable[[PyTree], PyTree],
+        x: PyTree,
+        r: PyTree,
+        goal: Scalar,
+        step: Scalar,
+    ) -> tuple[PyTree, Scalar, Scalar]:
+        """From x with residual r, and iteration `step`, until the recurrence's r is below `goal`.
+
+        In units of r's largest number, as squares of smaller numbers may underflow.
+
+        **Returns:** x, the iterations done, and whether the operator curved upwards throughout.
+        """
+        scale = largest(r)
+        r, target = divide(r, scale), (goal / scale) ** 2
         z = precondition(r)
 
         def unfinished(carry):
@@ -74,32 +125,20 @@ class ConjugateGradient(AbstractDefiniteSolver):
             return (squared_residual > target) & (step < self.max_steps) & definite
 
         def body(carry):
-            y, r, p, rz, _, step, _ = carry
-            Ap = operator.mv(p)
+            x, r, p, rz, _, step, _ = carry
+            Ap = product(p)
             curvature = dot(p, Ap)
             definite = ~(curvature <= 0)
             length = jnp.where(definite, rz / curvature, 0)
-            y = axpy(length, p, y)
+            x = axpy(scale * length, p, x)
             r = axpy(-length, Ap, r)
             z = precondition(r)
             rz, previous = dot(r, z), rz
-            return y, r, axpy(rz / previous, p, z), rz, dot(r, r), step + 1, definite
+            return x, r, axpy(rz / previous, p, z), rz, dot(r, r), step + 1, definite
 
-        start = (y0, r, z, dot(r, z), dot(r, r), jnp.zeros((), jnp.int32), jnp.asarray(True))
-        y, _, _, _, squared_residual, steps, definite = jax.lax.while_loop(unfinished, body, start)
-        residual = jnp.sqrt(ratio(squared_residual, dot(vector, vector)))
-        result = lx.RESULTS.where(
-            squared_residual > target, lx.RESULTS.max_steps_reached, lx.RESULTS.successful
-        )
-        sound = definite & jnp.isfinite(squared_residual)
-        result = lx.RESULTS.where(sound, result, lx.RESULTS.breakdown)
-        stats = {
-            "num_steps": steps,
-            "max_steps": self.max_steps,
-            "products": steps + int("y0" in options),
-            "residual": residual,
-        }
-        return y, result, stats
+        start = (x, r, z, dot(r, z), dot(r, r), step, jnp.asarray(True))
+        x, *_, step, definite = jax.lax.while_loop(unfinished, body, start)
+        return x, step, definite
 
 
 def _product(operator: lx.AbstractLinearOperator | None) -> Callable[[PyTree], PyTree]:

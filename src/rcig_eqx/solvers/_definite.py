@@ -29,12 +29,14 @@ class Traits(eqx.Module):
     - `preconditioned`: it takes a `preconditioner`.
     - `started`: it takes a start, `y0`.
     - `dual`: it solves by the operator's kernel, which the operator must know.
+    - `idle`: it takes no step, and its start is the solution.
     """
 
     direct: bool = False
     preconditioned: bool = False
     started: bool = False
     dual: bool = False
+    idle: bool = False
 
 
 class AbstractDefiniteSolver(lx.AbstractLinearSolver[Any]):

@@ -74,14 +74,15 @@ def account(given: Prepared, b: PyTree, solution: lx.Solution) -> dict[str, Arra
     if residual is None:
         residual = residual_of(given.operator, x, b)
         products = products + int(not traits(given.solver).direct)
-    result = solution.result
-    truncated = (result == lx.RESULTS.successful) | (result == lx.RESULTS.max_steps_reached)
+    good = solution.result == lx.RESULTS.successful
+    truncated = solution.result == lx.RESULTS.max_steps_reached
+    ended = (good | (solution.result == lx.RESULTS.stagnation)) & (residual <= 1)  # v = 0 has 1
     stats = {
         "iterations": jnp.asarray(0 if steps is None else steps, jnp.int32),
         "products": jnp.asarray(products, jnp.int32),
         "residual": residual,
-        "converged": jnp.asarray(result == lx.RESULTS.successful),
-        "diverged": ~truncated | ~jnp.isfinite(norm(x)) | said.get("diverged", False),
+        "converged": good & ended,
+        "diverged": ~(truncated | ended) | ~jnp.isfinite(norm(x)) | said.get("diverged", False),
     }
     return stats | {name: said[name] for name in _OWN_WORDS if name in said}
 
