@@ -70,7 +70,8 @@ class Worker:
         )  # fmt: skip
 
     def ask(self, case) -> list[float]:
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin
+        assert self.process.stdout
         self.process.stdin.write(json.dumps(case) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())

@@ -654,7 +654,7 @@ def test_mistakes_of_the_differentiable_minimiser():
     with pytest.raises(ValueError, match="takes no preconditioner"):
         implicitly_differentiable(saddle, saddle, solver=lx.LU(), preconditioner=lambda v: v)
     solve = implicitly_differentiable(lambda start, psi: 3, bowl, solver=CG)
-    with pytest.raises(ValueError, match="result of minimise has no floating-point array"):
+    with pytest.raises(ValueError, match="result of minimise is the Python integer 3"):
         solve(jnp.ones(2), jnp.asarray(0.1))
     rows = implicitly_differentiable(lambda start, psi: start, lambda w, psi: w, solver=CG)
     with pytest.raises(ValueError, match="inner_loss returns"):
@@ -882,7 +882,7 @@ def test_a_minimiser_with_aux_and_keywords(ridge):
         implicitly_differentiable(
             lambda start, psi: ridge.closed(psi), ridge.inner, solver=CG, has_aux=True
         )(None, ridge.psi)
-    with pytest.raises(TypeError) as told:
+    with pytest.raises(ValueError, match=r"minimise\[1\]\['steps'\]") as told:
         implicitly_differentiable(minimise, ridge.inner, solver=CG)(None, ridge.psi, steps=7)
     assert "has_aux=True" in "".join(told.value.__notes__)
 
@@ -949,7 +949,9 @@ def test_a_right_hand_side_of_any_scale(name, scale):
             assert np.isnan(got.gradient).any()
         else:
             assert got.stats["converged"]
-            assert np.linalg.norm(got.adjoint - scale * right) <= scale * tolerance
+            assert (
+                np.linalg.norm(np.asarray(got.adjoint, float) - scale * right) <= scale * tolerance
+            )
 
 
 # name: Adam, the scale of its right-hand side; none of them gets anywhere
