@@ -30,6 +30,14 @@ def damaged(content: bytes, rng: np.random.Generator) -> bytes:
     return content + noise
 
 
+def every_byte(content: bytes) -> Iterator[bytes]:
+    """`content` with one byte changed, each in turn: a bit of it, other ones of other bytes."""
+    for place in range(len(content)):
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        yield bytes(changed)
+
+
 # What no field of a card expects, or one may.
 VALUES: tuple[Any, ...] = (
     None,

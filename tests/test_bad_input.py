@@ -132,6 +132,19 @@ CASES: dict[str, tuple[str, str]] = {
     "evaluate_more_classes": ("ValueError", "2 classes and the test set 3"),
     "evaluate_without_preprocess": ("ValueError", "pass the DistillResult itself"),
     "evaluate_an_array": ("ValueError", "pass what distill or load_result returned"),
+    "evaluate_labels_nan": ("ValueError", "distilled has labels that are NaN"),
+    "evaluate_images_infinite": ("ValueError", "distilled has images that are NaN or infinite"),
+    "evaluate_labels_shape": ("ValueError", r"labels \(2,\): make them .*\[n classes\]"),
+    "evaluate_labels_rows": ("ValueError", r"labels \(1, 2\): make them .*\[n classes\]"),
+    "evaluate_labels_numbers": ("ValueError", "distilled has labels of int32"),
+    "evaluate_images_bytes": ("ValueError", "distilled has images of uint8"),
+    "evaluate_test_labels_nan": ("ValueError", "labels are float64, not integers"),
+    "evaluate_class_names": ("ValueError", "class_names is .*2 distinct names"),
+    "evaluate_class_names_text": ("ValueError", "class_names is 'ab': pass a list of 2"),
+    "evaluate_baseline_true": ("ValueError", "bool is no labelled set"),
+    "evaluate_baseline_classes": ("ValueError", "baseline has images .* of 1 classes"),
+    "evaluate_baseline_size": ("ValueError", r"baseline has images \(8, 7, 1\)"),
+    "export_a_coreset": ("ValueError", "result is a Coreset.*: pass what distill"),
     "evaluate_on_an_array": ("ValueError", r"pass a Dataset, \(images, labels\)"),
     "evaluate_no_networks": ("ValueError", "num_networks is 0.*at least 1"),
     "evaluate_key_an_int": ("ValueError", "pass one key"),
@@ -190,6 +203,9 @@ def collect() -> dict[str, list[str]]:
     def evaluate(distilled=coreset, test=(images, labels), **changed):
         given = {"key": key, "steps": 1, "num_networks": 1, "progress": False} | changed
         r.evaluate(distilled, test, **given)
+
+    def changed(field, value):
+        return eqx.tree_at(lambda c: getattr(c, field), coreset, value)
 
     def spoiled(value):
         x = images.astype(np.float32) / 255
@@ -351,6 +367,19 @@ def collect() -> dict[str, list[str]]:
         "evaluate_more_classes": lambda: evaluate(test=(images, np.repeat([0, 1, 2], 4))),
         "evaluate_without_preprocess": lambda: evaluate(bare),
         "evaluate_an_array": lambda: evaluate(images),
+        "evaluate_labels_nan": lambda: evaluate(changed("labels", jnp.eye(2) * jnp.nan)),
+        "evaluate_images_infinite": lambda: evaluate(changed("images", coreset.images / 0)),
+        "evaluate_labels_shape": lambda: evaluate(changed("labels", jnp.ones(2))),
+        "evaluate_labels_rows": lambda: evaluate(changed("labels", jnp.ones((1, 2)))),
+        "evaluate_labels_numbers": lambda: evaluate(changed("labels", jnp.eye(2, dtype="int32"))),
+        "evaluate_images_bytes": lambda: evaluate(changed("images", images[:2])),
+        "evaluate_test_labels_nan": lambda: evaluate(test=(images, labels * np.nan)),
+        "evaluate_class_names": lambda: evaluate(class_names=["a", "a"]),
+        "evaluate_class_names_text": lambda: evaluate(class_names="ab"),
+        "evaluate_baseline_true": lambda: evaluate(baseline=True),
+        "evaluate_baseline_classes": lambda: evaluate(baseline=(images, labels * 0)),
+        "evaluate_baseline_size": lambda: evaluate(baseline=(images[:, :, :7], labels)),
+        "export_a_coreset": lambda: r.export(coreset, folder / "e"),  # pyright: ignore[reportArgumentType]
         "evaluate_on_an_array": lambda: evaluate(test=images),
         "evaluate_no_networks": lambda: evaluate(num_networks=0),
         "evaluate_key_an_int": lambda: evaluate(key=0),

@@ -2,12 +2,15 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -28,7 +31,8 @@ from rcig_eqx import (
     real_coreset,
     save_state,
 )
-from rcig_eqx._checkpoint import CheckpointFolder, arrays_of
+from rcig_eqx._checkpoint import FORMAT, CheckpointFolder, arrays_of, read_checkpoint
+from rcig_eqx._files import read_checked, write_checked
 from rcig_eqx._resume import check_same_run
 from rcig_eqx.data import DataError, Dataset, ImageFolder, load, standardize
 from rcig_eqx.methods import frepo, rcig, rcig_paper, staged
@@ -210,12 +214,11 @@ def test_a_checkpoint_of_another_recipe_is_refused(changed, said, train, one_ste
         distill(train, checkpoint_dir=one_step, resume=True, **changed)
 
 
-def test_functions_without_a_name_differ_by_what_they_compute(train, tmp_path):
-    distill(train, checkpoint_dir=tmp_path, steps=1, average=lambda count: 1 / (count + 1.0))
-    with pytest.raises(ValueError, match="differs from this one: program"):
-        distill(
-            train, checkpoint_dir=tmp_path, resume=True, average=lambda count: 1 / (count + 2.0)
-        )
+def test_other_source_is_a_warning(train, tmp_path):
+    common: Any = {"checkpoint_dir": tmp_path, "steps": 1}
+    distill(train, average=lambda count: 1 / (count + 1.0), **common)
+    with pytest.warns(RuntimeWarning, match="average had other source code"):
+        distill(train, resume=True, average=lambda count: 1 / (count + 2.0), **common)
 
 
 def test_a_checkpoint_of_another_data_set_is_refused(train, one_step):
@@ -273,27 +276,20 @@ def weighted(weights):
     return loss
 
 
-def test_a_number_that_a_loss_has_closed_over_tells_runs_apart(train, tmp_path):
-    losses = [weighted(jnp.asarray([1.0, 1.0, w])) for w in (1.0, 50.0)]
-    distill(train, steps=1, method=frepo(outer_loss=losses[0]), checkpoint_dir=tmp_path)
-    other = frepo(outer_loss=losses[1])
-    with pytest.raises(ValueError, match="program"):
-        distill(train, steps=2, method=other, checkpoint_dir=tmp_path, resume=True)
-
-
-def test_a_random_key_that_a_loss_has_closed_over_is_a_number_too(train, tmp_path):
-    def noisy(seed):
-        noise = jr.key(seed)
-
-        def loss(predictions, targets, log_temperature):
-            weights = jr.uniform(noise, targets.shape[1:])
-            return platt_loss(predictions, targets * weights[None], log_temperature)
-
-        return frepo(outer_loss=loss)
-
-    distill(train, steps=1, method=noisy(0), checkpoint_dir=tmp_path)
-    with pytest.raises(ValueError, match="program"):
-        distill(train, steps=2, method=noisy(1), checkpoint_dir=tmp_path, resume=True)
+@pytest.mark.parametrize(
+    ("name", "first", "then"),
+    [
+        ("method", *(frepo(outer_loss=weighted(jnp.asarray([1.0, w, 1.0]))) for w in (1.0, 5.0))),
+        ("optimizer", *(optax.adam(optax.cosine_decay_schedule(r, 9)) for r in (0.01, 0.02))),
+    ],
+)
+def test_a_number_that_a_function_has_closed_over_tells_runs_apart(
+    name, first, then, train, tmp_path
+):
+    """Every kind of it is in test_identity.py."""
+    distill(train, steps=1, checkpoint_dir=tmp_path, **{name: first})
+    with pytest.raises(ValueError, match=rf"functions\.{name}\.values"):
+        distill(train, steps=1, checkpoint_dir=tmp_path, resume=True, **{name: then})
 
 
 def test_numbers_that_numpy_does_not_know_are_kept(train, tmp_path):
@@ -310,23 +306,151 @@ def test_a_shorter_run_than_is_there_is_refused(train, tmp_path):
         distill(train, checkpoint_dir=tmp_path, steps=2, resume=True)
 
 
-def test_other_versions_are_said(train, whole, tmp_path, monkeypatch):
+def function(values: str, code: str, *names: str) -> dict[str, Any]:
+    return {"loss": {"values": values, "code": code, "names": list(names)}}
+
+
+CARD: dict[str, Any] = {
+    "steps": 3,
+    "devices": 1,
+    "settings": {"batch_size": 4, "method": {"outer_loss": "mine"}},
+    "preprocess": {"kind": "identity"},
+    "fitted": "a",
+    "training images": "a",
+    "starting state": "a",
+    "sketch": {"training images": [[9.0, 9.0, 9.0]], "starting state": [[9.0, 9.0, 9.0]]},
+    "functions": function("a", "a", "mine"),
+    "versions": {"jax": "0.10.0"},
+    "machine": {"cores": 2},
+}
+NEAR: dict[str, Any] = {
+    "training images": "b",
+    "starting state": "b",
+    "sketch": {"training images": [[9.01, 9.0, 9.0]], "starting state": [[9.0, 9.0, 9.01]]},
+}
+FAR: dict[str, Any] = {"sketch": NEAR["sketch"] | {"starting state": [[2.0, 9.0, 9.0]]}}
+JAX: dict[str, Any] = {"versions": {"jax": "0.12.0"}}
+OLD: dict[str, Any] = {k: v for k, v in CARD.items() if k in ("steps", "settings", "versions")}
+OLD |= {"program": "a", "training images": "a", "starting state": "a"}
+
+CARDS: dict[str, tuple[Any, Any, str, str]] = {  # there, here, warned of, refused for
+    "the same": (CARD, CARD, "", ""),
+    "more steps": (CARD, CARD | {"steps": 9}, "", ""),
+    "versions": (CARD, CARD | JAX, "other versions (jax: '0.10.0' there, '0.12.0' here)", ""),
+    "cores": (CARD, CARD | {"machine": {"cores": 4}}, "other cores or threads (cores: 2", ""),
+    "threads": (CARD, CARD | {"machine": {"cores": 2, "XLA_FLAGS": ""}}, "(XLA_FLAGS: None", ""),
+    "devices": (CARD | {"devices": 4}, CARD, "on 4 devices and goes on with 1", ""),
+    "last digits by other versions": (CARD, CARD | JAX | NEAR, "other versions", ""),
+    "last digits": (CARD, CARD | NEAR, "", "training images"),
+    "numbers by other versions": (CARD, CARD | JAX | NEAR | FAR, "", "starting state"),
+    "preprocessing": (CARD, CARD | JAX | {"fitted": "b"}, "", "fitted"),
+    "settings": (CARD, CARD | {"settings": {"batch_size": 5}}, "", "batch_size: 4"),
+    "source": (CARD, CARD | {"functions": function("a", "b", "mine")}, "loss had other", ""),
+    "values": (CARD, CARD | {"functions": function("b", "a")}, "", "functions.loss.values"),
+    "values by other versions": (CARD, CARD | JAX | {"functions": function("b", "a")}, "loss", ""),
+    "a function's name": (
+        CARD,
+        CARD
+        | {
+            "settings": {"batch_size": 4, "method": {"outer_loss": "other"}},
+            "functions": function("a", "b", "other"),
+        },
+        "loss, method had other",
+        "",
+    ),
+    "an earlier format": (OLD, CARD, "earlier version's format", ""),
+    "an earlier format by other versions": (OLD, CARD | JAX | NEAR, "earlier version's format", ""),
+    "another run in an earlier format": (OLD, CARD | NEAR, "", "training images"),
+}
+
+
+@pytest.mark.parametrize("case", CARDS)
+def test_what_two_cards_say_is_a_warning_or_an_error(case, tmp_path):
+    there, here, warned, refused = CARDS[case]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if refused:
+            with pytest.raises(ValueError, match=re.escape(refused)):
+                check_same_run(there, here, CheckpointFolder(tmp_path))
+        else:
+            check_same_run(there, here, CheckpointFolder(tmp_path))
+    texts = [str(w.message) for w in said]
+    assert any(warned in text for text in texts) if warned else not texts
+
+
+def rewritten(path: Path, change: Any) -> None:
+    """A checkpoint with another card and arrays, and the checksums right."""
+    header, arrays = read_checked(path, FORMAT, "checkpoint")
+    change(header["card"], arrays)
+    write_checked(path, header, arrays)
+
+
+def as_by_an_earlier_version(card: Any, arrays: Any) -> None:
+    for name in ("functions", "sketch", "machine", "preprocess", "fitted"):
+        del card[name]
+    card["program"] = "0123456789abcdef"
+    for name in [name for name in arrays if name.startswith("preprocess.")]:
+        del arrays[name]
+
+
+def by_another_machine(card: Any, arrays: Any) -> None:
+    """Whose whitening has other last digits, and so has all that comes of it."""
+    card["machine"]["cores"] += 1
+    card["versions"]["jax"] = "0.0"
+    card["training images"] = card["starting state"] = "0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (as_by_an_earlier_version, "earlier version's format"),
+        (by_another_machine, r"other versions \(jax|other cores or threads \(cores"),
+    ],
+)
+def test_a_checkpoint_from_elsewhere_goes_on(change, said, train, whole, tmp_path):
     distill(train, checkpoint_dir=tmp_path, callbacks=[until(2)])
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.0")
-    with pytest.warns(RuntimeWarning, match="other versions.*jax: "):
-        distill(train, checkpoint_dir=tmp_path, resume=True)
+    for path in tmp_path.iterdir():
+        rewritten(path, change)
+    with pytest.warns(RuntimeWarning, match=said):
+        assert same_run(distill(train, checkpoint_dir=tmp_path, resume=True), whole)
 
 
-def test_another_number_of_devices_is_said(tmp_path):
-    card = {"versions": {}, "settings": {}, "devices": 4}
-    with pytest.warns(RuntimeWarning, match="a run on 4 devices and goes on with 1"):
-        check_same_run(card, card | {"devices": 1}, CheckpointFolder(tmp_path))
+@pytest.mark.parametrize("given", [True, False])
+def test_the_preprocessing_is_the_one_that_was_fitted_first(given, train, tmp_path, monkeypatch):
+    """Fitted anew, a whitening has other last digits with other threads."""
+    changed: Any = {"preprocess": standardize(train.images)} if given else {}
+    whole = distill(train, **changed)
+    distill(train, checkpoint_dir=tmp_path, callbacks=[until(2)], **changed)
+    near = eqx.tree_at(lambda p: p.mean, standardize(train.images), replace_fn=lambda m: m + 1e-6)
+    monkeypatch.setattr("rcig_eqx._distill.default_preprocess", lambda *a, **k: near)
+    changed = {"preprocess": near} if given else {}
+    assert same_run(distill(train, checkpoint_dir=tmp_path, resume=True, **changed), whole)
+    other = eqx.tree_at(lambda p: p.mean, near, replace_fn=lambda m: m + 0.1)
+    with pytest.raises(ValueError, match="fitted"):
+        distill(train, checkpoint_dir=tmp_path, resume=True, preprocess=other)
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_any_work(train, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="choose another checkpoint_dir"):
         distill(train, checkpoint_dir=tmp_path / "file" / "folder")
+
+
+def test_a_folder_in_use_is_refused_and_free_at_the_end_of_any_run(train, tmp_path):
+    folder, seen = tmp_path / "new" / "run", []
+
+    def another(progress):
+        with pytest.raises(BlockingIOError, match=f"in use by process {os.getpid()} on ."):
+            distill(train, checkpoint_dir=folder, resume=True)
+        seen.extend(part.exists() for part in parts)
+        raise RuntimeError("mine")
+
+    parts = [folder / f".step-0000000{i}.safetensors.{'ab' * 16}.part" for i in (1, 2)]
+    with pytest.raises(RuntimeError, match="mine"):
+        distill(train, checkpoint_dir=folder, callbacks=[lambda _: parts[0].touch(), another])
+    assert seen == [True, False]
+    assert distill(train, checkpoint_dir=folder, resume=True).recipe["steps_done"] == STEPS
+    assert not list(folder.glob(".*"))  # the lock, and what a killed writer left
 
 
 def test_too_little_room_is_said_before_any_work(train, tmp_path, monkeypatch):
@@ -408,6 +532,27 @@ def test_old_keys_are_kept_too(state, tmp_path):
     assert restored.step.dtype == jnp.int32
 
 
+def test_every_damaged_byte_of_a_checkpoint_is_seen_or_harmless(state, tmp_path):
+    """The smallest one: the numbers of one layer, and a card."""
+    small = eqx.filter(state, lambda x: eqx.is_array(x) and x.size < 4)
+    path = save_state(tmp_path / "state", small, card={"mine": [1, "two"]})
+    content, (card, arrays) = path.read_bytes(), read_checkpoint(path)
+    refused = 0
+    for place in range(len(content)):
+        flipped = bytes([content[place] ^ (1 << place % 8)])
+        path.write_bytes(content[:place] + flipped + content[place + 1 :])
+        try:
+            again, numbers = read_checkpoint(path)
+        except DataError:
+            refused += 1
+            continue
+        assert again == card
+        assert {k: (v.dtype, v.shape, v.tobytes()) for k, v in numbers.items()} == {
+            k: (v.dtype, v.shape, v.tobytes()) for k, v in arrays.items()
+        }
+    assert refused > 0.9 * len(content)
+
+
 # Sets on disk, and processes.
 
 
@@ -470,15 +615,6 @@ def test_killed_at_random_moments_ends_in_the_same_bytes(kills):
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"survived {kills} of {kills} kills" in done.stdout
     assert "the same bytes: True" in done.stdout
-
-
-def test_a_run_begun_in_a_terminal_goes_on_outside_one(train, whole, tmp_path, monkeypatch):
-    """JAX colours the text of a program where it thinks that somebody looks."""
-    with monkeypatch.context() as patch:
-        patch.setattr("jax._src.pretty_printer._can_use_color", lambda: True)
-        patch.setattr("jax._src.pretty_printer.CAN_USE_COLOR", True, raising=False)
-        distill(train, checkpoint_dir=tmp_path, callbacks=[until(2)])
-    assert same_run(distill(train, checkpoint_dir=tmp_path, resume=True), whole)
 
 
 def test_resume_without_a_folder_is_refused(train):

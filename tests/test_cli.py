@@ -1,11 +1,17 @@
+import errno
+import io
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +19,7 @@ import pytest
 
 pytest.importorskip("typer")
 
-from rcig_eqx import _cli, data, distill, load_export, load_result, methods, platt_loss
+from rcig_eqx import _cli, convnet_for, data, distill, load_export, load_result, methods, platt_loss
 from rcig_eqx.reproduce import _command
 from rcig_eqx.reproduce._report import Report
 from rcig_eqx.reproduce._rows import TABLE_2
@@ -76,7 +82,9 @@ def test_distill_writes_a_set_a_picture_and_a_report(out, folder):
     result = load_result(out / "distilled.safetensors")
     assert result.coreset.images.shape == (4, 8, 8, 1)
     assert result.class_names == ("dark", "bright")
-    assert result.recipe["dataset"] == str(folder)
+    assert result.recipe["dataset"] == folder.name  # and not where it was
+    for file in (out / "distilled.safetensors", out / "evaluation.json"):
+        assert str(folder.parent).encode() not in file.read_bytes()
     model = {"name": "ConvNet", "width": 2, "depth": 1, "normalization": "none"}
     model |= {"activation": "relu"}
     assert result.recipe["model"] == model
@@ -92,10 +100,12 @@ def test_distill_writes_a_set_a_picture_and_a_report(out, folder):
     assert (report["seed"], report["split"], report["test_images"]) == (0, "test", 20)
 
 
-def test_evaluate_repeats_what_distill_measured(out, capsys, tmp_path):
+def test_evaluate_repeats_what_distill_measured(out, folder, capsys, tmp_path):
     json_ = tmp_path / "new" / "report.json"
-    file = out / "distilled.safetensors"
-    assert run("evaluate", file, "--networks", 2, "--steps", 3, "--json", json_) == 0
+    few = [out / "distilled.safetensors", "--networks", 2, "--steps", 3, "--json", json_]
+    assert run("evaluate", *few) == 2
+    assert "distilled from shades, which is not here" in capsys.readouterr().err
+    assert run("evaluate", *few, "--data", folder) == 0
     assert json.loads(json_.read_text()) == json.loads((out / "evaluation.json").read_text())
     text = capsys.readouterr().out
     for part in ("20 images of", "distilled set", "random real", "bright", f"Wrote {json_}"):
@@ -182,6 +192,7 @@ def test_one_split_is_distilled_and_can_be_evaluated_on(folder, tmp_path, capsys
     result = tmp_path / "distilled.safetensors"
     assert load_result(result).recipe["batch_size"] == 20
     few = ["--networks", 1, "--evaluation-steps", 2, "--quiet"]
+    monkeypatch.chdir(folder)
     assert run("evaluate", result, *few) == 2  # not on what it was distilled from
     assert "no test split: name other images with --data" in capsys.readouterr().err
     assert run("evaluate", result, "--data", folder / "test.npz", *few) == 0
@@ -214,7 +225,8 @@ def test_export_takes_the_evaluation_beside_the_file(out, tmp_path, capsys, monk
     assert run("export", out / "distilled.safetensors", place, "--overwrite") == 0
 
 
-def test_export_evaluates_what_has_not_been(out, tmp_path):
+def test_export_evaluates_what_has_not_been(out, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder.parent)
     shutil.copy(out / "distilled.safetensors", tmp_path)
     assert run("export", tmp_path / "distilled.safetensors", *FEW, "--quiet") == 0
     stated = load_export(tmp_path / "export").card["evaluation"]
@@ -235,6 +247,145 @@ def test_export_refuses_the_evaluation_of_another_result(out, tmp_path, capsys):
         assert not (tmp_path / "e").exists()
 
 
+def command(*arguments: object, **options: Any) -> subprocess.Popen:
+    """The command in a process of its own."""
+    line = [sys.executable, "-c", "from rcig_eqx._cli import run; run()", *map(str, arguments)]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+def written(out) -> set[str]:
+    return {path.name for path in out.iterdir()} - {"checkpoints", "distilled.png"}
+
+
+CANNOT = {  # what standard output does, and the status then
+    "a pipe that nobody reads": (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141),
+    "a full disk": (OSError(errno.ENOSPC, "No space left on device"), 1),
+    "a terminal that was closed": (OSError(errno.EIO, "Input/output error"), 1),
+}
+
+
+@pytest.mark.parametrize("case", CANNOT)
+def test_what_cannot_be_printed_loses_nothing(case, folder, tmp_path, monkeypatch):
+    error, status = CANNOT[case]
+
+    class Failing(io.StringIO):
+        def write(self, _):
+            raise error
+
+    monkeypatch.setattr(sys, "stdout", Failing())
+    monkeypatch.setattr(sys, "stderr", Failing())
+    assert run("distill", folder, "--steps", 1, *SMALL, *FEW, "--out", tmp_path) == status
+    assert written(tmp_path) == {"distilled.safetensors", "evaluation.json"}
+
+
+def test_names_that_the_terminal_cannot_show_lose_nothing(folder, tmp_path, monkeypatch):
+    names = ["猫\x1b[31m", "\udcff"]
+    for split in ("train", "test"):
+        with np.load(folder / f"{split}.npz") as arrays:
+            kept = {name: arrays[name] for name in ("images", "labels")}
+        np.savez(tmp_path / split, **kept, class_names=names)
+    shown = io.TextIOWrapper(io.BytesIO(), "cp1252")
+    monkeypatch.setattr(sys, "stdout", shown)
+    out = tmp_path / "out"
+    assert run("distill", tmp_path, "--steps", 1, *SMALL, *FEW, "--out", out) == 0
+    assert written(out) == {"distilled.safetensors", "evaluation.json"}
+    text = shown.buffer.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert b"\\u732b\\x1b[31m" in text
+    assert load_result(out / "distilled.safetensors").class_names == tuple(names)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+def test_a_run_in_a_folder_keeps_others_out_and_its_end_is_told(folder, tmp_path, capsys):
+    """Others are refused by its name; hung up, it keeps what there is; killed, it holds nothing."""
+    out = tmp_path / "out"
+    arguments = ["distill", folder, "--steps", 10**6, *SMALL, "--no-evaluate", "--out", out]
+    first = command(*arguments, "--checkpoint-every", 0, start_new_session=True)
+    until(lambda: any((out / "checkpoints").glob("*.safetensors")))
+    part = out / "checkpoints" / ".step-00000009.safetensors.abc.part"
+    part.touch()
+    for more in ([], ["--resume"], ["--overwrite"]):
+        assert run(*arguments, *more) == 2
+        assert f"in use by process {first.pid} on {socket.gethostname()}" in capsys.readouterr().err
+    folder_of = distilled(folder, checkpoint_dir=out / "checkpoints", resume=True)
+    with pytest.raises(BlockingIOError, match=f"process {first.pid}"):
+        folder_of()
+    assert part.exists()
+    first.send_signal(signal.SIGHUP)
+    said, _ = first.communicate(timeout=120)
+    assert first.returncode == 128 + signal.SIGHUP
+    assert b"The result so far is kept" in said
+    done = load_result(out / "distilled.safetensors").recipe["steps_done"]
+    assert done > 0
+
+    second = command(*arguments, "--resume", "--checkpoint-every", 0)
+    until(lambda: last_step(out) > done)
+    second.kill()
+    second.communicate()
+    before = last_step(out)
+    third = command(*arguments, "--resume", "--checkpoint-every", 0)
+    until(lambda: last_step(out) > before)
+    assert not part.exists()
+    third.send_signal(signal.SIGTERM)
+    third.communicate(timeout=120)
+    assert third.returncode == 128 + signal.SIGTERM
+    assert not list(out.rglob(".*"))
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def last_step(out) -> int:
+    names = [path.stem for path in (out / "checkpoints").glob("*.safetensors")]
+    return max((int(name.removeprefix("step-")) for name in names), default=0)
+
+
+def distilled(folder, **options: Any) -> Callable[[], Any]:
+    train = data.load(folder, "train")
+    model = convnet_for(train.image_shape, 2, width=2, depth=1)
+    options |= {"key": jax.random.key(0), "model": model, "steps": 1, "progress": False}
+    return lambda: distill(train, images_per_class=1, **options)
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_images_of_any_channels_end_no_command(channels, tmp_path):
+    rng, labels = np.random.default_rng(0), np.arange(12) % 2
+    for split in ("train", "test"):
+        images = rng.integers(0, 256, (12, 8, 8, channels)).astype(np.uint8)
+        np.savez(tmp_path / split, images=images, labels=labels, class_names=["Ba$$in", "$x$"])
+    out = tmp_path / "out"
+    assert run("distill", tmp_path, "--steps", 1, *SMALL, *FEW, "--out", out) == 0
+    assert {path.name for path in out.iterdir()} >= {"distilled.png", "evaluation.json"}
+    assert run("export", out / "distilled.safetensors", tmp_path / "e") == 0
+    assert load_export(tmp_path / "e").card["pictures"]["all"] == "grid.png"
+
+
+@pytest.mark.filterwarnings("default:No picture")
+def test_no_picture_is_a_note(folder, tmp_path, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(_cli, "save_grid", fail)
+    assert run("distill", folder, "--steps", 1, *SMALL, *FEW, "--out", tmp_path) == 0
+    assert "No picture: no font" in capsys.readouterr().err
+    assert written(tmp_path) == {"distilled.safetensors", "evaluation.json"}
+
+
+def test_a_tilde_is_the_home_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    shutil.copytree(folder, tmp_path / "shades")
+    few = [*SMALL, *FEW, "--steps", 1]
+    assert run("distill", "~/shades", *few, "--out", "~/out") == 0
+    file, json_ = "~/out/distilled.safetensors", ["--json", "~/report.json"]
+    assert run("evaluate", file, "--data", "~/shades", *FEW, *json_) == 0
+    assert run("export", file, "~/e", "--evaluation", "~/report.json") == 0
+    assert {path.name for path in tmp_path.iterdir()} >= {"shades", "out", "e", "report.json"}
+
+
 ERRORS = {
     "unknown data": ("distill fasion_mnist", "Did you mean 'fashion_mnist'"),
     "no such file": ("distill {folder}/none.npz", "check the path"),
@@ -253,7 +404,7 @@ ERRORS = {
     "nothing to export": ("export {folder}/none", "does not exist"),
     "export over data": ("export {result} {folder}", "no export: choose another"),
     "other data": ("evaluate {result} --data fashion_mnist_small", "the data set that was dist"),
-    "no split": ("evaluate {result} --split tset", "no split 'tset'"),
+    "no split": ("evaluate {result} --data {folder} --split tset", "no split 'tset'"),
     "damaged test split": ("distill {damaged}", "cannot be read as an .npz"),
 }
 

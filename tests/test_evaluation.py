@@ -1,6 +1,9 @@
-"""Augmented and hard-label evaluation, tables across networks, and choosing on held-out images."""
+"""Evaluations: classes, convergence, intervals, networks, and choosing on held-out images."""
 
+import dataclasses
 import json
+import unicodedata
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -15,6 +18,7 @@ from rcig_eqx import (
     Evaluation,
     KeepBest,
     convnet_for,
+    correct,
     cross_entropy,
     cross_evaluate,
     data,
@@ -26,12 +30,20 @@ from rcig_eqx import (
     privacy,
     train_network,
 )
-from rcig_eqx._evaluate import correct
+from rcig_eqx._across import pooled
+from rcig_eqx._classes import match_classes
+from rcig_eqx._train_network import have_converged
 from rcig_eqx.data import Dataset, hold_out
 from rcig_eqx.methods import frepo
 
 NETWORK = convnet_for((14, 14, 1), 3, width=4, depth=1, softplus=None)
-BRIEF = {"model": NETWORK, "num_networks": 2, "steps": 20, "learning_rate": 3e-3, "progress": False}
+BRIEF: Any = {
+    "model": NETWORK,
+    "num_networks": 2,
+    "steps": 20,
+    "learning_rate": 3e-3,
+    "progress": False,
+}
 
 
 def subset(split: str, each: int) -> Dataset:
@@ -46,7 +58,8 @@ TRAIN, TEST = subset("train", 20), subset("test", 10)
 
 def distilled(train=TRAIN, steps=3, callbacks=()):
     return distill(
-        train, images_per_class=1, key=jr.key(0), method=frepo(), model=NETWORK, batch_size=16,
+        train, images_per_class=1, key=jr.key(0), method=frepo(), model=NETWORK,
+        batch_size=min(16, len(train)),
         steps=steps, callbacks=callbacks, progress=False,
     )  # fmt: skip
 
@@ -161,17 +174,295 @@ def test_across_networks_every_cell_is_evaluate_alone(result):
     )
 
 
-def test_classes_in_another_order_are_refused(result):
-    first, _, last = TEST.class_names
-    other = Dataset(TEST.images, TEST.labels, TEST.class_names[::-1])
-    two = Dataset(TEST.images, TEST.labels % 2, (first, last))  # as a folder without the second
-    for test in (other, two):
-        with pytest.raises(ValueError, match=r"is number \d of custom and number 2 of the set"):
-            evaluate(result, test, key=jr.key(0), **BRIEF)
-        with pytest.raises(ValueError, match="renumber the labels"):
-            privacy.membership_inference(result, TRAIN, test, key=jr.key(0), at=(1,))
-    fewer = Dataset(TEST.images, TEST.labels % 2, TEST.class_names[:2])
-    assert evaluate(result, fewer, key=jr.key(0), **BRIEF).accuracies.shape == (2,)
+# Classes
+
+ACCENT, DIGITS = unicodedata.normalize("NFC", "dög"), ("0", "1", "2")
+DECOMPOSED = unicodedata.normalize("NFD", ACCENT)
+
+# name: distilled names (`None` of a bare coreset), their number, the test set's, its numbers there
+MATCHED = {
+    "the same": (("a", "b", "c"), 3, ("a", "b", "c"), [0, 1, 2]),
+    "another order": (("a", "b", "c"), 3, ("c", "a", "b"), [2, 0, 1]),
+    "some lacking": (("a", "b", "c"), 3, ("c", "a"), [2, 0]),
+    "NFD for NFC": ((ACCENT, "ox"), 2, ("ox", DECOMPOSED), [1, 0]),
+    "NFC for NFD": (("ox", DECOMPOSED), 2, (ACCENT, "ox"), [1, 0]),
+    "a bare test set": (("a", "b", "c"), 3, DIGITS, [0, 1, 2]),
+    "a bare test set, labels short of the last class": (("a", "b", "c"), 3, DIGITS[:2], [0, 1]),
+    "distilled from bare arrays": (DIGITS, 3, ("a", "b", "c"), [0, 1, 2]),
+    "digits in another order": (DIGITS, 3, ("2", "1", "0"), [2, 1, 0]),
+    "digits as folders sort them": (("0", "1", "10"), 3, ("10", "0"), [2, 0]),
+    "both bare": (DIGITS, 3, DIGITS[:2], [0, 1]),
+    "a bare coreset": (None, 3, ("a", "b", "c"), [0, 1, 2]),
+    "a bare coreset, bare test set": (None, 3, DIGITS[:2], [0, 1]),
+}
+UNMATCHED = {  # and what the error names
+    "one other name": (("a", "b", "c"), 3, ("a", "b", "d"), "'d'"),
+    "all others": (("a", "b", "c"), 3, ("x", "y", "z"), "'x', 'y', 'z'"),
+    "an unlabelled folder": (("a", "b", "c"), 3, ("images",), "'images'"),
+    "more": (("a", "b"), 2, ("a", "b", "c"), "'c'"),
+    "another spelling": (("a", "b"), 2, ("A", "b"), "'A'"),
+    "an unlabelled folder of numbers": (DIGITS, 3, ("images",), "3 classes"),
+    "an unlabelled folder of a bare coreset": (None, 3, ("images",), "3 classes"),
+    "more than bare arrays": (DIGITS[:2], 2, ("a", "b", "c"), "2 classes and the test set 3"),
+    "a bare test set of more": (("a", "b"), 2, DIGITS, "2 classes and the test set 3"),
+    "numbers from 1": (DIGITS, 3, ("1", "2", "3"), "'3'"),
+    "numbers that may be names": (("0", "1", "10", "2"), 4, DIGITS, "class_names"),
+}
+
+
+def named(*names: str) -> Dataset:
+    images = np.zeros((len(names), 4, 4, 1), np.uint8)
+    return Dataset(images, np.arange(len(names)), names)
+
+
+@pytest.mark.parametrize("case", MATCHED)
+def test_classes_are_matched_by_name(case):
+    names, count, there, numbers = MATCHED[case]
+    assert match_classes(named(*there), names, count).tolist() == numbers
+
+
+@pytest.mark.parametrize("case", UNMATCHED)
+def test_classes_that_do_not_match_are_named(case):
+    names, count, there, says = UNMATCHED[case]
+    with pytest.raises(ValueError, match=says):
+        match_classes(named(*there), names, count)
+
+
+def test_a_test_set_in_another_order_gives_the_same_accuracies(result):
+    turned = Dataset(TEST.images, 2 - TEST.labels, TEST.class_names[::-1])
+    two = TEST.subset(np.flatnonzero(TEST.labels != 1))
+    two = Dataset(two.images, two.labels // 2, (TEST.class_names[0], TEST.class_names[2]))
+    reports = [evaluate(result, t, key=jr.key(0), **BRIEF) for t in (TEST, turned, two)]
+    np.testing.assert_array_equal(reports[1].per_class, reports[0].per_class)
+    np.testing.assert_array_equal(reports[2].per_class[:, [0, 2]], reports[0].per_class[:, [0, 2]])
+    assert np.isnan(reports[2].per_class[:, 1]).all()
+    assert all(report.class_names == result.class_names for report in reports)
+    told = [
+        privacy.membership_inference(
+            result,
+            TRAIN,
+            t,
+            key=jr.key(0),
+            at=(20,),
+            attacks=[privacy.Threshold()],
+            model=NETWORK,
+            num_networks=1,
+            learning_rate=3e-3,
+            progress=False,
+        )
+        for t in (TEST, turned)
+    ]
+    for name in ("real", "distilled"):
+        accuracy = told[0].curves[name].accuracy
+        np.testing.assert_array_equal(told[1].curves[name].accuracy, accuracy)
+
+
+OTHER = dataclasses.replace(TEST, class_names=("ant", *TEST.class_names[1:]))
+CALLS = {
+    "evaluate": lambda r: evaluate(r, OTHER, key=jr.key(0)),
+    "baseline": lambda r: evaluate(r, TEST, key=jr.key(0), baseline=OTHER),
+    "a bare coreset": lambda r: evaluate(
+        r.coreset, OTHER, key=jr.key(0), class_names=r.class_names
+    ),
+    "cross_evaluate": lambda r: cross_evaluate({"a": r}, OTHER, key=jr.key(0)),
+    "cross_evaluate, several": lambda r: cross_evaluate({"a": [r, r]}, OTHER, key=jr.key(0)),
+    "KeepBest": lambda r: distilled(callbacks=[KeepBest(OTHER, every=1, key=jr.key(0), **BRIEF)]),
+    "privacy test": lambda r: privacy.membership_inference(r, TRAIN, OTHER, key=jr.key(0)),
+    "privacy train": lambda r: privacy.membership_inference(r, OTHER, TEST, key=jr.key(0)),
+    "privacy sets": lambda r: privacy.membership_inference(
+        {"mine": OTHER}, TRAIN, TEST, key=jr.key(0)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_entry_refuses_classes_that_were_not_distilled(result, name):
+    with pytest.raises(ValueError, match="'ant'"):
+        CALLS[name](result)
+
+
+# Convergence
+
+STEPS = np.linspace(0, 1, 100)
+CURVES = {  # the loss of each step, whether the images got their classes, whether it converged
+    "fallen to nothing": (np.exp(-10 * STEPS), 1.0, True),
+    "still falling": (np.exp(-2 * STEPS), 1.0, False),
+    "flat at the end, where the rate is nothing": (np.maximum(1 - STEPS, 0.2), 1.0, False),
+    "a minimum above 0": (1 + np.exp(-20 * STEPS), 1.0, True),
+    "stuck there with wrong classes": (1 + np.exp(-20 * STEPS), 0.5, False),
+    "never moved": (np.ones(100), 1.0, False),
+    "rising": (1 + STEPS, 1.0, False),
+    "diverged": (np.full(100, np.nan), 0.0, False),
+}
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_converged_by_the_course_of_the_loss(name):
+    losses, agreed, converged = CURVES[name]
+    found = have_converged(losses[None], np.full((1, 100), agreed))
+    assert found.tolist() == [converged]
+
+
+@pytest.mark.parametrize("steps", [2, 400])
+def test_networks_that_have_not_converged_are_told(result, steps):
+    brief: Any = BRIEF | {"steps": steps, "learning_rate": 1e-4 if steps == 2 else 1e-2}
+    if steps == 400:
+        report = evaluate(result, TEST, key=jr.key(1), **brief)
+        assert report.remarks == ()
+    else:
+        with pytest.warns(
+            RuntimeWarning, match=r"had not converged.*steps=10 or learning_rate=0.0"
+        ):
+            report = evaluate(result, TEST, key=jr.key(1), **brief)
+        assert "had not converged" in str(report)
+    parts: Any = (report, report.baseline)
+    for part in parts:
+        assert part.converged.tolist() == [steps == 400] * 2
+        assert part.unconverged == (0 if steps == 400 else 2)
+    assert f"Final training loss {parts[0].losses.mean():.3g}, on random images" in str(report)
+
+
+def test_the_final_loss_is_that_of_training(result):
+    """With one step it is the loss of a fresh network."""
+    report: Any = evaluate(result, TEST, key=jr.key(1), **BRIEF | {"steps": 1, "num_networks": 1})
+    fresh = NETWORK(jr.split(jr.split(jr.key(1), 1)[0])[0])
+    X, y = result.coreset.support()
+    assert report.losses[0] == pytest.approx(float(jnp.mean((fresh(X) - y) ** 2)), rel=1e-4)
+
+
+def test_a_distilled_set_behind_random_images_is_explained():
+    low, high, fitted = np.array([0.3]), np.array([0.5]), np.array([True])
+    random = Evaluation(high, high[:, None], ("a",), 9, losses=low, converged=fitted)
+    behind = Evaluation(low, low[:, None], ("a",), 9, random, losses=low, converged=~fitted)
+    early, why = behind.remarks
+    assert "1 of 1 networks on the distilled set" in early
+    assert "random images" not in early
+    assert "once the networks converge" in why
+    (why,) = dataclasses.replace(behind, converged=fitted).remarks
+    assert "Distil for more steps" in why
+    assert dataclasses.replace(behind, accuracies=high + 0.1, converged=fitted).remarks == ()
+
+
+def test_an_evaluation_of_an_earlier_version_is_read(result):
+    written = json.loads(json.dumps(evaluate(result, TEST, key=jr.key(1), **BRIEF).to_json()))
+    read = Evaluation.from_json(written)
+    assert read.to_json() == written
+    for part in (written, written["baseline"]):
+        for name in ("sets", "losses", "converged"):
+            del part[name]
+    earlier = Evaluation.from_json(written)
+    assert (earlier.sets, earlier.losses, earlier.converged) == (None, None, None)
+    assert earlier.remarks[: earlier.unconverged] == ()
+    assert "Final" not in str(earlier)
+    np.testing.assert_array_equal(earlier.accuracies, read.accuracies)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("sets", [0]), ("sets", [0.0, 1.0]), ("losses", ["0", "1"]), ("converged", [1, 0])],
+)
+def test_an_evaluation_of_wrong_columns_is_refused(result, name, value):
+    written = evaluate(result, TEST, key=jr.key(1), **BRIEF).to_json() | {name: value}
+    with pytest.raises(ValueError, match=name):
+        Evaluation.from_json(written)
+
+
+# What ± and the interval are of
+
+
+def parts_of(accuracies: np.ndarray) -> list[Evaluation]:
+    return [Evaluation(row, row[:, None], ("a",), 1) for row in accuracies]
+
+
+@pytest.mark.parametrize("between", [0.0, 0.028])
+def test_the_interval_of_pooled_sets_covers_their_mean(between):
+    """Sets differ by `between`, networks of one set by half of that or by 1.4 points: of 2,000
+    intervals 95% hold the mean. Over all networks as if independent, about 60% would."""
+    rng, trials = np.random.default_rng(0), 2000
+    covered, naive = 0, 0
+    for _ in range(trials):
+        sets = 0.5 + between * rng.standard_normal((3, 1)) + 0.014 * rng.standard_normal((3, 5))
+        whole = pooled(parts_of(sets))
+        low, high = whole.interval()
+        covered += low <= 0.5 <= high
+        low, high = dataclasses.replace(whole, sets=None).interval()
+        naive += low <= 0.5 <= high
+    assert abs(covered / trials - 0.95) < 3 * (0.95 * 0.05 / trials) ** 0.5
+    assert between == 0 or naive / trials < 0.75
+
+
+def test_pooling_keeps_sets_apart_and_classes_together():
+    one, two = parts_of(np.array([[0.1, 0.2], [0.5, 0.7]]))
+    again = pooled([pooled([one, two]), one])
+    assert again.sets is not None
+    assert again.sets.tolist() == [0, 0, 1, 1, 2, 2]
+    x, y = (
+        Evaluation(np.array([0.5]), np.array([row]), names, 1)
+        for row, names in (([0.0, 1.0], ("a", "b")), ([1.0, 0.0], ("b", "a")))
+    )
+    np.testing.assert_array_equal(pooled([x, y]).per_class, [[0, 1], [0, 1]])
+    with pytest.raises(ValueError, match="other classes"):
+        pooled([x, one])
+
+
+def test_every_network_of_the_baseline_has_its_own_random_images(result):
+    assert len(result.baselines) == 5
+    images = [np.asarray(draw.images) for draw in result.baselines]
+    assert len({x.tobytes() for x in images}) == 5
+    report = evaluate(result, TEST, key=jr.key(1), **BRIEF)
+    assert report.baseline is not None
+    for number, draw in enumerate(result.baselines[:2]):
+        alone = evaluate(draw, TEST, key=jr.key(1), **BRIEF)
+        assert report.baseline.accuracies[number] == alone.accuracies[number]
+    assert "2 random draws" in str(report)
+    assert "± is the standard deviation over 2 networks" in str(report)
+    one = evaluate(dataclasses.replace(result, draws=None), TEST, key=jr.key(1), **BRIEF)
+    assert "1 random draw)" in str(one)
+    assert one.baseline is not None
+    assert one.baseline.sets is None
+
+
+def test_random_draws_are_kept_with_the_result(result, tmp_path):
+    again = load_result(result.save(tmp_path / "r.safetensors"))
+    for a, b in zip(again.baselines, result.baselines, strict=True):
+        np.testing.assert_array_equal(a.images, b.images)
+    dataclasses.replace(result, draws=None).save(tmp_path / "earlier.safetensors")
+    assert len(load_result(tmp_path / "earlier.safetensors").baselines) == 1
+    few = distilled(TRAIN.subset(np.flatnonzero(np.arange(60) % 20 < 2)), steps=1)
+    assert len(few.baselines) == 2  # of two images per class
+
+
+def test_a_bare_coreset_is_compared_with_random_training_images(result):
+    assert evaluate(result.coreset, TEST, key=jr.key(1), **BRIEF).baseline is None
+    assert evaluate(result, TEST, key=jr.key(1), baseline=False, **BRIEF).baseline is None
+    turned = Dataset(TRAIN.images, 2 - TRAIN.labels, TRAIN.class_names[::-1])
+    long: Any = BRIEF | {"steps": 300}
+    reports = [
+        evaluate(result.coreset, TEST, key=jr.key(1), baseline=TRAIN, **long),
+        evaluate(result, TEST, key=jr.key(1), baseline=turned, **long),
+    ]
+    for report in reports:
+        assert report.baseline is not None
+        assert report.baseline.mean > 0.5  # of three classes; of classes confused, below a third
+        assert report.baseline.sets is not None
+        assert report.baseline.sets.tolist() == [0, 1]
+
+
+def test_a_report_says_whether_images_were_mirrored(result):
+    plain = evaluate(result, TEST, key=jr.key(1), **BRIEF)
+    assert "not mirrored: flip=False" in str(plain)
+    both = dataclasses.replace(result.coreset, flip=True)
+    mirrored = evaluate(both, TEST, key=jr.key(1), **BRIEF)
+    assert ", mirrored" in str(mirrored)
+    assert mirrored.training["mirrored"] is True
+
+
+def test_without_models_sets_are_evaluated_as_distilled(result):
+    brief = {name: value for name, value in BRIEF.items() if name != "model"}
+    table = cross_evaluate({"a": result}, TEST, key=jr.key(1), **brief)
+    (cell,) = table.cells["a"].values()
+    assert (cell.training["network"]["width"], cell.training["network"]["depth"]) == (4, 1)
+    assert str(table).startswith("test accuracy in %, mean ± standard deviation over 2 networks")
 
 
 def test_an_output_that_is_not_finite_is_no_choice():

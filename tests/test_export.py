@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save as serialize
 
-from _corrupt import damaged, mutated
+from _corrupt import damaged, every_byte, mutated
 from rcig_eqx import (
     Coreset,
     DistillResult,
     Evaluation,
+    _export,
+    _files,
     export,
     load_export,
     load_result,
@@ -272,11 +274,118 @@ def test_an_evaluation_of_another_result_is_refused(tmp_path):
     assert not (tmp_path / "e").exists()
 
 
-def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
+def test_without_pictures_there_is_a_note_and_an_export(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"pip install 'rcig-eqx\[plot\]'"):
-        export(make(), tmp_path / "e")
+    with pytest.warns(RuntimeWarning, match=r"No picture: .*pip install 'rcig-eqx\[plot\]'"):
+        folder = export(make(), tmp_path / "e")
+    assert same(load_export(folder), make())
+    assert {path.name for path in folder.iterdir()} == {CARD, ARRAYS, "README.md"}
+    assert ".png" not in (folder / "README.md").read_text()
+
+
+def test_half_done_pictures_are_not_exported(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(_export, "save_class", fail)
+    with pytest.warns(RuntimeWarning, match="No picture: no memory"):
+        folder = export(make(), tmp_path / "e")
+    assert not list(folder.glob("*.png"))
+    load_export(folder)
+
+
+def test_names_are_text_in_the_people_s_card(tmp_path):
+    hostile = ("<img src=x onerror=alert(1)>", "a|b\n# c `$x$", "[d](http://e) *f* __g__")
+    result = dataclasses.replace(make(), class_names=hostile)
+    result.recipe["dataset"] = "<b>|data"
+    text = (export(result, tmp_path / "e") / "README.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("|") and ".png" in line]
+    assert len(rows) == 3
+    assert all(row.count("|") == 3 and row.count("![") == 1 for row in rows)
+    for markup in ("<", "*f*", "__g__", "$x$", "](http", "\n# c"):
+        assert markup not in text.replace(" < ", "")
+    assert "&#60;img src&#61;x onerror&#61;alert(1)&#62;" in text
+    assert load_export(tmp_path / "e").class_names == hostile
+
+
+UNREADABLE = {
+    "NaN": lambda r: dataclasses.replace(r.coreset, labels=r.coreset.labels * np.nan),
+    "infinite": lambda r: dataclasses.replace(r.coreset, images=r.coreset.images / 0),
+}
+
+
+@pytest.mark.parametrize("case", [*UNREADABLE, "names twice", "an empty name", "too large", "long"])
+def test_what_would_not_be_read_is_not_written(case, tmp_path, monkeypatch):
+    result = make()
+    names = {"names twice": ("a", "a", "b"), "an empty name": ("a", "", "b")}.get(case, NAMES)
+    coreset = UNREADABLE[case](result) if case in UNREADABLE else result.coreset
+    if case == "too large":
+        monkeypatch.setattr(_export, "MAX_FILE", _files.MAX_TEXT + 1000)
+    if case == "long":
+        monkeypatch.setattr(_files, "MAX_TEXT", 1000)
+    with pytest.raises(ValueError, match=r"rename|distil it again|result\.save|shorten") as info:
+        export(dataclasses.replace(result, coreset=coreset, class_names=names), tmp_path / "e")
+    assert not isinstance(info.value, DataError)
     assert not os.listdir(tmp_path)
+
+
+def test_a_card_of_many_classes_is_read(tmp_path):
+    names = tuple(f"a class of a rather long name, number {i}" for i in range(200))
+    n = len(names)
+    coreset = Coreset(jnp.zeros((n, 1, 1, 1)), jnp.zeros((n, n)), jnp.zeros(()), Identity())
+    recipe = {"steps": 1, "steps_done": 1, "model": {"name": "ConvNet", "width": 1, "depth": 1}}
+    recipe["notes"] = "x" * 2**20
+    result = DistillResult(coreset, coreset, coreset, names, recipe, {})
+    folder = export(result, tmp_path / "e")
+    assert (folder / CARD).stat().st_size > 2**20
+    assert load_export(folder).class_names == names
+
+
+def test_what_is_put_there_meanwhile_stays(folder, monkeypatch):
+    """Between the look at the folder and its replacement, and after the last look."""
+    write = _export.save_grid
+
+    def put(*arguments, **options):
+        (folder / "thesis.txt").write_text("mine")
+        return write(*arguments, **options)
+
+    monkeypatch.setattr(_export, "save_grid", put)
+    with pytest.raises(FileExistsError, match=r"e holds thesis\.txt, which is no part"):
+        export(make("identity"), folder, overwrite=True)
+    assert (folder / "thesis.txt").read_text() == "mine"
+    assert os.listdir(folder.parent) == ["e"]
+    (folder / "thesis.txt").unlink()
+    assert same(load_export(folder), make())
+    monkeypatch.setattr(_export, "save_grid", write)
+
+    rename = type(folder).rename
+
+    def put_after(path, target):
+        if path.name == "new":
+            (path.parent / "old" / "thesis.txt").write_text("mine")
+        return rename(path, target)
+
+    monkeypatch.setattr(type(folder), "rename", put_after)
+    with pytest.warns(RuntimeWarning, match="of no export"):
+        export(make("identity"), folder, overwrite=True)
+    assert same(load_export(folder), make("identity"))
+    (kept,) = folder.parent.rglob("thesis.txt")
+    assert kept.read_text() == "mine"
+
+
+def test_two_exports_at_once_leave_the_first(tmp_path, monkeypatch):
+    write, folder = _export.save_grid, tmp_path / "e"
+
+    def other(*arguments, **options):
+        monkeypatch.setattr(_export, "save_grid", write)
+        export(make("identity"), folder)
+        return write(*arguments, **options)
+
+    monkeypatch.setattr(_export, "save_grid", other)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        export(make(), folder)
+    assert same(load_export(folder), make("identity"))
+    assert os.listdir(tmp_path) == ["e"]
 
 
 def put(*path, value):
@@ -417,7 +526,7 @@ BOMBS = {
     "a huge integer": b'{"schema": ' + b"9" * 100_000 + b"}",
     "infinity": b'{"schema": 1e999}',
     "NaN": b'{"schema": NaN}',
-    "too large": b" " * 2**20 + b"{}",
+    "too large": b" " * _files.MAX_TEXT + b"{}",
     "no text": b"\xff\xfe\x00",
     "nothing": b"",
     "a list": b"[]",
@@ -490,6 +599,41 @@ def fuzz_signed(folder, cases: int, *, seed: int) -> collections.Counter:
         assert training["learning_rate"]["warmup_steps"] < training["steps"]
         assert loaded.coreset.labels.shape == (len(loaded.coreset.images), len(loaded.class_names))
     return outcomes
+
+
+def test_no_single_corrupt_byte_gets_through(tmp_path):
+    """Of any byte of any file: it is refused, or changes nothing (white space of the card)."""
+    folder = tiny(tmp_path / "e")
+    card = load_export(folder).card
+    for path in sorted(folder.iterdir()):
+        content, refused = path.read_bytes(), 0
+        for changed in every_byte(content):
+            path.write_bytes(changed)
+            try:
+                loaded = load_export(folder)
+            except DataError as error:
+                refused += path.name in str(error)
+            else:
+                assert path.name == CARD
+                assert loaded.card == card
+        path.write_bytes(content)
+        assert refused >= (0.5 if path.name == CARD else 1) * len(content)
+
+
+def tiny(folder):
+    """An export of two classes, with pictures of a few bytes."""
+    coreset = Coreset(jnp.ones((2, 1, 1, 1)), jnp.ones((2, 2)), jnp.zeros(()), Identity())
+    recipe = {"steps": 1, "steps_done": 1, "model": {"name": "ConvNet", "width": 1, "depth": 1}}
+    result = DistillResult(coreset, coreset, coreset, ("a", "b"), recipe, {})
+    export(result, folder)
+    for picture in folder.glob("*.png"):
+        picture.write_bytes(picture.read_bytes()[:20])
+    card = json.loads((folder / CARD).read_text())
+    for name in card["files"]:
+        path = folder / name
+        card["files"][name] = {"bytes": path.stat().st_size, "sha256": file_checksum(path)}
+    sign(folder, card)
+    return folder
 
 
 def test_damaged_files_are_refused_or_change_nothing(folder):

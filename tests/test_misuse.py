@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import jaxtyping
+import numpy as np
 import pytest
 
 import rcig_eqx as r
@@ -134,6 +135,37 @@ HALVES = {
         "warm_start is not shaped like what is differentiated of inner_params",
     ),
 }
+
+
+# What no signature tells, or tells only under the hook: a coreset made by hand.
+BY_HAND = {
+    "masked": (lambda x, y: (np.ma.array(x, mask=x > 0), y), "images has"),
+    "long": (lambda x, y: (x, y.astype(np.longdouble)), "labels is"),
+    "byte_order": (lambda x, y: (x.astype(">f4"), y), "images is >f4"),
+    "label_rows": (lambda x, y: (x, y[1:]), r"labels of shape \(3, 3\)"),
+    "label_rank": (lambda x, y: (x, y[:, 0]), r"labels of shape \(4,\)"),
+    "image_rank": (lambda x, y: (x[..., 0], y), r"images of shape \(4, 6, 6\)"),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_a_coreset_made_by_hand(good, monkeypatch, name):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    if name == "long" and np.dtype(np.longdouble).itemsize == 8:
+        pytest.skip("long doubles are doubles here")
+    change, message = BY_HAND[name]
+    images, labels = change(*(np.array(good["coreset"].images), np.array(good["coreset"].labels)))
+    test = r.data.Dataset.from_arrays(np.zeros((3, SIZE, SIZE, 1), np.uint8), [0, 1, 2])
+    with pytest.raises(ValueError, match=message):
+        r.evaluate(
+            r.Coreset(images, labels, jnp.zeros(()), r.data.Identity()),
+            test,
+            key=jr.key(0),
+            model=r.convnet_for((SIZE, SIZE, 1), CLASSES, width=2, depth=1),
+            steps=1,
+            num_networks=1,
+            progress=False,
+        )
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -21,6 +21,7 @@ from rcig_eqx import (
     coreset_optimizer,
     distill,
     evaluate,
+    evaluation_schedule,
     growing_average,
     init,
     linearize,
@@ -32,7 +33,7 @@ from rcig_eqx import (
     training_recipe,
 )
 from rcig_eqx._checkpoint import arrays_of
-from rcig_eqx._evaluate import evaluation_schedule, fresh_network
+from rcig_eqx._evaluate import fresh_network
 from rcig_eqx._pool import new_member, train_member
 from rcig_eqx._step import Recipe
 from rcig_eqx.models import (

@@ -1,10 +1,20 @@
+import time
+
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
 
 from rcig_eqx import Coreset, save_grid, to_pixels
-from rcig_eqx._plot import _strips
+from rcig_eqx._plot import (
+    _grid,
+    _strips,
+    drawing,
+    label,
+    matplotlib_figure,
+    save_class,
+    write_figure,
+)
 from rcig_eqx.data import DataError, Identity, load, zca
 
 Image = pytest.importorskip("PIL.Image")
@@ -30,11 +40,70 @@ def test_a_picture_at_every_size(per_class, channels, tmp_path):
     assert edges.min() == 255  # nothing is cut off
 
 
-def test_a_hundred_classes_fill_a_page(tmp_path):
-    path = save_grid(coreset(1, 100), tuple(map(str, range(100))), tmp_path / "grid.png")
+@pytest.mark.parametrize(("per_class", "classes"), [(1, 100), (1, 1000), (10, 1000), (1, 10000)])
+def test_many_classes_fill_a_page_in_seconds(per_class, classes, tmp_path):
+    names = tuple(f"a class name {i}" for i in range(classes))
+    strips = np.zeros((classes, 28, 30 * per_class - 2), np.float32)
+    began = time.process_time()
+    path = write_figure(_grid(strips, per_class, names, "Many"), tmp_path / "x.png", tight=False)
+    assert time.process_time() - began < 30
     with Image.open(path) as image:
         width, height = image.size
     assert 0.7 < width / height < 1.4
+    assert max(width, height) < 4000
+
+
+def drawn(path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5, 13])
+def test_images_that_are_no_colours_are_shown_by_their_mean(channels, tmp_path):
+    shown = coreset(2, 3, channels)
+    mean = Coreset(shown.images.mean(3, keepdims=True), shown.labels, jnp.zeros(()), Identity())
+    said = f"T (the mean of {channels} channels)"
+    names = ("a", "b", "c")
+    one = drawn(save_grid(shown, names, tmp_path / "one.png", title="T"))
+    other = drawn(save_grid(mean, names, tmp_path / "other.png", title=said))
+    np.testing.assert_array_equal(one, other)
+    a, b = (_strips(to_pixels(x), 3) for x in (shown, mean))
+    np.testing.assert_allclose(a, b, atol=1e-6)
+    save_class(to_pixels(shown), tmp_path / "class.png")
+
+
+NAMES = ("Ba$$in", "$x$", r"$\frac$", "\udcff", "x\n\x1b[31my", "猫", "_a", "a" * 5000, "%#&{}~^\\")
+
+
+@pytest.mark.parametrize("per_class", [1, 3, 10])
+def test_any_name_can_be_drawn(per_class, tmp_path):
+    for suffix in (".png", ".pdf"):
+        title = "$$ \udcff " + "t" * 5000
+        path = save_grid(
+            coreset(per_class, len(NAMES)), NAMES, tmp_path / f"x{suffix}", title=title
+        )
+        assert path.is_file()
+    with Image.open(tmp_path / "x.png") as image:
+        assert max(image.size) < 4000
+
+
+def test_dollars_of_names_are_shown_where_others_are_mathematics(tmp_path):
+    """One raster is compared with the other: the text of a name, and the same by no TeX at all."""
+
+    def picture(name, **options):
+        figure = matplotlib_figure(figsize=(3, 1))
+        figure.text(0.1, 0.5, name, **options)
+        return drawn(write_figure(figure, tmp_path / "x.png", tight=False))
+
+    for name in ("Ba$$in", "$x$", "a$b", "plain", "$a$$b$c$"):
+        np.testing.assert_array_equal(picture(label(name)), picture(name, parse_math=False))
+
+
+def test_a_picture_that_fails_is_a_note():
+    with pytest.warns(RuntimeWarning, match="No picture: no font"), drawing():
+        raise RuntimeError("no font")
+    with pytest.raises(OSError, match="full"), drawing(but=OSError):
+        raise OSError("full")
 
 
 def test_each_class_shows_its_own_first_images():

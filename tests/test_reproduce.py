@@ -276,10 +276,10 @@ def test_sets_of_other_versions_are_taken_with_a_remark(workshop, monkeypatch):
 
 def test_what_is_filed_belongs_to_its_set(workshop, tmp_path):
     coreset, file = workshop.distilled(FASHION).coreset, tmp_path / "x.json"
-    assert filed(file, coreset, lambda: {"mean": 1}) == {"mean": 1}
-    assert filed(file, coreset, lambda: {"mean": 2}) == {"mean": 1}
+    assert filed(file, (coreset,), lambda: {"mean": 1}) == {"mean": 1}
+    assert filed(file, (coreset,), lambda: {"mean": 2}) == {"mean": 1}
     other = dataclasses.replace(coreset, labels=coreset.labels + 1)
-    assert filed(file, other, lambda: {"mean": 3}) == {"mean": 3}
+    assert filed(file, (other,), lambda: {"mean": 3}) == {"mean": 3}
 
 
 def test_a_run_given_up_is_taken_as_it_is_and_one_stopped_is_not(workshop, tmp_path, monkeypatch):

@@ -28,14 +28,7 @@ from ._coreset import (
 )
 from ._devices import make_mesh as make_mesh, place as place, shard_rows as shard_rows
 from ._distill import distill as distill
-from ._evaluate import (
-    correct as correct,
-    cross_entropy as cross_entropy,
-    evaluate as evaluate,
-    evaluation_schedule as evaluation_schedule,
-    train_network as train_network,
-    training_recipe as training_recipe,
-)
+from ._evaluate import correct as correct, evaluate as evaluate
 from ._evaluation import Evaluation as Evaluation
 from ._export import export as export
 from ._linearize import Linearization as Linearization, linearize as linearize
@@ -61,6 +54,12 @@ from ._step import (
     init as init,
     step as step,
     tune as tune,
+)
+from ._train_network import (
+    cross_entropy as cross_entropy,
+    evaluation_schedule as evaluation_schedule,
+    train_network as train_network,
+    training_recipe as training_recipe,
 )
 from .bilevel import (
     RESULTS as RESULTS,

@@ -36,8 +36,10 @@ class CrossEvaluation:
 
     def __str__(self) -> str:
         rows = self._texts()
+        counts = {len(c.accuracies) for row in self.cells.values() for c in row.values()}
+        over = f"{counts.pop()} networks" if len(counts) == 1 else "the networks of each cell"
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "test accuracy in %, mean ± standard deviation over networks\n" + "\n".join(
+        return f"test accuracy in %, mean ± standard deviation over {over}\n" + "\n".join(
             "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
         )
@@ -63,7 +65,7 @@ def cross_evaluate(
     test: Dataset | AbstractImages | Examples | tuple[Any, Any],
     *,
     key: PRNGKeyArray,
-    models: Mapping[str, MakeModel],
+    models: Mapping[str, MakeModel] | None = None,
     **options: Any,
 ) -> CrossEvaluation:
     """Evaluate distilled sets with networks they were not distilled with (paper, Table 3).
@@ -71,45 +73,64 @@ def cross_evaluate(
     **Arguments:**
 
     - `distilled`: sets by the name of their row; several of one row, as of several seeds, are
-      pooled.
+      pooled, and the interval of a cell is over the means of the sets.
     - `test`: as for [`evaluate`][rcig_eqx.evaluate].
     - `key`: every cell has the same fresh seeds.
     - `models`: functions from a key to a network, by the name of their column; give evaluation
-      networks ReLU, as `models.network_for("resnet18", …, softplus=None)`.
+      networks ReLU, as `models.network_for("resnet18", …, softplus=None)`. If `None`, one column
+      with the network that each set was distilled with, as for `evaluate`.
     - `options`: further arguments of `evaluate`.
 
-    **Returns:** a `CrossEvaluation`. Random real images are left out.
+    **Returns:** a `CrossEvaluation`. Random real images are left out, unless `baseline=` asks for
+    them.
     """
-    if not distilled or not models:
+    columns = {"as distilled": None} if models is None else models
+    if not distilled or not columns:
         raise ValueError("There is nothing to evaluate: pass one set and one model at least.")
     test = in_memory(test)
     rows = {name: [s] if isinstance(s, Distilled) else list(s) for name, s in distilled.items()}
     if empty := [name for name, sets in rows.items() if not sets]:
         raise ValueError(f"There are no sets in row {empty[0]!r}: leave it out.")
 
-    def cell(sets: list[Distilled], model: MakeModel) -> Evaluation:
-        coresets = [s.coreset if isinstance(s, DistillResult) else s for s in sets]
+    options = {"baseline": False} | options
+
+    def cell(sets: list[Distilled], model: MakeModel | None) -> Evaluation:
         keys = [jr.fold_in(key, number) for number in range(len(sets))]
-        each = zip(coresets, keys, strict=True)
+        each = zip(sets, keys, strict=True)
         return pooled(evaluate(s, test, key=k, model=model, **options) for s, k in each)
 
     return CrossEvaluation(
         {
-            name: {column: cell(sets, model) for column, model in models.items()}
+            name: {column: cell(sets, model) for column, model in columns.items()}
             for name, sets in rows.items()
         }
     )
 
 
 def pooled(evaluations: Iterable[Evaluation]) -> Evaluation:
-    """One evaluation of all their networks; baselines, where all have one, likewise."""
+    """One evaluation of all their networks, each part being a set or several of its own;
+    baselines, where all have one, likewise. `ValueError` for parts of other classes."""
     parts = list(evaluations)
+    names = parts[0].class_names
+    if any(set(part.class_names) != set(names) for part in parts):
+        raise ValueError("The sets have other classes than each other: pool sets of the same ones.")
     baselines = [part.baseline for part in parts if part.baseline]
+
+    def joined(field: str) -> Any:
+        values = [getattr(part, field) for part in parts]
+        return None if any(value is None for value in values) else np.concatenate(values)
+
+    numbers = [np.zeros(len(p.accuracies), int) if p.sets is None else p.sets for p in parts]
+    first = np.cumsum([0, *(n.max() + 1 for n in numbers)])[:-1]
+    columns = [[part.class_names.index(name) for name in names] for part in parts]
     return dataclasses.replace(
         parts[0],
-        accuracies=np.concatenate([part.accuracies for part in parts]),
-        per_class=np.concatenate([part.per_class for part in parts]),
+        accuracies=joined("accuracies"),
+        per_class=np.concatenate([p.per_class[:, c] for p, c in zip(parts, columns, strict=True)]),
         baseline=pooled(baselines) if len(baselines) == len(parts) else None,
+        sets=np.concatenate([n + start for n, start in zip(numbers, first, strict=True)]),
+        losses=joined("losses"),
+        converged=joined("converged"),
     )
 
 

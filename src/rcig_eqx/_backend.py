@@ -5,10 +5,11 @@ and TPU follows the vendors' convolutions and is unmeasured. All go by JAX's def
 a function is first traced, not by where its arrays are.
 """
 
+import contextlib
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal, ParamSpec, TypeVar
 
 import jax
@@ -28,6 +29,20 @@ IMAGES_AT_ONCE = 16  # distilled images differentiated together
 # Images whose activations are kept; more go in chunks of so many, and repeat their forward pass.
 # The paper's outer batch stays whole. Unmeasured.
 IMAGES_HELD = 1024
+
+
+@contextlib.contextmanager
+def transfers_allowed() -> Iterator[None]:
+    """Within, what the host holds goes to the device unasked, whatever a user's guard forbids."""
+    with jax.transfer_guard("allow"):
+        yield
+
+
+@contextlib.contextmanager
+def usual_settings() -> Iterator[None]:
+    """Likewise, and numbers of different dtypes are promoted: optax cannot do without."""
+    with transfers_allowed(), jax.numpy_dtype_promotion("standard"):
+        yield
 
 
 def conv_formulation() -> Literal["own", "lax"]:

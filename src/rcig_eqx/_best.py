@@ -8,11 +8,12 @@ from jaxtyping import PRNGKeyArray
 
 from ._checks import check_counts
 from ._distill import check_key
-from ._evaluate import evaluate, fresh_network
+from ._evaluate import evaluate
 from ._evaluation import Evaluation
 from ._progress import Progress
 from ._result import DistillResult, load_result
 from .data import Dataset
+from .data._paths import user_path
 
 
 class KeepBest:
@@ -21,7 +22,7 @@ class KeepBest:
         train, validation = data.hold_out(train, 0.1, seed=0)
         best = KeepBest(validation, every=200, key=key)
         distill(train, …, callbacks=[best])
-        evaluate(best.result, test, key=key)  # the test set is read once, at the end
+        evaluate(best.result, test, key=other_key)  # read once, at the end, by other networks
 
     **Arguments:**
 
@@ -31,6 +32,8 @@ class KeepBest:
     - `patience`: the run ends after so many tests in a row without a better one; `None` for never.
     - `num_networks`, and further `options` of [`evaluate`][rcig_eqx.evaluate]: of a test.
     - `key`: the fresh networks' seeds, the same at every test, so that sets are compared by them.
+      Measure the result with another key, on the test set: it was chosen to suit these networks
+      and these images.
     - `path`: a file that the best so far is saved in, to outlive the process. One that is there
       already, as of a run that is resumed, is tested first and stays if nothing is better.
 
@@ -60,14 +63,15 @@ class KeepBest:
         self.result: DistillResult | None = None
         self.history: list[tuple[int, Evaluation]] = []
         self._validation, self._every, self._key = validation, every, key
-        self._patience, self._path = patience, path
-        self._options = {"num_networks": num_networks, "progress": False} | options
+        self._patience, self._path = patience, None if path is None else user_path(path)
+        self._options: Any = {"num_networks": num_networks, "progress": False, "baseline": False}
+        self._options |= options
 
     def __call__(self, progress: Progress) -> bool:
         """Test, where one is due; `True` once patience is at its end."""
         if progress.step % self._every and progress.step < progress.steps:
             return False
-        if not self.history and self._path is not None and os.path.exists(self._path):
+        if not self.history and self._path is not None and self._path.exists():
             earlier = load_result(self._path)
             self._test(earlier.recipe["steps_done"], earlier)
         result = progress.result()
@@ -79,8 +83,7 @@ class KeepBest:
 
     def _test(self, step: int, result: DistillResult) -> bool:
         """Whether a result is better than all before; the first one is."""
-        options: Any = {"model": fresh_network(result)} | self._options
-        report = evaluate(result.coreset, self._validation, key=self._key, **options)
+        report = evaluate(result, self._validation, key=self._key, **self._options)
         better = all(report.mean > earlier.mean for _, earlier in self.history)
         self.history.append((step, report))
         if better:

@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from ._files import damage_named, read_checked, write_checked
+from ._files import damage_named, read_checked, sweep, write_checked
+from ._identity import numbers_of
+from ._lock import hold
 from ._step import State
 from .data import DataError
 
@@ -101,12 +103,14 @@ class CheckpointFolder:
     - `every`: seconds between two of them; 0 is after every step.
     - `keep`: how many of the newest are left in place.
     - `writes`: whether this process is the one of several that writes.
+    - `kept`: arrays of the run, by name, that go into every one.
     """
 
     folder: Path
     every: float = 300.0
     keep: int = 3
     writes: bool = True
+    kept: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     written: float = dataclasses.field(default_factory=time.monotonic)
 
     def files(self) -> list[Path]:
@@ -114,16 +118,17 @@ class CheckpointFolder:
         return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
 
     def prepare(self) -> None:
-        """Make the folder and sweep up what a killed writer left. `OSError` if it cannot be."""
+        """Hold the folder and sweep up what a killed writer left.
+
+        Raises `BlockingIOError` if another run holds it, `OSError` if it cannot be written.
+        """
         if not self.writes:
             return
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for part in self.folder.glob(".step-*.part"):
-                part.unlink()
-            probe = self.folder / ".writable"
-            probe.write_bytes(b"")
-            probe.unlink()
+            hold(self.folder)
+            sweep(self.folder, "step-*")
+        except BlockingIOError:
+            raise
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -153,7 +158,8 @@ class CheckpointFolder:
         """Raise `OSError` unless there is room for one checkpoint more than are kept."""
         if not self.writes:
             return
-        size = sum(numbers_of(x).nbytes for _, x in _array_leaves(state))
+        arrays = [*(numbers_of(x) for _, x in _array_leaves(state)), *self.kept.values()]
+        size = sum(x.nbytes for x in arrays)
         needed, free = (self.keep + 1) * size, shutil.disk_usage(self.folder).free
         free += sum(path.stat().st_size for path in self.files())
         if free < needed:
@@ -183,7 +189,7 @@ class CheckpointFolder:
             return None
         path = self.folder / f"step-{int(state.step):08d}.safetensors"
         try:
-            save_state(path, state, card=card, arrays=arrays)
+            save_state(path, state, card=card, arrays={**self.kept, **arrays})
             for old in [file for file in self.files() if file <= path][self.keep :]:
                 old.unlink(missing_ok=True)
         except OSError as error:
@@ -192,8 +198,8 @@ class CheckpointFolder:
         return path
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What two cards say differently, a line each, with dots into nested ones."""
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What two cards say differently, by name, with dots into nested ones."""
 
     def flat(card: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
         for name, value in card.items():
@@ -204,7 +210,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 
     a, b = dict(flat(there)), dict(flat(here))
     names = [name for name in a | b if a.get(name) != b.get(name)]
-    return [f"{name}: {a.get(name)!r} there, {b.get(name)!r} here" for name in names]
+    return {name: (a.get(name), b.get(name)) for name in names}
 
 
 def _array_leaves(state: State) -> Iterator[tuple[tuple, Any]]:
@@ -228,11 +234,6 @@ def _storable(dtype: np.dtype) -> np.dtype:
 
 def _is_array(leaf: Any) -> bool:
     return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
-
-
-def numbers_of(leaf: Any) -> Any:
-    """An array's numbers; of random keys the integers behind them."""
-    return jr.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
 def _name(path: tuple) -> str:

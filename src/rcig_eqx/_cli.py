@@ -1,5 +1,6 @@
 """The command line: a thin shell over `distill`, `evaluate`, `export` and what they write."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import inspect
@@ -7,34 +8,40 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax.random as jr
 
 from . import methods
+from ._classes import match_classes
 from ._coreset import Initialization
 from ._devices import first_devices
 from ._distill import describe_model, distill
 from ._evaluate import evaluate, fresh_network
 from ._evaluation import Evaluation
 from ._export import check_place, export
-from ._files import write_atomically
-from ._plot import save_grid
+from ._files import sweep, write_atomically
+from ._lock import hold, releasing
+from ._loop import received
+from ._plot import drawing, save_grid
 from ._pool import MakeModel
 from ._result import DistillResult, load_result
 from ._step import coreset_optimizer
+from ._terminal import Unfailing, echo
 from .data import AbstractImages, DataError, Dataset, load, open_records
 from .data._load import KNOWN, TOO_LARGE
+from .data._paths import user_path
 from .models import network_for
 from .models._architectures import ARCHITECTURES
 from .models._normalize import NORMALIZATIONS
 
 try:
-    from typer import Argument, Exit, Option, Typer, echo
+    from typer import Argument, Exit, Option, Typer
 except ImportError:
     sys.exit("The command line needs typer: pip install 'rcig-eqx[cli]'")
 
@@ -83,6 +90,7 @@ Quiet = Annotated[bool, Option("--quiet", "-q", help="Print the outcome only.")]
 
 
 @app.command("distill")
+@releasing()
 def _distill(
     dataset: Annotated[
         str,
@@ -162,7 +170,9 @@ def _distill(
     quiet: Quiet = False,
 ) -> None:
     """Distil a data set, and compare the result with as many random real images."""
-    out = out or Path("runs") / f"{Path(dataset).stem}-{images_per_class}ipc"
+    out = user_path(out or Path("runs") / f"{Path(dataset).stem}-{images_per_class}ipc")
+    check_writable(out)
+    hold(out)
     file = out / "distilled.safetensors"
     checkpoints = out / "checkpoints"
     if not (overwrite or resume):
@@ -187,11 +197,13 @@ def _distill(
         normalization=normalization,
     )
     test = load_test(dataset, directory) if evaluate_ else None
+    if test is not None:
+        match_classes(test, train.class_names, train.num_classes)  # before the run, not after it
     if resume and file.exists() and not any(checkpoints.glob("*.safetensors")):
         raise FileNotFoundError(
             f"{file} is there, but no checkpoint of its run: pass --overwrite to start anew."
         )
-    check_writable(out)
+    sweep(out, file.name)
     earlier = checkpoints.with_name("checkpoints.earlier")
     if overwrite and not resume and checkpoints.exists():
         shutil.rmtree(earlier, ignore_errors=True)
@@ -236,23 +248,22 @@ def _distill(
         echo(f"Stopped at once: {then}", err=True)
         raise Exit(_INTERRUPTED) from None
     shutil.rmtree(earlier, ignore_errors=True)
-    recipe = result.recipe | {"dataset": dataset, "seed": seed, "learning_rate": learning_rate}
+    asked = {"dataset": shown_name(dataset), "seed": seed, "learning_rate": learning_rate}
+    recipe = result.recipe | asked
     result = dataclasses.replace(result, recipe=recipe)
     written = [result.save(file)]
-    try:
+    with drawing():
         title = f"{Path(dataset).stem}, {images_per_class} a class"
         written.append(
             save_grid(result.coreset, result.class_names, file.with_suffix(".png"), title=title)
         )
-    except ImportError as error:
-        echo(f"No picture. {error}", err=True)
     if result.interrupted:
         echo(
             f"Stopped after step {recipe['steps_done']:,} of {steps:,}. The result so far is kept; "
             "--resume goes on."
         )
         echo_paths(written)
-        raise Exit(_INTERRUPTED)
+        raise Exit(_status_of((received or [signal.SIGINT])[-1]))
     if test is not None:
         fresh = say_networks(fresh_network(result), networks)
         say(f"Evaluating on {len(test):,} test images with {fresh}.")
@@ -269,9 +280,9 @@ def _distill(
             echo("Evaluation stopped. The distilled set is kept:")
             echo_paths(written)
             raise Exit(_INTERRUPTED) from None
-        echo(f"\n{report}\n")
         path = out / "evaluation.json"
         written.append(write_report(path, result, report, dataset, "test", test, seed))
+        echo(f"\n{report}\n")
     elif evaluate_:
         say(f"{dataset} has no test split: not evaluated. See rcig-eqx evaluate --data.")
     echo_paths(written)
@@ -332,6 +343,7 @@ def _evaluate(
     if test is None:
         raise ValueError(f"{data} has no test split: name other images with --data.")
     if json_:
+        json_ = user_path(json_)
         check_writable(json_.parent)
     model = fresh_network(
         result, architecture=architecture, normalization=normalization, width=width, depth=depth
@@ -349,9 +361,10 @@ def _evaluate(
         labels=labels,
         progress=not quiet,
     )
+    written = [write_report(json_, result, report, data, split, test, seed)] if json_ else []
     echo(f"\n{report}\n")
-    if json_:
-        echo_paths([write_report(json_, result, report, data, split, test, seed)])
+    if written:
+        echo_paths(written)
 
 
 @app.command("export")
@@ -380,8 +393,9 @@ def _export(
     quiet: Quiet = False,
 ) -> None:
     """Write a distilled set as a folder that trains networks without this library."""
+    file = user_path(file)
     result = load_result(file)
-    folder = folder or file.parent / "export"
+    folder = user_path(folder or file.parent / "export")
     check_place(folder, overwrite)
     check_writable(folder.parent)
     beside = file.parent / "evaluation.json"
@@ -389,6 +403,7 @@ def _export(
     data, _, test = (None, None, None) if known else test_images(result, None, None, directory)
     report = None
     if known:
+        known = user_path(known)
         report = read_report(known, result)
         if not quiet:
             echo(f"The card states the accuracies in {known}.")
@@ -427,6 +442,11 @@ def test_images(
 ) -> tuple[str, str, Images | None]:
     """Name, split and images to test on; images `None` if what was distilled has no test split."""
     distilled = str(result.recipe.get("dataset"))
+    if data is None and distilled not in (*KNOWN, TOO_LARGE) and not user_path(distilled).exists():
+        raise ValueError(
+            f"The set was distilled from {distilled}, which is not here: run rcig-eqx evaluate "
+            "with its path as --data."
+        )
     data = data or distilled
     test = load_split(data, split, directory) if split else load_test(data, directory)
     if test is None and data != distilled:
@@ -436,6 +456,7 @@ def test_images(
 
 def load_split(dataset: str, split: str, directory: Path | None) -> Images:
     """A split in memory, or on disk, written there the first time, if it is too large."""
+    directory = directory and user_path(directory)
     if dataset == TOO_LARGE:
         return open_records(dataset, split, directory=directory)
     return load(dataset, split, directory=directory)
@@ -448,9 +469,17 @@ def load_test(dataset: str, directory: Path | None) -> Images | None:
     except DataError:
         raise
     except ValueError:
-        if not Path(dataset).exists():
+        if not user_path(dataset).exists():
             raise
         return None
+
+
+def shown_name(dataset: str) -> str:
+    """What a result calls a data set: no path outside the present folder, which is nobody's."""
+    path = user_path(dataset)
+    if not path.is_absolute() and ".." not in path.parts:
+        return dataset
+    return f"custom {path.name}" if path.name in KNOWN else path.name
 
 
 def check_writable(folder: Path) -> None:
@@ -479,7 +508,7 @@ def write_report(
 ) -> Path:
     """Everything an evaluation measured, as JSON."""
     content = {
-        "data": data,
+        "data": shown_name(data),
         "split": split,
         "test_images": len(test),
         "seed": seed,
@@ -516,14 +545,21 @@ def run() -> None:
     try:
         main()
     except SystemExit as end:
-        if end.code != _INTERRUPTED:
-            raise
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(_INTERRUPTED)
+        for status in (_INTERRUPTED, *map(_status_of, received)):
+            if end.code == status:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+        raise
 
 
-_INTERRUPTED = 130  # as shells count SIGINT
+def _status_of(number: int) -> int:
+    """What shells call the end of a process by a signal."""
+    return 128 + number
+
+
+_INTERRUPTED = _status_of(signal.SIGINT)
+_BROKEN_PIPE = _status_of(13)  # SIGPIPE, which Windows has not
 
 # What errors of the library call arguments that are options here.
 _OPTIONS = {
@@ -537,7 +573,22 @@ _OPTIONS = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line. Errors of the library end it with one line and exit code 2."""
+    """Run the command line. Errors of the library end it with one line and exit code 2.
+
+    What cannot be printed ends nothing: the command does its work, and its status tells.
+    """
+    out: Any = Unfailing(sys.stdout)
+    err: Any = Unfailing(sys.stderr)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            _main(arguments)
+    except SystemExit as end:
+        if out.failed and not end.code:
+            sys.exit(_BROKEN_PIPE if isinstance(out.failed, BrokenPipeError) else 1)
+        raise
+
+
+def _main(arguments: list[str] | None) -> None:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: echo(f"Warning: {message}", err=True)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray, PyTree
 from ._checks import check_number
 from ._types import named
 from .data import AbstractPreprocess, Dataset
+from .data._arrays import plain_array
 
 Initialization = Literal["real", "noise"]
 
@@ -27,7 +28,13 @@ class Coreset(eqx.Module):
       they need not be positive nor sum to one.
     - `log_temperature`: log τ, the Platt scaling of the outer loss.
     - `preprocess`: what the images went through and a test image must; `None` inside the loop.
-    - `flip`: whether the set stands for itself and its mirror images.
+    - `flip`: whether the set stands for itself and its mirror images: networks are then trained on
+      both. `distill` turns it on for RGB sets of up to 1,000 images. State it for a set made by
+      hand, as whoever made the images did: a set distilled with mirror images loses half of its
+      accuracy without them. It is `False` if not stated.
+
+    Raises `ValueError` for numpy arrays that JAX does not take: masked ones, floats of more than 64
+    bits, another byte order.
     """
 
     images: Float[Array, "n h w c"]
@@ -35,6 +42,15 @@ class Coreset(eqx.Module):
     log_temperature: Float[Array, ""]
     preprocess: AbstractPreprocess | None = None
     flip: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self) -> None:
+        for name in ("images", "labels", "log_temperature"):
+            array = getattr(self, name)
+            if plain_array(array, name) is not array:
+                raise ValueError(
+                    f"{name} is {array.dtype} {type(array).__name__}, which JAX does not take: "
+                    f"pass {name}.astype(np.float32)."
+                )
 
     def support(self) -> tuple[Float[Array, "m h w c"], Float[Array, "m classes"]]:
         """The images and labels to train on: mirrored copies are appended under `flip`."""
@@ -54,6 +70,34 @@ def hard_labels(coreset: Coreset) -> Coreset:
     top = jnp.argmax(coreset.labels, axis=-1)
     one_hot = jax.nn.one_hot(top, coreset.num_classes, dtype=coreset.labels.dtype)
     return eqx.tree_at(lambda c: c.labels, coreset, one_hot)
+
+
+def check_coreset(coreset: Any, name: str) -> None:
+    """Raise `ValueError` for what is no `Coreset`, or has arrays that no network can train on."""
+    if not isinstance(coreset, Coreset):
+        raise ValueError(
+            f"{name} is a {type(coreset).__name__}: pass what distill or load_result returned."
+        )
+    images, labels = np.shape(coreset.images), np.shape(coreset.labels)
+    if len(images) != 4 or len(labels) != 2 or labels[0] != images[0]:
+        raise ValueError(
+            f"{name} has images {images} and labels {labels}: make them [n h w c] and [n classes], "
+            "one row of labels per image."
+        )
+    for field in ("images", "labels"):
+        if not jnp.issubdtype(getattr(coreset, field).dtype, jnp.floating):
+            raise ValueError(
+                f"{name} has {field} of {getattr(coreset, field).dtype}: make them floats; images "
+                "are preprocessed, and labels are targets such as centred_labels(labels, classes)."
+            )
+    check_finite(coreset, name)
+
+
+def check_finite(coreset: Coreset, name: str) -> None:
+    """Raise `ValueError` for images, labels or a temperature that are not finite."""
+    for field in ("images", "labels", "log_temperature"):
+        if not np.isfinite(getattr(coreset, field)).all():
+            raise ValueError(f"{name} has {field} that are NaN or infinite.")
 
 
 class AbstractParameterization(eqx.Module):
@@ -151,8 +195,7 @@ def starting_coreset(given: Any, baseline: Coreset, *, key: PRNGKeyArray) -> Cor
                 f"initialization has {name} {np.shape(own)}, where images_per_class and the data "
                 f"make them {right.shape}: pass preprocessed images [n h w c], labels [n classes]."
             )
-        if not np.isfinite(own).all():
-            raise ValueError(f"initialization has {name} that are NaN or infinite.")
+    check_finite(given, "initialization")
     fields = (given.images, given.labels, given.log_temperature)
     images, labels, log_temperature = (jnp.asarray(x, jnp.float32) for x in fields)
     return Coreset(images, labels, log_temperature, flip=baseline.flip)

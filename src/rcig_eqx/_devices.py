@@ -9,7 +9,7 @@ import contextlib
 import math
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -22,6 +22,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from jaxtyping import Array, Integer, Shaped
 
 from ._types import Device
+from .data import DataError
 
 T = TypeVar("T")
 
@@ -180,7 +181,7 @@ def rows_of(
 def shard_rows(
     rows: Shaped[Array | np.ndarray, "rows ..."], mesh: Mesh | None, batch_size: int
 ) -> Shaped[Array, "batch ..."]:
-    """A batch divided over the devices, out of the [`own_rows`][] of every process.
+    """A batch divided over the devices, out of the rows that every process has of it.
 
     Without a mesh, the rows as they are, as a JAX array.
     """
@@ -227,6 +228,38 @@ def check_agreement(mesh: Mesh | None, settings: dict[str, Any]) -> None:
             f"The {jax.process_count()} processes were asked for different runs; this one, "
             f"{jax.process_index()}, for {settings}. Give all the same data, arguments and key."
         )
+
+
+@contextlib.contextmanager
+def raised_on_all(mesh: Mesh | None) -> Iterator[None]:
+    """What one process of a mesh raises within, every one raises after it.
+
+    Each would otherwise wait for ever for one that has left. The others know its words, and its
+    type where it is one of `_SHARED`; it is a `RuntimeError` else.
+    """
+    error = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    if mesh is None or not _several(mesh):
+        if error:
+            raise error
+        return
+    text = f"{type(error).__name__}:{error}".encode()[:_LONGEST] if error else b""
+    line = np.frombuffer(text.ljust(_LONGEST, b"\0"), np.uint8)
+    everywhere = np.asarray(multihost_utils.process_allgather(line)).reshape(-1, _LONGEST)
+    if error:
+        raise error
+    for process, other in enumerate(everywhere):
+        name, colon, words = other.tobytes().rstrip(b"\0").decode(errors="replace").partition(":")
+        if colon:
+            kind = next((kind for kind in _SHARED if kind.__name__ == name), RuntimeError)
+            raise kind(f"Process {process} of {len(everywhere)}: {words}")
+
+
+_LONGEST = 2048  # bytes
+_SHARED = (OSError, PermissionError, FileNotFoundError, NotADirectoryError, ValueError, DataError)
 
 
 def wait_for_all(mesh: Mesh | None) -> None:

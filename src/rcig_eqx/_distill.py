@@ -3,7 +3,6 @@
 import importlib.metadata
 import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -16,6 +15,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray
 
+from ._backend import usual_settings
 from ._checkpoint import CheckpointFolder
 from ._checks import check_counts, check_number
 from ._coreset import (
@@ -37,15 +37,17 @@ from ._devices import (
     make_mesh,
     own_rows,
     place,
+    raised_on_all,
     shard_rows,
     shared_batch,
     wait_for_all,
 )
+from ._lock import releasing
 from ._loop import Loop
 from ._pool import MakeModel, PoolSchedule
 from ._progress import Callback, ProgressBar
 from ._result import DistillResult
-from ._resume import begin, look, run_card
+from ._resume import as_fitted, begin, fitted_arrays, look, run_card
 from ._step import Recipe, State, coreset_optimizer, init
 from ._types import Device, called
 from .data import (
@@ -60,6 +62,7 @@ from .data import (
     to_state,
 )
 from .data._adapt import Examples, adapted, is_foreign
+from .data._paths import user_path
 from .methods import AbstractMethod, default_method
 from .models import (
     AbstractBatchNetwork,
@@ -77,6 +80,8 @@ Train = Dataset | AbstractImages | grain.MapDataset[Any] | Examples | tuple[Any,
 _FLIP_UP_TO = 1000  # distilled images, mirrored ones not counted (paper, appendix C)
 
 
+@releasing()
+@usual_settings()
 def distill(
     train: Train,
     *,
@@ -146,8 +151,9 @@ def distill(
     - `keep_checkpoints`: how many of the newest stay in the folder.
     - `resume`: go on from the newest valid checkpoint there, or start if there is none. The run
       ends in the same bytes as one that was never interrupted, its `seconds` aside; on another
-      number of devices, or by other versions, it warns that it does not. More `steps` may be asked
-      for; a default `method` stays the one of as many steps as were asked for first.
+      number of devices, cores or threads, or by other versions, it warns that it does not. Other
+      source of your own functions is a warning, too. More `steps` may be asked for; a default
+      `method` stays the one of as many steps as were asked for first.
     - `workers`: processes that read a set on disk ahead; threads of this one do if 0. The batches
       are the same. A script that asks for workers guards its main part by
       `if __name__ == "__main__"`.
@@ -158,9 +164,9 @@ def distill(
     - `callbacks`: functions of a `Progress`, called after every step; `True` ends the run.
     - `progress`: whether to show a progress bar.
 
-    **Returns:** a `DistillResult`. Ctrl-C or SIGTERM ends the run after the present step and
-    returns what there is, which `result.interrupted` tells; the program goes on from there. Twice
-    abandons it, without a further checkpoint.
+    **Returns:** a `DistillResult`. Ctrl-C, SIGTERM or SIGHUP ends the run after the present step
+    and returns what there is, which `result.interrupted` tells; the program goes on from there.
+    Twice abandons it, without a further checkpoint.
 
     **Several processes** each make this call, with the same arguments and `devices=jax.devices()`.
     Each reads its own rows of every batch, and all return the same result; process 0 alone shows
@@ -171,7 +177,8 @@ def distill(
     with its error.
 
     Raises `ValueError` before any work starts for input that cannot be distilled, for a folder
-    that holds another run, and `OSError` for one that cannot be written or has no room.
+    that holds another run, `BlockingIOError` for one that another run is writing to, and `OSError`
+    for one that cannot be written or has no room.
     """
     check_initialization(initialization)
     check_counts(images_per_class=images_per_class, steps=steps, keep_checkpoints=keep_checkpoints)
@@ -210,6 +217,14 @@ def distill(
                 "initialization carries another preprocessing than preprocess=: leave one out."
             )
         preprocess = given.preprocess
+    checkpoints, found = None, None
+    if checkpoint_dir is not None:
+        checkpoints = CheckpointFolder(
+            user_path(checkpoint_dir), checkpoint_every, keep_checkpoints, writes=leads(mesh)
+        )
+        with raised_on_all(mesh):
+            found = look(checkpoints, resume=resume)
+    preprocess = as_fitted(found, preprocess, seen.images[:8])
     if preprocess is None:
         on_disk = isinstance(train, AbstractImages)
         preprocess = default_preprocess(
@@ -222,18 +237,13 @@ def distill(
         flip = seen.image_shape[2] == 3 and images_per_class * seen.num_classes <= _FLIP_UP_TO
 
     baseline = real_coreset(seen, images_per_class, preprocess, flip=flip, key=coreset_key)
+    draws = _further_draws(seen, baseline, preprocess, key=coreset_key)
     start = starting_coreset(given, baseline, key=noise_key)
     model = model or convnet_for(seen.image_shape, seen.num_classes)
     check_model(model, baseline)
     decoded = check_parameterization(parameterization, start) if parameterization else start
     if method is not None:
         method.check(decoded, batch_size)
-    checkpoints, found = None, None
-    if checkpoint_dir is not None:
-        checkpoints = CheckpointFolder(
-            Path(checkpoint_dir), checkpoint_every, keep_checkpoints, writes=leads(mesh)
-        )
-        found = look(checkpoints, resume=resume)
     asked_first = found[0]["steps"] if found else steps
     recipe = Recipe(
         method or default_method(asked_first),
@@ -283,20 +293,24 @@ def distill(
         done = {"steps_done": int(state.step), "method": describe(state.recipe.method)}
         done["versions"] = versions()
         arrays = {name: np.asarray(values, np.float32) for name, values in history.items()}
-        return DistillResult(coreset, last, first, seen.class_names, settings | done, arrays, psi)
+        names, recipe_of = seen.class_names, settings | done
+        return DistillResult(coreset, last, first, names, recipe_of, arrays, psi, draws)
 
     state, history = init(start, recipe, key=init_key), {}
     card = {}
     if checkpoints is not None:
         batch = jax.ShapeDtypeStruct((batch_size, *seen.image_shape), jnp.float32)
+        checkpoints.kept = fitted_arrays(preprocess)
         settings_of_run = settings | {"method": describe(recipe.method)}
-        card = run_card(settings_of_run, train, seen, state, batch)
+        card = run_card(settings_of_run, train, seen, state, preprocess)
         card |= {"steps": asked_first, "devices": mesh.size if mesh else 1}
-        state, history = begin(checkpoints, found, card, state, batch)
-        if int(state.step) > steps:
-            raise ValueError(
-                f"{checkpoint_dir} has {int(state.step)} steps already: ask for at least as many."
-            )
+        with raised_on_all(mesh):
+            state, history = begin(checkpoints, found, card, state, batch)
+            if int(state.step) > steps:
+                raise ValueError(
+                    f"{checkpoint_dir} has {int(state.step)} steps already: ask for at least as "
+                    "many."
+                )
     first, state = int(state.step), place(state, mesh) if mesh else state
     batches = _batches(train, seen, preprocess, mesh, batch_size, seed, first, workers)
     with ProgressBar(enabled=progress and leads(mesh)) as bar:
@@ -436,11 +450,31 @@ def check_model(make_model: MakeModel, coreset: Coreset) -> None:
         ) from error
     if not (is_ready(model) or isinstance(model, Network)):
         check_independent(make_model(jr.key(0)), coreset.images[0])
+    if outputs.shape[:-1] != coreset.labels.shape[:1]:
+        raise ValueError(
+            f"The network gives outputs of shape {outputs.shape} for {len(coreset.images)} images: "
+            "it must give one row per image, [n classes]."
+        )
     if outputs.shape != coreset.labels.shape:
         raise ValueError(
             f"The network gives {outputs.shape[-1]} outputs for {coreset.num_classes} classes: "
             f"build it with num_classes={coreset.num_classes}."
         )
+
+
+_DRAWS, _DRAWS_BYTES = 5, 2**24
+
+
+def _further_draws(
+    seen: Dataset, baseline: Coreset, preprocess: AbstractPreprocess, *, key: PRNGKeyArray
+) -> np.ndarray | None:
+    """Images of further random draws such as the baseline: four, or fewer where they are large or
+    a class has too few images for draws to differ."""
+    each = len(baseline.images) // seen.num_classes
+    smallest = int(np.bincount(seen.labels, minlength=seen.num_classes).min())
+    count = min(_DRAWS - 1, smallest // each - 1, _DRAWS_BYTES // baseline.images.nbytes)
+    draws = [real_coreset(seen, each, preprocess, key=k).images for k in jr.split(key, count)]
+    return np.array(draws, np.float32) if draws else None
 
 
 def check_preprocess(preprocess: AbstractPreprocess, images: np.ndarray) -> None:

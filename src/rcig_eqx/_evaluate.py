@@ -1,79 +1,57 @@
 """How good a distilled set is: fresh networks trained on it, tested on real images."""
 
-import dataclasses
-import math
 import warnings
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Scalar, Shaped
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 from rich.progress import track
 
-from ._augment import Augmentation, as_augmentation, describe_augmentation
-from ._backend import networks_at_once
+from ._augment import Augmentation, as_augmentation
+from ._backend import networks_at_once, usual_settings
 from ._checks import check_counts
-from ._coreset import Coreset, hard_labels
+from ._classes import match_classes
+from ._coreset import Coreset, check_coreset, hard_labels, real_coreset
 from ._distill import check_key, check_model
 from ._evaluation import Evaluation
 from ._losses import InnerLoss
 from ._pool import MakeModel
 from ._result import DistillResult
-from ._types import PyTree
-from .data import AbstractImages, Dataset, apply_in_chunks
-from .data._adapt import Examples, as_images
-from .models import AbstractNetwork, ConvNet, network_for
-from .models._architectures import (
-    ARCHITECTURES,
-    architecture_name,
-    describe_network,
+from ._train_network import (
+    Training,
+    cross_entropy,
+    final_losses,
+    fit,
+    have_converged,
+    mean_squared,
+    training_recipe,
 )
+from ._types import PyTree
+from .data import AbstractImages, Dataset, apply_in_chunks, sample
+from .data._adapt import Examples, as_images
+from .data._names import class_names_of
+from .models import AbstractNetwork, network_for
+from .models._architectures import ARCHITECTURES, architecture_name
 from .models._normalize import check_known
-from .models._training import running_rate, split_for_training, training_outputs
+
+Images = Dataset | AbstractImages | Examples | tuple[Any, Any]
 
 _TEST_BATCH = 500
 
 
-class Training(NamedTuple):
-    """What `train_network` takes by name, but for the key."""
-
-    steps: int
-    learning_rate: float
-    batch_size: int
-    loss: InnerLoss
-    augment: Augmentation | None
-
-
-def mean_squared(
-    predictions: Float[Array, "n classes"], labels: Float[Array, "n classes"]
-) -> Scalar:
-    """The mean of (f − y)²: what evaluation networks minimise (paper, appendix C)."""
-    return jnp.mean((predictions - labels) ** 2)
-
-
-def cross_entropy(
-    predictions: Float[Array, "n classes"], labels: Float[Array, "n classes"]
-) -> Scalar:
-    """The mean softmax cross-entropy: what evaluation networks minimise on hard labels."""
-    return jnp.mean(optax.softmax_cross_entropy(predictions, labels))
-
-
-_LOSSES = (
-    (mean_squared, "mean over images and classes of (output - label)^2"),
-    (cross_entropy, "mean over images of the softmax cross-entropy"),
-)
-
-
+@usual_settings()
 def evaluate(
     distilled: DistillResult | Coreset,
-    test: Dataset | AbstractImages | Examples | tuple[Any, Any],
+    test: Images,
     *,
     key: PRNGKeyArray,
+    baseline: Images | Literal[False] | None = None,
+    class_names: Sequence[str] | None = None,
     model: MakeModel | None = None,
     num_networks: int = 5,
     steps: int | None = None,
@@ -89,11 +67,18 @@ def evaluate(
 
     **Arguments:**
 
-    - `distilled`: a `DistillResult`, which is evaluated beside random real images of the same
-      budget, or a `Coreset` that carries its preprocessing.
+    - `distilled`: a `DistillResult`, or a `Coreset` that carries its preprocessing. Networks train
+      on its mirror images too if its `flip` is `True`, which the report says: for RGB images that
+      can decide everything.
     - `test`: raw test images with labels, in any form `distill` takes but a grain dataset; read
-      into memory.
+      into memory. Its classes are matched with the distilled ones by name, in any order; some may
+      be lacking. Bare arrays have no names: their labels are the numbers of the distilled classes.
     - `key`: source of the fresh networks.
+    - `baseline`: training images, of which each network gets as many random ones as are distilled,
+      its own draw, to compare with; `False` for no comparison. If `None`, the random draws that a
+      `DistillResult` keeps, and no comparison for a bare `Coreset`.
+    - `class_names`: those of a bare `Coreset`, such as `load_export(…).class_names`, to match test
+      classes with. If `None`, only their number is compared. A `DistillResult` has its own.
     - `model`: a function from a key to a network. If `None`, the ready network that the set was
       distilled with, its normalisation included, with ReLU; where that is not known, or it is one
       of your own, the paper's `ConvNet`.
@@ -111,8 +96,9 @@ def evaluate(
     - `at_once`: networks trained together by `vmap`; chosen by the backend if `None`.
     - `progress`: whether to show a progress bar.
 
-    **Returns:** an `Evaluation`. Raises `ValueError` for test images that do not fit the set, and
-    warns of networks that diverged, whose accuracy is 0.
+    **Returns:** an `Evaluation`. Raises `ValueError` for test images or classes that do not fit
+    the set. Warns of networks that diverged, whose accuracy is 0, and of networks that had not
+    converged, with what to pass then: few steps favor random images, whose labels are smaller.
     """
     counts = {"steps": steps, "at_once": at_once}
     check_counts(
@@ -126,50 +112,104 @@ def evaluate(
         raise ValueError(f"A learning_rate of {learning_rate} learns nothing: make it positive.")
     loss = loss or (mean_squared if labels == "learned" else cross_entropy)
     coreset = distilled.coreset if isinstance(distilled, DistillResult) else distilled
-    test = in_memory(test)
-    names = distilled.class_names if isinstance(distilled, DistillResult) else test.class_names
-    _check_fit(coreset, test, names)
-    assert coreset.preprocess is not None
+    check_coreset(coreset, "distilled")
+    names = _names_of(distilled, class_names)
+    test = as_images(test)
+    numbers = _check_fit(coreset, test, names)
     model = model or fresh_network(distilled)
     check_model(model, coreset)
-    sets = [coreset]
-    if isinstance(distilled, DistillResult):
-        sets.append(distilled.baseline)
-    sets = [hard_labels(s) for s in sets] if labels == "hard" else sets
+    draws = _random_sets(distilled, baseline, names, num_networks, key)
     augmentation = as_augmentation(augment, coreset.images.shape[3])
-    steps = steps or default_steps(len(coreset.images))
+    steps = int(steps or default_steps(len(coreset.images)))
     at_once = min(at_once or networks_at_once(num_networks), num_networks)
+    test = in_memory(test)
+    assert coreset.preprocess is not None
     images = jnp.asarray(apply_in_chunks(coreset.preprocess, test.images))
-    truth = jnp.asarray(test.labels, jnp.int32)
+    truth = numbers[test.labels]
     training = Training(steps, learning_rate, batch_size, loss, augmentation)
-    hard = {"labels": "hard: one-hot, of the class that the learned label ranks first"}
-    keys = [jr.split(key, num_networks)[i : i + at_once] for i in range(0, num_networks, at_once)]
-    jobs = [(s, k) for s in range(len(sets)) for k in keys]
-    hits: list[list[np.ndarray]] = [[] for _ in sets]
-    diverged = 0
-    for s, k in track(jobs, "evaluating", disable=not progress):
-        X, y = sets[s].support()
-        right, sound = _train_and_test(model, X, y, images, truth, k, training)
-        hits[s].append(np.asarray(right))
-        diverged += len(k) - int(sound.sum())
+    kinds = [[coreset], draws] if draws else [[coreset]]
+    if labels == "hard":
+        kinds = [[hard_labels(s) for s in kind] for kind in kinds]
+    jobs = [(k, i) for k in range(len(kinds)) for i in range(0, num_networks, at_once)]
+    found: list[list[Any]] = [[] for _ in kinds]
+    keys = jr.split(key, num_networks)
+    for k, first in track(jobs, "evaluating", disable=not progress):
+        own = range(first, min(first + at_once, num_networks))
+        trained_on = [kinds[k][i % len(kinds[k])].support() for i in own]
+        X, y = jax.tree.map(lambda *x: jnp.stack(x), *trained_on)
+        given = (X, y, images, jnp.asarray(truth), keys[own.start : own.stop], training)
+        found[k].append(jax.tree.map(np.asarray, _train_and_test(model, *given)))
+    outcomes = [jax.tree.map(lambda *x: np.concatenate(x), *parts) for parts in found]
+    recipe = training_recipe(model, **training._asdict()) | {"mirrored": coreset.flip}
+    if labels == "hard":
+        recipe["labels"] = "hard: one-hot, of the class that the learned label ranks first"
+    tested = {"dataset": test.name, "images": len(test)}
+    tested["key"] = np.asarray(jr.key_data(key)).tolist()
+    names = names or test.class_names
+    beside = _report(outcomes[1], truth, names, steps, len(draws)) if draws else None
+    more = {"baseline": beside, "training": recipe, "tested_on": tested}
+    report = _report(outcomes[0], truth, names, steps, 1, **more)
+    diverged = sum(int((~sound).sum()) for _, sound, *_ in outcomes)
     if diverged:
-        warnings.warn(
-            f"{diverged} of {len(sets) * num_networks} networks diverged in training: none of "
-            f"their answers counts as right. Lower learning_rate={learning_rate}.",
-            RuntimeWarning,
-            stacklevel=2,
+        _warn(
+            f"{diverged} of {len(kinds) * num_networks} networks diverged in training: none of "
+            f"their answers counts as right. Lower learning_rate={learning_rate}."
         )
-    reports = [_report(np.concatenate(h), test.labels, names, steps) for h in hits]
-    return dataclasses.replace(
-        reports[0],
-        baseline=reports[1] if len(reports) > 1 else None,
-        training=training_recipe(model, **training._asdict()) | (hard if labels == "hard" else {}),
-        tested_on={
-            "dataset": test.name,
-            "images": len(test),
-            "key": np.asarray(jr.key_data(key)).tolist(),
-        },
-    )
+    if report.unconverged or (beside and beside.unconverged):
+        _warn(" ".join(report.remarks))
+    return report
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def _names_of(
+    distilled: DistillResult | Coreset, given: Sequence[str] | None
+) -> tuple[str, ...] | None:
+    """The class names of a set, or those given for a bare one; `ValueError` for what is none."""
+    if isinstance(distilled, DistillResult):
+        if given is not None:
+            raise ValueError("A DistillResult has class names: leave class_names out.")
+        return distilled.class_names
+    if given is None:
+        return None
+    names = class_names_of(given)
+    if len(names) != distilled.num_classes:
+        raise ValueError(
+            f"class_names has {len(names)} names for {distilled.num_classes} classes: pass one per "
+            "class."
+        )
+    return names
+
+
+def _random_sets(
+    distilled: DistillResult | Coreset,
+    train: Any,
+    names: tuple[str, ...] | None,
+    count: int,
+    key: PRNGKeyArray,
+) -> Sequence[Coreset]:
+    """Random real images as many as are distilled, a set of them per network where there are."""
+    is_result = isinstance(distilled, DistillResult)
+    if train is None or train is False:
+        return distilled.baselines if is_result and train is None else ()
+    coreset = distilled.coreset if is_result else distilled
+    train, (n, classes) = as_images(train), coreset.labels.shape
+    numbers = match_classes(train, names, classes, what="baseline")
+    if train.image_shape != coreset.images.shape[1:] or n % classes or len(numbers) < classes:
+        raise ValueError(
+            f"baseline has images {train.image_shape} of {len(numbers)} classes and distilled has "
+            f"{n} of {coreset.images.shape[1:]} for {classes}: pass the images it was made from."
+        )
+    if isinstance(train, AbstractImages):
+        train = sample(train, 10_000, at_least=count * n // classes, seed=0)
+    train = Dataset(train.images, numbers[train.labels], train.class_names, train.name)
+    assert coreset.preprocess is not None
+    return [
+        real_coreset(train, n // classes, coreset.preprocess, flip=coreset.flip, key=k)
+        for k in jr.split(jr.fold_in(key, 2**31), count)  # small numbers repeat keys of split
+    ]
 
 
 def fresh_network(
@@ -214,12 +254,10 @@ def in_memory(test: Any) -> Dataset:
     return images.read() if isinstance(images, AbstractImages) else images
 
 
-def _check_fit(coreset: Any, test: Dataset, names: tuple[str, ...]) -> None:
-    """Raise `ValueError` unless the distilled set can be tested on these images."""
-    if not isinstance(coreset, Coreset):
-        raise ValueError(
-            f"distilled is a {type(coreset).__name__}: pass what distill or load_result returned."
-        )
+def _check_fit(
+    coreset: Coreset, test: Dataset | AbstractImages, names: tuple[str, ...] | None
+) -> Int[np.ndarray, " classes"]:
+    """The distilled number of each class of the test images; `ValueError` if they do not fit."""
     if coreset.preprocess is None:
         raise ValueError(
             "This coreset does not carry its preprocessing: pass the DistillResult itself, or set "
@@ -230,46 +268,34 @@ def _check_fit(coreset: Any, test: Dataset, names: tuple[str, ...]) -> None:
             f"The distilled images are {coreset.images.shape[1:]} and the test images "
             f"{test.image_shape}: evaluate on the data set that was distilled."
         )
-    check_same_numbers(names, test)
-    if test.num_classes > coreset.num_classes:
-        raise ValueError(
-            f"The distilled set has {coreset.num_classes} classes and the test set "
-            f"{test.num_classes}: evaluate on the data set that was distilled."
-        )
-
-
-def check_same_numbers(names: tuple[str, ...], data: Dataset) -> None:
-    """Raise `ValueError` if the classes that `data` names have other numbers among `names`."""
-    there = data.class_names
-    if set(there) <= set(names) and there != names[: len(there)]:
-        name = next(c for i, c in enumerate(there) if names[i] != c)
-        raise ValueError(
-            f"Class {name!r} is number {there.index(name)} of {data.name} and number "
-            f"{names.index(name)} of the set that was distilled: renumber the labels, and pass "
-            "data.Dataset.from_arrays(images, labels, result.class_names)."
-        )
+    return match_classes(test, names, coreset.num_classes)
 
 
 @eqx.filter_jit
 def _train_and_test(
     make_model: MakeModel,
-    X: Float[Array, "n h w c"],
-    y: Float[Array, "n classes"],
+    X: Float[Array, "networks n h w c"],
+    y: Float[Array, "networks n classes"],
     images: Float[Array, "t h w c"],
     labels: Int[Array, " t"],
     keys: Shaped[Array, "networks ..."],
     training: Training,
-) -> tuple[Bool[Array, "networks t"], Bool[Array, " networks"]]:
-    """Whether each of `len(keys)` networks trained on (X, y) gets each test image right, and
-    whether it answers at all."""
+) -> tuple[
+    Bool[Array, "networks t"],
+    Bool[Array, " networks"],
+    Float[Array, "networks steps"],
+    Float[Array, "networks steps"],
+]:
+    """Of networks trained on (X, y), a set each: whether each gets each test image right, whether
+    it answers at all, and the losses and agreements of its training, as of `fit`."""
 
-    def one(key: PRNGKeyArray) -> tuple[Array, Array]:
+    def one(key: PRNGKeyArray, X: Array, y: Array) -> tuple[Array, Array, Array, Array]:
         model_key, train_key = jr.split(key)
-        model = train_network(make_model(model_key), X, y, **training._asdict(), key=train_key)
+        model, losses, agreed = fit(make_model(model_key), X, y, training, key=train_key)
         said = answers(model, images)
-        return said == labels, jnp.any(said >= 0)
+        return said == labels, jnp.any(said >= 0), losses, agreed
 
-    return each_row(one, keys)
+    return each_row(one, keys, X, y)
 
 
 def each_row(function: Callable[..., PyTree], *stacked: Shaped[Array, "networks ..."]) -> PyTree:
@@ -280,15 +306,28 @@ def each_row(function: Callable[..., PyTree], *stacked: Shaped[Array, "networks 
 
 
 def _report(
-    hits: Bool[np.ndarray, "networks t"],
+    outcome: Any,
     labels: np.ndarray,
     class_names: tuple[str, ...],
     steps: int,
+    sets: int,
+    **more: Any,
 ) -> Evaluation:
+    """What `_train_and_test` found of all networks, number i trained on set i % `sets`."""
+    hits, _, losses, agreed = outcome
     columns = [hits[:, labels == c] for c in range(len(class_names))]
-    empty = np.full(len(hits), math.nan)
+    empty = np.full(len(hits), np.nan)
     per_class = np.stack([c.mean(1) if c.shape[1] else empty for c in columns], axis=1)
-    return Evaluation(hits.mean(1), per_class, class_names, steps)
+    return Evaluation(
+        hits.mean(1),
+        per_class,
+        class_names,
+        steps,
+        sets=np.arange(len(hits)) % sets if sets > 1 else None,
+        losses=final_losses(losses).astype(np.float64),
+        converged=have_converged(losses, agreed),
+        **more,
+    )
 
 
 def default_steps(num_distilled: int) -> int:
@@ -297,131 +336,6 @@ def default_steps(num_distilled: int) -> int:
     Mirrored copies are not counted.
     """
     return 1000 if num_distilled <= 10 else 2000
-
-
-def evaluation_schedule(steps: int, peak: float = 1e-4) -> optax.Schedule:
-    """Linear warm-up over 500 steps, then cosine decay to 1% of the peak (appendix C).
-
-    The paper gives the warm-up and the shape, the authors' code the end. Runs of less than 1000
-    steps warm up for half of theirs.
-    """
-    warmup = min(500, steps // 2)
-    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps, 0.01 * peak)
-
-
-def training_recipe(
-    model: MakeModel,
-    *,
-    steps: int,
-    learning_rate: float = 1e-4,
-    batch_size: int = 256,
-    loss: InnerLoss = mean_squared,
-    augment: Augmentation | None = None,
-) -> dict[str, Any]:
-    """What [`train_network`][rcig_eqx.train_network] does to a fresh network, in plain values.
-
-    For a `ConvNet` without normalisation it is enough to build and train it without this library;
-    of another ready network it has the name and options, of one's own, and of a loss of one's own,
-    the name alone.
-    """
-    network = eqx.filter_eval_shape(model, jr.key(0))
-    layout = describe_network(network)
-    if isinstance(network, ConvNet):
-        normalized = layout["normalization"] != "none"
-        filters = f"width * {layout.get('growth', 2)}^i"
-        layout |= {
-            "padding": [block.padding for block in network.blocks],
-            "blocks": f"convolution 3x3 of {filters} filters with bias, stride 1, zero-padded by "
-            f"padding[i]; {'normalization; ' if normalized else ''}activation; mean over 2x2, "
-            "stride 2, an odd last row or column dropped",
-            "head": "features flattened in the order h, w, c; one linear layer with bias",
-            "initialization": "kernels: normal of standard deviation s, cut off at 2 s, where s is "
-            "1 / sqrt(inputs of a unit) / 0.87962566; biases: 0",
-        }
-    changed = {"augmentation": describe_augmentation(augment)} if augment else {}
-    own = f"{getattr(loss, '__name__', type(loss).__name__)}, which is not described here"
-    return changed | {
-        "network": layout,
-        "loss": next((text for known, text in _LOSSES if known is loss), own),
-        "optimizer": {"name": "adam", "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
-        "learning_rate": {
-            "peak": float(learning_rate),
-            "warmup_steps": min(500, int(steps) // 2),
-            "final": 0.01 * float(learning_rate),
-            "schedule": "step t = 0, 1, ...: peak * t / warmup_steps, then final + (peak - final) "
-            "* (1 + cos(pi * (t - warmup_steps) / (steps - warmup_steps))) / 2",
-        },
-        "steps": int(steps),
-        "batch_size": int(batch_size),
-        "batches": "all images every step, or batch_size random ones of them if there are more",
-    }
-
-
-def train_network(
-    model: AbstractNetwork,
-    images: Float[Array, "n h w c"],
-    labels: Float[Array, "n classes"],
-    *,
-    steps: int,
-    learning_rate: float = 1e-4,
-    batch_size: int = 256,
-    loss: InnerLoss = mean_squared,
-    augment: Augmentation | None = None,
-    key: PRNGKeyArray,
-) -> AbstractNetwork:
-    """Train one network on a distilled set by the paper's protocol (appendix C).
-
-    Adam on the mean-squared error against the learned labels, or another `loss`, the whole set
-    every step, or a random `batch_size` of it where it is larger, changed by `augment`. Batch
-    normalisation is by the images of a step; what it stores, a tenth of it renewed by each, is
-    what the network that is returned normalises by. Jittable.
-    """
-    training = Training(steps, learning_rate, batch_size, loss, augment)
-    start, step, network_of = training_steps(model, images, labels, training, key=key)
-    carry, _ = jax.lax.scan(lambda c, n: (step(n, c), None), start, jnp.arange(steps))
-    return network_of(carry)
-
-
-def training_steps(
-    model: AbstractNetwork,
-    images: Float[Array, "n h w c"],
-    labels: Float[Array, "n classes"],
-    training: Training,
-    *,
-    key: PRNGKeyArray,
-) -> tuple[PyTree, Callable[[Any, PyTree], PyTree], Callable[[PyTree], AbstractNetwork]]:
-    """What `train_network` is made of: the start, a step `(number, carry) -> carry`, and the
-    network of a carry."""
-    steps, learning_rate, batch_size, loss, augment = training
-    optimizer = optax.adam(evaluation_schedule(steps, learning_rate))
-    parameters, stored, static = split_for_training(model)
-    keys = jr.split(key, steps)
-
-    def loss_of(
-        parameters: PyTree, stored: PyTree, rate: Scalar, images: Array, labels: Array
-    ) -> tuple[Array, PyTree]:
-        network = eqx.combine(parameters, stored, static)
-        outputs, network = training_outputs(network, images, rate=rate)
-        return loss(outputs, labels), split_for_training(network)[1]
-
-    def step(number: Any, carry: PyTree) -> PyTree:
-        parameters, stored, opt_state = carry
-        batch = (images, labels)
-        if len(images) > batch_size:
-            pick = jr.fold_in(keys[number], 0)
-            chosen = jr.choice(pick, len(images), (batch_size,), replace=False)
-            batch = (images[chosen], labels[chosen])
-        if augment is not None:
-            batch = (augment(batch[0], key=jr.fold_in(keys[number], 1)), batch[1])
-        rate = running_rate(number)
-        gradient, stored = jax.grad(loss_of, has_aux=True)(parameters, stored, rate, *batch)
-        updates, opt_state = optimizer.update(gradient, opt_state)
-        return optax.apply_updates(parameters, updates), stored, opt_state
-
-    def network_of(carry: PyTree) -> AbstractNetwork:
-        return eqx.combine(carry[0], carry[1], static)  # pyright: ignore[reportReturnType]
-
-    return (parameters, stored, optimizer.init(parameters)), step, network_of
 
 
 def correct(

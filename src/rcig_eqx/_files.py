@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import safetensors
 from safetensors.numpy import save as serialize
 
 from .data import DataError
+from .data._paths import user_path
 
-_MAX_HEADER = 2**20  # bytes
+MAX_TEXT = 2**25  # bytes of a header or a card, which 100,000 classes fit in
 
 
 def write_checked(
@@ -22,14 +24,26 @@ def write_checked(
 ) -> Path:
     """Write one safetensors file: arrays, and a header of plain values with their checksum.
 
-    The header says which `format` it is. Raises `OSError` as
-    [`write_atomically`][rcig_eqx._files.write_atomically] does.
+    The header says which `format` it is. Raises `ValueError` for one longer than is read, and
+    `OSError` as [`write_atomically`][rcig_eqx._files.write_atomically] does.
     """
-    path = Path(path)
+    path = user_path(path)
     content = {name: np.asarray(value, order="C") for name, value in arrays.items()}
     header = dict(header) | {"sha256": checksum(header, content)}
-    write_atomically(path, serialize(content, {"rcig_eqx": json.dumps(header)}))
+    file = serialize(content, {"rcig_eqx": json.dumps(header)})
+    check_length(header, int.from_bytes(file[:8], "little"), path)
+    write_atomically(path, file)
     return path
+
+
+def check_length(parts: Mapping[str, Any], length: int, path: Path) -> None:
+    """Raise `ValueError` for a header or card that would be refused when it is read."""
+    if length > MAX_TEXT:
+        longest = max(parts, key=lambda name: len(json.dumps(parts[name])))
+        raise ValueError(
+            f"{path} would describe itself in {length:,} bytes, most of them its {longest}, and at "
+            f"most {MAX_TEXT:,} are read: shorten that."
+        )
 
 
 def read_checked(
@@ -40,7 +54,7 @@ def read_checked(
     Raises `FileNotFoundError`, or `DataError` for a file that is damaged, truncated, or of
     another format than `expected`; `kind` is what to call it there.
     """
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist.")
     with damage_named(path, kind):
@@ -88,13 +102,13 @@ def check_header(path: Path) -> None:
     """Raise `ValueError` for a safetensors file whose header claims to be longer than ours are."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-    if length > _MAX_HEADER:
-        raise ValueError(f"its header claims {length} bytes, where at most {_MAX_HEADER} are read")
+    if length > MAX_TEXT:
+        raise ValueError(f"its header claims {length} bytes, where at most {MAX_TEXT} are read")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a whole file or none: to a neighbour first, then renamed over `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(part_of(path.name, uuid.uuid4().hex))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
@@ -112,6 +126,18 @@ def write_atomically(path: Path, content: bytes) -> None:
             f"could not write {path} ({size:.1f} MB): {error.strerror}. What stood there before, "
             "if anything, is untouched; free some space or choose another place",
         ) from error
+
+
+def part_of(name: str, mark: str) -> str:
+    """What the neighbour of a file is called. No two threads, processes or hosts share a mark."""
+    return f".{name[:40]}.{mark}.part"
+
+
+def sweep(folder: Path, *names: str) -> None:
+    """Remove what killed writers left of files of these names, in a folder that is held."""
+    for name in names:
+        for part in folder.glob(part_of(name, "*")):
+            part.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

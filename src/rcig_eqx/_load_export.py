@@ -17,13 +17,12 @@ import safetensors
 
 from ._coreset import Coreset
 from ._evaluation import Evaluation
-from ._export import ARRAYS, CARD, FORMULAS, SCHEMA, count_bytes
-from ._files import check_header, checksum, file_checksum
+from ._export import ARRAYS, CARD, FORMULAS, MAX_FILE, SCHEMA, count_bytes
+from ._files import MAX_TEXT, check_header, checksum, file_checksum
 from .data import AbstractPreprocess, DataError, from_state, to_state
+from .data._paths import user_path
 from .data._preprocess import check_block
 
-_MAX_CARD = 2**20  # bytes
-_MAX_FILE = 2**32  # bytes
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -32,7 +31,8 @@ class Export:
     """An exported set.
 
     - `coreset`: the distilled set, preprocessing attached; `evaluate` and `save_grid` take it.
-    - `class_names`: one a class.
+      Train on its mirror images too if `coreset.flip` is `True`, as `coreset.support()` does.
+    - `class_names`: one per class; pass them on, `evaluate(…, class_names=…)`.
     - `evaluation`: the accuracies the card states, or `None`.
     - `card`: everything in `card.json`.
     """
@@ -52,7 +52,7 @@ def load_export(folder: str | os.PathLike[str]) -> Export:
     Raises `FileNotFoundError` if there is no such folder, and `DataError`, which names the file
     and what is wrong with it, for one that is damaged, incomplete, hostile or of another version.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist.")
     with _blaming(folder / CARD):
@@ -119,7 +119,7 @@ _CARD: dict[str, Any] = {
     "distillation": {},
     "versions": {},
     "bytes": {},
-    "pictures": {"all": str, "classes": {}},
+    "pictures": (None, {"all": str, "classes": {}}),
     "files": {ARRAYS: {}},
 }
 _CONVNET = {"width": int, "depth": int, "padding": [int], "activation": str}
@@ -139,7 +139,7 @@ def _conforms(value: Any, form: Any) -> bool:
 
 def _read_card(path: Path) -> dict[str, Any]:
     """The card, every part the library or the examples rely on being of its type and in range."""
-    _check_plain(path, 2, _MAX_CARD)
+    _check_plain(path, 2, MAX_TEXT)
     card = json.loads(path.read_bytes(), parse_constant=_finite, parse_float=_finite)
     schema = card.get("schema") if isinstance(card, dict) else None
     if schema != SCHEMA:
@@ -152,15 +152,15 @@ def _read_card(path: Path) -> dict[str, Any]:
     for name, entry in card["files"].items():
         if not _PLAIN_NAME.fullmatch(name):
             raise ValueError(f"{name[:100]!r} is no plain file name of this folder")
-        if not _conforms(entry, {"bytes": int, "sha256": str}) or entry["bytes"] > _MAX_FILE:
-            raise ValueError(f"{name} has no size of up to {_MAX_FILE} bytes, or no checksum")
-    pictures = [card["pictures"]["all"], *card["pictures"]["classes"].values()]
-    if any(name not in card["files"] for name in pictures):
+        if not _conforms(entry, {"bytes": int, "sha256": str}) or entry["bytes"] > MAX_FILE:
+            raise ValueError(f"{name} has no size of up to {MAX_FILE} bytes, or no checksum")
+    pictures = card["pictures"] or {"all": ARRAYS, "classes": {}}  # none could be drawn
+    if any(name not in card["files"] for name in (pictures["all"], *pictures["classes"].values())):
         raise ValueError("it names pictures that are no files of it")
     names, training = card["dataset"]["class_names"], card["training"]
     if not names or "" in names or len(set(names)) < len(names):
         raise ValueError("class_names are no distinct names")
-    if list(card["pictures"]["classes"]) != names:
+    if card["pictures"] and list(card["pictures"]["classes"]) != names:
         raise ValueError("the pictures are of other classes")
     rate, network = training["learning_rate"], training["network"]
     if training["batch_size"] < 1 or not 0 <= rate["warmup_steps"] < training["steps"]:

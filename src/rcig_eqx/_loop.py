@@ -147,6 +147,8 @@ class Loop:
         with on_mesh(self.mesh):
             if int(state.step) == 0 and state.recipe.method.adapts:
                 state = compiled_tune()(batch, state)
+            if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
+                return state, compiled_step()  # as a debugger wants it: not compiled at all
             step = compiled_step().lower(batch, state).compile()
         device = self.mesh.local_devices[0] if self.mesh else None
         check_memory(memory_of(step.compiled, batch), len(batch[0]), device)
@@ -193,7 +195,7 @@ def say_what_fell_short(history: History, method: AbstractMethod, first: int = 0
     said = [_rejected(history, first, short), _fell_short(history, short, method)]
     for text in [*said, *method.warnings(history)]:
         if text:
-            warnings.warn(text, RuntimeWarning, stacklevel=4)
+            warnings.warn(text, RuntimeWarning, stacklevel=5)
 
 
 def _rejected(history: History, first: int, short: np.ndarray) -> str:
@@ -240,24 +242,38 @@ def _range(residuals: np.ndarray) -> str:
     return ", ".join(said)
 
 
+received: list[int] = []  # signals that ended runs of this process; a command's status says which
+
+
 @contextlib.contextmanager
 def interruptible(say: bool = False) -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C or SIGTERM within sets a flag; the second does what it always does."""
+    """The first Ctrl-C or SIGTERM within sets a flag; the second does what it always does.
+
+    SIGHUP sets it too, however often it comes, unless it was ignored, as under nohup. Signals are
+    added to `received`.
+    """
     pressed = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield pressed.is_set  # signals belong to the main thread
         return
     always = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    hangup: Any = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup:
+        always[hangup] = signal.SIG_DFL
     handlers = {number: signal.getsignal(number) for number in always}
     before = {n: usual for n, usual in handlers.items() if usual is not None}  # else not Python's
+    if before.get(hangup) == signal.SIG_IGN:
+        del before[hangup]
 
     def handler(number: int, _: object) -> None:
         pressed.set()
+        received.append(number)
         # A job in the background starts with SIGINT ignored: twice still interrupts.
         usual = before[signal.Signals(number)]
-        signal.signal(number, usual if callable(usual) else always[signal.Signals(number)])
+        if number != hangup:  # which a terminal that closes sends more than once
+            signal.signal(number, usual if callable(usual) else always[signal.Signals(number)])
         # By Ctrl-C a person knows of it; of a job told to end, the log alone tells.
-        if say or number == signal.SIGTERM:
+        if say or number != signal.SIGINT:
             # Not by print, which a signal may have come in the middle of.
             with contextlib.suppress(OSError):
                 os.write(2, b"\nStopping after this step; once more stops at once.\n")

@@ -1,7 +1,9 @@
 """What a run reports while it goes on."""
 
 import dataclasses
+import sys
 from collections.abc import Callable
+from typing import Any
 
 import rich.progress
 from jaxtyping import Array
@@ -16,6 +18,7 @@ from rich.progress import (
 
 from ._result import DistillResult
 from ._step import State
+from ._terminal import Unfailing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +51,8 @@ class ProgressBar:
     """
 
     def __init__(self, *, enabled: bool = True, console: Console | None = None):
-        self.console = console or Console(stderr=True, quiet=not enabled)
+        shown: Any = Unfailing(sys.stderr) if sys.stderr else None
+        self.console = console or Console(file=shown, stderr=True, quiet=not enabled)
         wide = self.console.width >= 120 or not self.console.is_terminal
         self.shown = _SHOWN if wide else _SHOWN[:2]  # what a narrow terminal has room for
         self.bar = rich.progress.Progress(

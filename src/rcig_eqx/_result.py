@@ -1,13 +1,16 @@
 """What a run returns, and the file it is kept in."""
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from ._coreset import Coreset
 from ._files import damage_named, read_checked, write_checked
@@ -30,6 +33,8 @@ class DistillResult:
     - `psi`: the averaged ψ of a parameterisation, which `coreset` is decoded from, before its
       labels took the temperature; `None` without one. It is not in the file:
       `equinox.tree_serialise_leaves` keeps any pytree.
+    - `draws`: `[draws n h w c]`, the images of further random draws such as `baseline`, which show
+      how much one draw differs from another; `None` in a file of an earlier version.
     """
 
     coreset: Coreset
@@ -39,6 +44,14 @@ class DistillResult:
     recipe: dict[str, Any]
     history: dict[str, np.ndarray]
     psi: PyTree = None
+    draws: Float[np.ndarray, "draws n h w c"] | None = None
+
+    @property
+    def baselines(self) -> tuple[Coreset, ...]:
+        """All random draws of real images: `baseline`, and as many sets as `draws` has."""
+        draws = () if self.draws is None else map(jnp.asarray, self.draws)
+        others = (eqx.tree_at(lambda c: c.images, self.baseline, images) for images in draws)
+        return (self.baseline, *others)
 
     def __repr__(self) -> str:
         images, recipe = self.coreset.images, self.recipe
@@ -56,10 +69,10 @@ class DistillResult:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one safetensors file: arrays, and the rest as JSON in its header.
 
-        The file appears under its name only once it is complete. Raises `OSError` if it cannot
-        be written, and leaves what stood there before.
+        The file appears under its name only once it is complete. Raises `ValueError` for what
+        `load_result` would refuse, `OSError` if it cannot be written, and leaves what stood there
+        before.
         """
-        path = Path(path)
         preprocess = self.coreset.preprocess
         assert preprocess is not None, "a result's coreset carries its preprocessing"
         preprocess_config, preprocess_arrays = to_state(preprocess)
@@ -68,6 +81,8 @@ class DistillResult:
             coreset = getattr(self, name)
             arrays |= {f"{name}.{field}": getattr(coreset, field) for field in _FIELDS}
         arrays |= {f"history.{name}": value for name, value in self.history.items()}
+        if self.draws is not None:
+            arrays["draws.images"] = self.draws
         card = {
             "format": FORMAT,
             "class_names": self.class_names,
@@ -77,6 +92,11 @@ class DistillResult:
             "preprocess": preprocess_config,
             "recipe": self.recipe,
         }
+        arrays = {name: np.asarray(value) for name, value in arrays.items()}
+        try:
+            _assemble(json.loads(json.dumps(card)), arrays, preprocess)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"This result cannot be kept: {error}.") from error
         return write_checked(path, card, arrays)
 
 
@@ -145,4 +165,9 @@ def _assemble(
             preprocess,
             flip=flip,
         )
-    return DistillResult(**coresets, class_names=tuple(names), recipe=recipe, history=history)
+    draws = arrays.get("draws.images")
+    if draws is not None and draws.shape[1:] != coresets["baseline"].images.shape:
+        raise ValueError(f"the draws have images {draws.shape}, which are no other baselines")
+    return DistillResult(
+        **coresets, class_names=tuple(names), recipe=recipe, history=history, draws=draws
+    )

@@ -1,6 +1,13 @@
 """No test here may see this user's cache, environment or system folders unless it asks to."""
 
+import jaxtyping
 import pytest
+
+
+@pytest.fixture
+def unhooked(monkeypatch):
+    """Calls as users make them: without the hook that checks signatures before the library does."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture(autouse=True)

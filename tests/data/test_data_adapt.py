@@ -37,9 +37,10 @@ class FeaturesOfTfds:
 class TfdsSource:
     """The protocol of `tfds.data_source`."""
 
-    def __init__(self, images=PIXELS, names=NAMES, labels=LABELS):
+    def __init__(self, images=PIXELS, names: Any = NAMES, labels: Any = LABELS):
         self.images, self.own_labels = images, labels
-        features = FeaturesOfTfds(image=None, label=ClassLabel(list(names), 3), id=None)
+        label = ClassLabel(list(names), 3) if names else None
+        features = FeaturesOfTfds(image=None, label=label, id=None)
         info = {"features": features, "name": "pets"}
         self.dataset_info = type("Info", (), info)()
 
@@ -47,7 +48,7 @@ class TfdsSource:
         return len(self.images)
 
     def __getitem__(self, index):
-        return {"image": self.images[index], "label": np.int64(self.own_labels[index]), "id": index}
+        return {"image": self.images[index], "label": self.own_labels[index], "id": index}
 
 
 class HuggingFaceSet:
@@ -139,6 +140,83 @@ def test_names_of_columns_and_classes():
     assert images.class_names == ("0", "1", "2", "3")
     with pytest.raises(ValueError, match="no 'nothing': name its image"):
         adapt(data, image="nothing")
+
+
+@pytest.mark.parametrize("make", [TfdsSource, HuggingFaceSet])
+def test_channels_of_arrays_and_of_pillow_images(make):
+    grey = [x[..., :1] for x in PIXELS]
+    pillow = [np.asarray(Image.fromarray(x).convert("L"))[..., None] for x in PIXELS]
+    if make is HuggingFaceSet:
+        grey = [x[..., 0] for x in grey]
+    as_grey = adapt(make(PIXELS), channels=1).read()
+    np.testing.assert_array_equal(as_grey.images, np.stack(pillow))
+    mixed = adapt(make([grey[0], *PIXELS[1:]]), channels=3).read()
+    np.testing.assert_array_equal(mixed.images[1:], np.stack(PIXELS[1:]))
+    np.testing.assert_array_equal(mixed.images[0], np.repeat(PIXELS[0][..., :1], 3, axis=2))
+    small = adapt(make(PIXELS), channels=1, size=3)
+    assert small[0][0].shape == (3, 3, 1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_of_arrays_that_are_no_color(unhooked, channels):
+    four = [np.zeros((6, 4, 4), np.uint8)] * 9
+    assert adapt(TfdsSource(four)).image_shape == (6, 4, 4)
+    with pytest.raises(DataError, match="image 0 of pets has 4 channels"):
+        adapt(TfdsSource(four), channels=channels)
+    with pytest.raises(ValueError, match="channels is 4"):
+        adapt(TfdsSource(four), channels=4)  # pyright: ignore[reportArgumentType]
+
+
+def test_channels_first(tmp_path):
+    """As Hugging Face gives tensors of PyTorch."""
+    images = random_pixels(9, (8, 6))
+    planes: Any = [np.ascontiguousarray(np.moveaxis(x, -1, 0)) for x in images]
+    np.testing.assert_array_equal(adapt(TfdsSource(planes)).read().images, np.stack(images))
+    records = write_records(TfdsSource(planes), tmp_path / "x", progress=False)
+    np.testing.assert_array_equal(records[3][0], images[3])
+
+
+def test_text_labels_are_numbered_by_name(tmp_path):
+    words = [("ox", "cat", "dog")[i] for i in LABELS]
+    source = TfdsSource(names=None, labels=words)
+    images = adapt(source)
+    assert images.class_names == ("cat", "dog", "ox")
+    assert [images.class_names[i] for i in images.labels] == words
+    records = write_records(source, tmp_path / "x", progress=False)
+    assert [records.class_names[label] for _, label in records] == words
+    named = adapt(TfdsSource(names=("ox", "dog", "cat"), labels=words))
+    assert [named.class_names[i] for i in named.labels] == words
+    assert named.class_names == ("ox", "dog", "cat")
+    with pytest.raises(ValueError, match="labels holds 'cat'"):
+        _ = adapt(TfdsSource(names=("ox", "dog", "cow"), labels=words)).labels
+
+
+def test_text_labels_of_hugging_face():
+    datasets = pytest.importorskip("datasets", reason="pip install 'rcig-eqx[hf]'")
+    features = datasets.Features(image=datasets.Image(), label=datasets.Value("string"))
+    words = [("ox", "cat", "dog")[i] for i in LABELS]
+    rows = {"image": [Image.fromarray(x) for x in PIXELS], "label": words}
+    images = adapt(datasets.Dataset.from_dict(rows, features=features))
+    assert images.class_names == ("cat", "dog", "ox")
+    assert [images.class_names[i] for i in images.labels] == words
+    rows["label"] = [None, *words[1:]]
+    with pytest.raises(DataError, match="'label'"):
+        adapt(datasets.Dataset.from_dict(rows, features=features))
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", "jax"])
+def test_formats_of_hugging_face(kind):
+    pytest.importorskip("datasets", reason="pip install 'rcig-eqx[hf]'")
+    pytest.importorskip(kind)
+    images = random_pixels(9, (8, 6))
+    datasets = pytest.importorskip("datasets")
+    rows = {"image": [Image.fromarray(x) for x in images], "label": LABELS.tolist()}
+    features = datasets.Features(
+        image=datasets.Image(), label=datasets.ClassLabel(names=list(NAMES))
+    )
+    whole = datasets.Dataset.from_dict(rows, features=features).with_format(kind)
+    np.testing.assert_array_equal(adapt(whole).read().images, np.stack(images))
+    np.testing.assert_array_equal(adapt(whole).labels, LABELS)
 
 
 @pytest.mark.parametrize("label", [None, 7])

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import http.server
+import os
 import sys
 import threading
 
@@ -11,7 +12,8 @@ import pytest
 from official_files import random_set, write_cifar, write_idx
 
 from rcig_eqx.data import DataError, _load, load
-from rcig_eqx.data._download import cache_folder
+from rcig_eqx.data._cache import cache_folder
+from rcig_eqx.data._official import OfficialFile
 from rcig_eqx.data._sources import SOURCES
 
 
@@ -61,11 +63,12 @@ def official(server, monkeypatch):
     """Makes what is served now the official files, by their checksums."""
 
     def declare(name):
-        digests = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in server[0].iterdir()}
-        checksums = {f: f"sha256:{digest}" for f, digest in digests.items()}
-        monkeypatch.setitem(
-            _load.SOURCES, name, dataclasses.replace(SOURCES[name], checksums=checksums)
-        )
+        files = {
+            f.name: OfficialFile(size, f"sha256:{hashlib.sha256(f.read_bytes()).hexdigest()}")
+            for f in server[0].iterdir()
+            for size in [f.stat().st_size]
+        }
+        monkeypatch.setitem(_load.SOURCES, name, dataclasses.replace(SOURCES[name], files=files))
 
     return declare
 
@@ -146,6 +149,35 @@ def test_a_failure_leaves_nothing_and_is_mended_by_the_next_call(server, officia
     np.testing.assert_array_equal(load("mnist", mirror=url).images, images)
 
 
+def test_more_than_the_official_size_is_not_taken(server, official, monkeypatch):
+    """Nor waited for."""
+    folder, url, _ = server
+    write_idx(folder, "test", *random_set(20, (28, 28, 1), 10))
+    official("mnist")
+    (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(bytes(2**20))
+    with pytest.raises(DataError, match=r"more than \d+ bytes came"):
+        load("mnist", "test", mirror=url)
+    left = [f.name for f in (cache_folder() / "mnist").iterdir()]
+    assert left == ["t10k-images-idx3-ubyte.gz"]
+
+
+def test_who_may_read_a_download_is_left_to_the_mask(server, official):
+    folder, url, _ = server
+    write_idx(folder, "test", *random_set(20, (28, 28, 1), 10))
+    official("mnist")
+    old = os.umask(0o027)
+    try:
+        load("mnist", "test", mirror=url)
+    finally:
+        os.umask(old)
+    files = (cache_folder() / "mnist").iterdir()
+    assert {f.stat().st_mode & 0o777 for f in files} == {0o640}
+
+
+def test_every_official_address_is_https():
+    assert all(source.url.startswith("https://") for source in SOURCES.values())
+
+
 def test_unofficial_files_are_refused(server):
     folder, url, _ = server
     write_idx(folder, "train", *random_set(20, (28, 28, 1), 10))
@@ -171,5 +203,5 @@ def test_without_pooch(monkeypatch):
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_every_download_has_a_checksum(name, split):
     for file in SOURCES[name].downloads(split):
-        kind, digest = SOURCES[name].checksums[file].split(":")
+        kind, digest = SOURCES[name].files[file].digest.split(":")
         assert len(bytes.fromhex(digest)) == {"sha256": 32, "md5": 16}[kind]

@@ -35,6 +35,18 @@ def test_idx(tmp_path, name, split, gz):
     assert (data.name, data.num_classes) == (name, 10)
 
 
+@pytest.mark.parametrize("place", ["{0}", "{0}.gz", "{1}", "{1}.gz", "{0}/{0}", "{1}/{1}"])
+def test_idx_under_the_names_that_tools_give(tmp_path, place):
+    images, labels = random_set(12, (28, 28, 1), 10)
+    write_idx(tmp_path / "x", "train", images, labels, gz=place.endswith("gz"))
+    for file in (tmp_path / "x").iterdir():
+        name = file.name.removesuffix(".gz")
+        target = tmp_path / "mnist" / place.format(name, name.replace("-idx", ".idx"))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.rename(target)
+    assert_same(load("mnist", directory=tmp_path, download=False), images, labels)
+
+
 @pytest.mark.parametrize(("name", "form", "archive"), CIFAR_CASES)
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_cifar(tmp_path, name, form, archive, split):

@@ -9,7 +9,7 @@ import pytest
 from official_files import png, random_pixels, write_files, write_imagenet_batches, write_tar
 
 from rcig_eqx.data import DataError, _imagenet, load, open_records, resize
-from rcig_eqx.data._download import cache_folder
+from rcig_eqx.data._cache import cache_folder
 
 WNIDS = ("n01440764", "n01443537", "n02119789")
 IDS = {"n02119789": 1, "n01440764": 2, "n01443537": 3}  # the devkit numbers them in its own way

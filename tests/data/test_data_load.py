@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from official_files import DEBIAN, REAL, idx_bytes, random_set, write_idx, write_images
 
 from rcig_eqx.data import DataError, Dataset, _load, load
-from rcig_eqx.data._download import cache_folder
+from rcig_eqx.data._cache import cache_folder
 
 MD5_OF_IDX = {  # of the official files' contents, unzipped
     ("mnist", "train"): ("6bbc9ace898e44ae57da46a324031adb", "a25bea736e30d166cdddb491f175f624"),
@@ -179,6 +180,8 @@ def test_folder_of_npz_splits(tmp_path):
         ({"labels": np.arange(5)}, "6 images but labels have shape"),
         ({"images": np.zeros((6, 5, 4), np.uint8)}, r"images\[\.\.\., None\]"),
         ({"class_names": np.array(["one"])}, "there are 1 class_names"),
+        ({"class_names": np.array("cat")}, "class_names is 'cat'"),
+        ({"class_names": np.array([1, 2])}, "class_names holds 1"),
     ],
 )
 def test_npz_of_the_wrong_content(tmp_path, changes, message):
@@ -205,6 +208,35 @@ def test_damaged_npz(tmp_path):
     np.savez(file, images=np.zeros((1, 1, 1, 1), np.uint8))
     with pytest.raises(DataError, match="labels"):
         load(file)
+
+
+def test_npz_of_bytes_and_text(tmp_path):
+    save_npz(tmp_path / "mine.npz", class_names=np.array([b"cat", b"dog"]))
+    assert load(tmp_path / "mine.npz").class_names == ("cat", "dog")
+    save_npz(tmp_path / "mine.npz", labels=np.array(["dog", "cat"] * 3))
+    data = load(tmp_path / "mine.npz")
+    assert (data.class_names, data.labels.tolist()) == (("cat", "dog"), [1, 0] * 3)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_every_damaged_byte_of_an_npz_is_refused_or_harmless(tmp_path, save):
+    file = tmp_path / "mine.npz"
+    images, labels = random_set(4, (3, 2, 1), 2)
+    save(file, images=images, labels=labels.astype(np.int64), class_names=np.array(["cat", "dog"]))
+    content, flips = file.read_bytes(), np.random.default_rng(0).integers(1, 256, 2000)
+    refused = 0
+    for place in range(len(content)):
+        damaged = bytes([content[place] ^ int(flips[place])])
+        file.write_bytes(content[:place] + damaged + content[place + 1 :])
+        try:
+            data = load(file)
+        except DataError:
+            refused += 1
+            continue
+        np.testing.assert_array_equal(data.images, images)
+        np.testing.assert_array_equal(data.labels, labels)
+        assert data.class_names == ("cat", "dog")
+    assert refused > len(content) / 2
 
 
 def test_npz_of_an_official_name_must_be_that_set(tmp_path):
@@ -242,3 +274,62 @@ def test_folder_of_images_of_one_split(tmp_path):
     assert data.class_names == ("cat", "train")
     with pytest.raises(ValueError, match="no split 'test': it has images of one split"):
         load(tmp_path, "test")
+
+
+def beside_nothing(folder):
+    pass
+
+
+def of_a_mac(folder):
+    (folder / "__MACOSX" / "cat").mkdir(parents=True)
+    (folder / "__MACOSX" / "cat" / "._000.png").write_bytes(b"x")
+
+
+def below_a_class(folder):
+    write_images(folder / "cat" / "originals", {"raw": 1})
+
+
+def notes(folder):
+    (folder / "README.txt").write_text("x")
+
+
+@pytest.mark.parametrize("more", [beside_nothing, of_a_mac, below_a_class, notes])
+@pytest.mark.parametrize("split", ["", "train"])
+def test_what_lies_beside_the_classes_is_no_split(split, more, tmp_path):
+    write_images(tmp_path / split, {"cat": 3, "dog": 2})
+    more(tmp_path / split)
+    if split:
+        notes(tmp_path)
+        of_a_mac(tmp_path)
+    with warnings.catch_warnings(action="ignore"):  # ImageFolder may name what it passes over
+        data = load(tmp_path)
+    assert (data.class_names, len(data)) == (("cat", "dog"), 5)
+
+
+def test_paths_in_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    small_mnist(tmp_path / "sets" / "mnist", 11)
+    save_npz(tmp_path / "mine.npz")
+    assert len(load("mnist", "test", directory="~/sets", download=False)) == 11
+    assert len(load("~/mine.npz")) == 6
+    monkeypatch.setenv(_load.ENVIRONMENT, "~/sets")
+    assert len(load("mnist", "test", download=False)) == 11
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/cache")
+    assert cache_folder() == tmp_path / "cache" / "rcig_eqx"
+
+
+def test_without_a_home(tmp_path, monkeypatch):
+    """As in a container whose user has no entry in the table of users."""
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def nowhere(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", nowhere)
+    for call in (
+        lambda: load("mnist", download=False),
+        lambda: load("~/mine.npz"),
+        lambda: load("mnist", directory="~/sets"),
+    ):
+        with pytest.raises(ValueError, match="home folder"):
+            call()

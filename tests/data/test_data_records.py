@@ -236,6 +236,20 @@ DAMAGES = {
         lambda f: np.save(f / "labels.npy", np.array([None]), allow_pickle=True),
         "Object arrays cannot be loaded",
     ),
+    "labels in another byte order": (
+        edit("labels.npy", lambda b: b.replace(b"<i4", b">i4")),
+        "labels.npy is >i4",
+    ),
+    "labels of another type": (edit("labels.npy", lambda b: b.replace(b"<i4", b"<u4")), "is <u4"),
+    "labels in rows": (
+        lambda f: np.save(f / "labels.npy", np.load(f / "labels.npy")[:, None]),
+        r"labels.npy is <i4 \(23, 1\)",
+    ),
+    "more than labels": (edit("labels.npy", lambda b: b + b"\0"), "an array has 221 bytes"),
+    "names that are no list": (lambda f: rewrite_card(f, class_names="cdo"), "class_names is"),
+    "a name twice": (lambda f: rewrite_card(f, class_names=["a", "b", "a"]), "duplicates: a"),
+    "a class less": (lambda f: rewrite_card(f, class_names=["a", "b"]), "not of 2 classes"),
+    "no shape": (lambda f: rewrite_card(f, image_shape=[6, 4, 3.0]), "image shape"),
     "other format": (lambda f: rewrite_card(f, format="x/9"), "format 'x/9'"),
     "other dtype": (lambda f: rewrite_card(f, dtype="object"), "dtype 'object'"),
     "broken footer": (
@@ -252,6 +266,33 @@ def test_damaged_folders_are_refused(case, records):
     with pytest.raises(DataError, match=message) as caught:
         Records(records.folder)
     assert str(records.folder) in str(caught.value)
+
+
+def test_images_of_another_size_are_noticed(records):
+    rewrite_card(records.folder, image_shape=[6, 4, 1])
+    with pytest.raises(DataError, match=r"image 0 of .*pets has 72 bytes, not \(6, 4, 1\) uint8"):
+        Records(records.folder)[0]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o007])
+def test_who_may_read_is_left_to_the_mask(mask, tmp_path):
+    tmp_path.chmod(0o777)
+    old = os.umask(mask)
+    try:
+        folder = write_records(in_memory(), tmp_path / "x", progress=False).folder
+    finally:
+        os.umask(old)
+    modes = {p.stat().st_mode & 0o777 for p in folder.iterdir()}
+    assert (folder.stat().st_mode & 0o777, modes) == (0o777 & ~mask, {0o666 & ~mask})
+
+
+def test_a_folder_may_be_in_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    records = write_records(in_memory(), "~/pets", progress=False)
+    assert records.folder == tmp_path / "pets"
+    assert len(Records("~/pets")) == N
+    with pytest.raises(ValueError, match="no home folder is known"):
+        write_records(in_memory(), "~nobody-at-all/pets", progress=False)
 
 
 def test_a_damaged_image_is_noticed_when_it_is_read(tmp_path):
@@ -306,6 +347,44 @@ def test_workers_change_nothing(records):
     alone, together = (stream(records, BATCH, seed=3, workers=workers) for workers in (0, 2))
     for _ in range(6):
         np.testing.assert_array_equal(next(alone)[0], next(together)[0])
+
+
+READING = """
+import sys, time
+from rcig_eqx.data import Records, stream
+
+if __name__ == "__main__":
+    next(stream(Records(sys.argv[1]), 5, seed=0, workers=1))
+    print("reading", flush=True)
+    time.sleep(600)
+"""
+
+
+def running(process):
+    """Whether a process goes on: one that waits to be counted does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
+def test_workers_end_when_their_parent_is_killed(records, tmp_path):
+    script = tmp_path / "reading.py"
+    script.write_text(READING)
+    command = [sys.executable, str(script), str(records.folder)]
+    quiet = {"stderr": subprocess.DEVNULL, "env": os.environ | {"JAX_PLATFORMS": "cpu"}}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, **quiet) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"reading\n"
+        tasks = Path(f"/proc/{parent.pid}/task").glob("*/children")
+        children = [int(child) for task in tasks for child in task.read_text().split()]
+        assert any(map(running, children))
+        parent.kill()
+    end = time.monotonic() + 30
+    while any(map(running, children)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not any(map(running, children))
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from typing import Any, Literal, overload
 import equinox as eqx
 from jaxtyping import Array, Scalar
 
+from .._backend import transfers_allowed
 from .._trees import add
 from .._types import PyTree
 from ..operators._hessian import cross_product
@@ -48,6 +49,7 @@ def hypergradient(
 ) -> tuple[Hypergradient, Any]: ...
 
 
+@transfers_allowed()
 def hypergradient(
     outer_loss: Loss,
     inner_loss: Loss,

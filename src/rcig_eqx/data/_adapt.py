@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Int32, Shaped, UInt8
 
+from ._arrays import numbered, plain_array
 from ._dataset import DataError, Dataset
 from ._images import AbstractImages
-from ._resize import check_size, decode, grey_or_rgb, resize
+from ._names import class_names_of
+from ._resize import check_channels, check_size, decode, resize, with_channels
 
 _IMAGES, _LABELS = ("image", "img", "images"), ("label", "labels", "fine_label")
 
@@ -39,18 +41,22 @@ def adapt(
 
     **Arguments:**
 
-    - `dataset`: one split, with `features` that name an image and an integer label:
+    - `dataset`: one split, with `features` that name an image and a label, which is a class number
+        or text:
         `datasets.load_dataset(…, split="train")` or `tfds.data_source(…, split="train")`. Neither
         library is imported here; the extras `hf` and `tfds` install them.
     - `size`: the middle square of every image at so many pixels; as they are if `None`.
     - `channels`: 1 reads every image as grey, 3 as RGB; by default, what the first image is.
+        Encoded images are read as [`ImageFolder`][rcig_eqx.data.ImageFolder] reads them.
     - `image`, `label`: the names of the two; by default "image" or "img", and "label".
     - `name`: what to call it; by default what it calls itself.
 
-    Class names are those of the label's feature, where it has some. The labels of a TFDS source are
+    Class names are those of the label's feature, where it has some, or the sorted distinct labels
+    where these are text. The labels of a TFDS source are
     read once from beginning to end, when they are first asked for: it has no columns.
     """
     check_size(size)
+    check_channels(channels)
     if not is_foreign(dataset):
         raise ValueError(
             f"dataset is a {type(dataset).__name__}: pass one split of a Hugging Face dataset, or "
@@ -108,10 +114,11 @@ class _Adapted(AbstractImages):
             raise DataError(f"{self.name} is empty.")
         self.image_shape = self._decode(0).shape
         names = getattr(features[self._label], "names", None)
-        if not names:
-            count = getattr(features[self._label], "num_classes", None)
-            names = range(count or int(self.labels.max()) + 1)
-        self.class_names = tuple(map(str, names))
+        count = getattr(features[self._label], "num_classes", None)
+        known = names or (map(str, range(count)) if count else None)
+        self._names = None if known is None else class_names_of(known)
+        seen = self._names or self._numbered[1] or map(str, range(int(self.labels.max()) + 1))
+        self.class_names = tuple(seen)
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -119,17 +126,23 @@ class _Adapted(AbstractImages):
     @cached_property
     def labels(self) -> Int32[np.ndarray, " n"]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The class number of each image."""
+        labels, _ = self._numbered
+        if labels.dtype.kind not in "iu" or labels.ndim != 1 or labels.min() < 0:
+            least = f" from {labels.min()}" if labels.dtype.kind in "iuf" else ""
+            raise DataError(
+                f"{self._label!r} of {self.name} holds {labels.dtype}{least}: it must "
+                "be one class number an image, from 0; remove images without a class first."
+            )
+        return labels.astype(np.int32)
+
+    @cached_property
+    def _numbered(self) -> tuple[Shaped[np.ndarray, "..."], tuple[str, ...] | None]:
+        """The labels, as numbers if they are text, and the names that this gives."""
         if hasattr(self._dataset, "select_columns"):
             column = self._dataset.select_columns(self._label).with_format("numpy")[:][self._label]
         else:
             column = [self._dataset[i][self._label] for i in range(len(self))]
-        labels = np.asarray(column)
-        if labels.dtype.kind not in "iu" or labels.ndim != 1 or labels.min() < 0:
-            raise DataError(
-                f"{self._label!r} of {self.name} holds {labels.dtype} from {labels.min()}: it must "
-                "be one class number an image, from 0; remove images without a class first."
-            )
-        return labels.astype(np.int32)
+        return numbered(plain_array(np.asanyarray(column), self._label), self._names)
 
     @property
     def marks(self) -> list[str]:
@@ -139,8 +152,8 @@ class _Adapted(AbstractImages):
     def image(self, index: int) -> UInt8[np.ndarray, "h w c"]:
         """The pixels of image number `index`."""
         pixels = self._decode(index)
-        if pixels.shape[2] < self.image_shape[2]:
-            pixels = np.repeat(pixels, 3, axis=2)  # a grey one among colour ones
+        if pixels.shape[2] == 1 and self.image_shape[2] == 3:  # a grey one among colour ones
+            pixels = with_channels(pixels, index, 3)
         if pixels.shape != self.image_shape:
             raise DataError(
                 f"image {index} of {self.name} is {pixels.shape} and the first "
@@ -153,14 +166,15 @@ class _Adapted(AbstractImages):
         value = self._dataset[index][self._image]
         if isinstance(value, Mapping):  # of Hugging Face, not decoded: {"bytes", "path"}
             value = value["bytes"] or Path(value["path"]).read_bytes()
-        if isinstance(value, bytes):
+        if isinstance(value, bytes) or hasattr(value, "convert"):  # encoded, or a pillow image
             return decode(value, where, channels=self._channels, size=self._size)
-        if hasattr(value, "convert"):  # a pillow image
-            value = grey_or_rgb(value, where, self._channels)
-        pixels = np.asarray(value)
+        pixels = plain_array(np.asanyarray(value), "image")
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+        if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and min(pixels.shape[1:]) > 4:
+            pixels = np.moveaxis(pixels, 0, -1)  # as Hugging Face gives tensors of PyTorch
         if pixels.dtype != np.uint8 or pixels.ndim != 3:
             raise DataError(f"{where} is {pixels.dtype} {pixels.shape}, not uint8 [h w c].")
+        pixels = with_channels(pixels, where, self._channels)
         return pixels if self._size is None else resize(pixels, self._size)
 
 

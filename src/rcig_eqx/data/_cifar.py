@@ -1,7 +1,5 @@
 """CIFAR-10 and CIFAR-100 in their official forms: binary or pickled, extracted or in an archive."""
 
-import tarfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +7,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from ._archives import entries
 from ._dataset import DataError
+from ._official import opened
 from ._pickle import read_pickled_dict
 
 _PIXELS = 3 * 32 * 32
+_MAX_BATCH = 2**28  # bytes; the training batch of CIFAR-100 has 155 MB
 
 Arrays = tuple[UInt8[np.ndarray, "n 32 32 3"], UInt8[np.ndarray, " n"]]
 
@@ -51,8 +52,7 @@ class CifarLayout:
         ):
             for place in (folder / inner, folder):
                 if place.name == inner and all((place / file).is_file() for file in files):
-                    contents = {str(place / f): (place / f).read_bytes() for f in files}
-                    return _join(contents, parse)
+                    return _join({str(place / f): _read(place / f) for f in files}, parse)
             if (folder / archive).is_file():
                 return _join(_read_tar(folder / archive, [f"{inner}/{f}" for f in files]), parse)
         return None
@@ -92,21 +92,17 @@ def _join(contents: dict[str, bytes], parse: Callable[[bytes, str], Arrays]) -> 
     return np.concatenate(images), np.concatenate(labels)
 
 
+def _read(path: Path) -> bytes:
+    with opened(path) as file:
+        return file.read()
+
+
 def _read_tar(path: Path, members: list[str]) -> dict[str, bytes]:
-    """The named regular files of an archive, read in memory in one pass; nothing is extracted."""
+    """The named regular files of an archive, read in memory in one pass to its end."""
     contents: dict[str, bytes] = {}
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                file = archive.extractfile(member) if member.isreg() else None
-                if file is not None and member.name in members:
-                    contents[member.name] = file.read()
-                if len(contents) == len(members):
-                    break
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path} is truncated or damaged ({error}): delete it and get it again."
-        ) from error
+    for entry in entries(path):
+        if entry.name in members:
+            contents[entry.name] = entry.read(_MAX_BATCH)
     missing = [name for name in members if name not in contents]
     if missing:
         raise DataError(

@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, Integer
 
+from ._arrays import numbered, plain_array
+from ._names import class_names_of
+
 _ROUNDING = 1e-3  # floats may miss [0, 1] by this much
 _CHUNK = 4096  # images looked at together, so that a memory-mapped set is never read whole
 
@@ -23,10 +26,12 @@ class Dataset:
 
     - `images` [n h w c]: uint8 in [0, 255] or finite floats in [0, 1]; a `np.memmap` is fine.
     - `labels` [n]: the class number of each image, an integer in `range(len(class_names))`.
-    - `class_names`: one distinct, non-empty name a class.
+    - `class_names`: one distinct, non-empty name per class. They are kept in Unicode's composed
+        form (NFC), so that the same name from another system is the same name.
     - `name`: what the set is called in reports.
 
-    Raises `ValueError`, naming the fix, when any of that does not hold.
+    Arrays of another byte order are copied into the machine's. Raises `ValueError`, naming the fix,
+    when any of that does not hold.
     """
 
     # Shapes are left to `validate`: its messages name the fix, a failed annotation would not.
@@ -36,26 +41,38 @@ class Dataset:
     name: str = "custom"
 
     def __post_init__(self) -> None:
-        validate(self.images, self.labels, self.class_names)
+        images, labels = plain_array(self.images, "images"), plain_array(self.labels, "labels")
+        validate(images, labels, self.class_names)
+        names = class_names_of(self.class_names)
+        for field, value in (("images", images), ("labels", labels), ("class_names", names)):
+            object.__setattr__(self, field, value)
 
     @classmethod
     def from_arrays(
         cls,
         images: Any,
         labels: Any,
-        class_names: Sequence[str] | None = None,
+        class_names: Any = None,
         *,
         name: str = "custom",
     ) -> "Dataset":
         """A dataset of anything `np.asarray` takes: `images` [n h w c], `labels` [n].
 
-        Without `class_names`, the classes are "0", "1", … up to the largest label.
+        **Arguments:**
+
+        - `labels`: class numbers, or the name of each image's class as text.
+        - `class_names`: text in the order of the class numbers, or a mapping between names and
+            numbers. If `None`, the classes are "0", "1", … up to the largest label, or the sorted
+            distinct labels where these are text.
         """
-        images, labels = np.asanyarray(images), np.asanyarray(labels)
-        if class_names is None:
+        images = plain_array(np.asanyarray(images), "images")
+        labels = plain_array(np.asanyarray(labels), "labels")
+        names = None if class_names is None else class_names_of(class_names)
+        labels, names = numbered(labels, names)
+        if names is None:
             _validate_arrays(images, labels)
-            class_names = [str(i) for i in range(int(labels.max()) + 1)]
-        return cls(images, labels, tuple(str(c) for c in class_names), name)
+            names = tuple(str(i) for i in range(int(labels.max()) + 1))
+        return cls(images, labels, names, name)
 
     @property
     def num_classes(self) -> int:
@@ -131,11 +148,7 @@ def validate(images: Any, labels: Any, class_names: Any) -> None:
     _validate_arrays(images, labels)
     if not isinstance(class_names, tuple) or not all(isinstance(c, str) for c in class_names):
         raise ValueError("class_names must be a tuple of strings: tuple(str(c) for c in names).")
-    if not class_names or "" in class_names:
-        raise ValueError("class_names must hold at least one name and no empty one.")
-    twice = sorted({c for c in class_names if class_names.count(c) > 1})
-    if twice:
-        raise ValueError(f"class_names holds duplicates: {', '.join(twice)}. Rename them.")
+    class_names_of(class_names)
     if int(labels.max()) >= len(class_names):
         raise ValueError(
             f"labels reach {int(labels.max())} but there are {len(class_names)} class_names, so "
@@ -170,6 +183,11 @@ def _validate_arrays(images: Any, labels: Any) -> None:
         )
     if 0 in images.shape:
         raise ValueError(f"images are empty: shape {images.shape}.")
+    if labels.dtype.kind in "OSUT":
+        raise ValueError(
+            f"labels is {labels.dtype}, not integers: Dataset.from_arrays takes text, and "
+            "np.unique(labels, return_inverse=True) gives the names and the class numbers."
+        )
     if labels.dtype.kind not in "iu":
         raise ValueError(f"labels are {labels.dtype}, not integers: pass labels.astype(np.int32).")
     if int(labels.min()) < 0:

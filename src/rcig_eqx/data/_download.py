@@ -1,18 +1,14 @@
 """Fetching official files: checked against their checksum before they get their name."""
 
 import importlib.util
-import os
 from pathlib import Path
+from typing import IO, Any
 
 from ._dataset import DataError
 from ._sources import Source
 
 _TIMEOUT = 60  # seconds without an answer
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: `~/.cache/rcig_eqx`, or under `$XDG_CACHE_HOME`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rcig_eqx"
+_MOST = 2**31  # bytes of a file whose size is not known
 
 
 def download(
@@ -39,22 +35,38 @@ def download(
         ) from error
     base = (mirror or source.url).rstrip("/")
     bar = importlib.util.find_spec("tqdm") is not None
+    fetch: Any = pooch.HTTPDownloader(progressbar=bar, timeout=_TIMEOUT)
     for file in source.downloads(split):
-        url = f"{base}/{file}"
+        url, (size, digest) = f"{base}/{file}", source.files[file]
+
+        def bounded(url: str, place: str, pooch: Any, most: int = size or _MOST) -> None:
+            Path(place).unlink()  # pooch has made it, for its owner alone
+            with open(place, "xb") as opened:
+                fetch(url, _Bounded(opened, most), pooch)
+
         try:
-            pooch.retrieve(
-                url,
-                known_hash=source.checksums[file],
-                fname=file,
-                path=folder,
-                # pooch's protocol names this argument's parameters otherwise than its own class.
-                downloader=pooch.HTTPDownloader(progressbar=bar, timeout=_TIMEOUT),  # pyright: ignore[reportArgumentType]
-            )
+            # pooch's protocol names a downloader's parameters otherwise than its own classes.
+            pooch.retrieve(url, digest, fname=file, path=folder, downloader=bounded)  # pyright: ignore[reportArgumentType]
         except Exception as error:  # network, server, disk and checksum: one way out for all
             raise DataError(
                 f"{source.title} could not be downloaded: {url}: {error}. "
                 f"{_by_hand(source, split, by_hand or folder)}"
             ) from error
+
+
+class _Bounded:
+    """A file to write at most so many bytes to."""
+
+    def __init__(self, file: IO[bytes], most: int):
+        self._file, self._most = file, most
+
+    def write(self, content: bytes) -> int:
+        if self._file.tell() + len(content) > self._most:
+            raise ValueError(f"more than {self._most:,} bytes came")
+        return self._file.write(content)
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def _by_hand(source: Source, split: str, folder: Path) -> str:

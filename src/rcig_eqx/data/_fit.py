@@ -7,6 +7,7 @@ import numpy as np
 import rich.progress
 from jaxtyping import Float64, Num
 
+from ._arrays import plain_array
 from ._dataset import Dataset
 from ._images import AbstractImages
 
@@ -132,4 +133,4 @@ def _chunks(images: Any, progress: bool) -> Iterator[Num[np.ndarray, "m h w c"]]
         if isinstance(images, AbstractImages):
             yield images.gather(range(start, min(start + _CHUNK, len(images))))[0]
         else:
-            yield np.asarray(images[start : start + _CHUNK])
+            yield plain_array(np.asanyarray(images[start : start + _CHUNK]), "images")

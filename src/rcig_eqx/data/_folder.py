@@ -1,18 +1,21 @@
 """Images in one folder a class, opened lazily."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
+from unicodedata import normalize
 
 import numpy as np
 from jaxtyping import UInt8
 
 from ._dataset import DataError
 from ._images import AbstractImages
-from ._resize import check_size, decode
-
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+from ._names import class_names_of
+from ._paths import user_path
+from ._pictures import is_image_like, is_readable
+from ._resize import check_channels, check_size, decode, with_channels
 
 
 class ImageFolder(AbstractImages):
@@ -20,15 +23,22 @@ class ImageFolder(AbstractImages):
 
     **Arguments:**
 
-    - `path`: a folder with one folder of images a class; classes and files are sorted by name,
-        hidden ones and files that are not images are passed over.
+    - `path`: a folder with one folder of images per class; classes and files are sorted by name,
+        hidden ones and files that are not images are passed over. Class names are kept in Unicode's
+        composed form (NFC).
     - `channels`: 1 reads every image as grey, 3 as RGB; by default, what the first image is.
     - `size`: the middle square of every image at so many pixels, as
         [`resize`][rcig_eqx.data.resize] makes it; as they are if `None`.
 
     `folder[i]` is `(image uint8 [h w c], label)`; without `size`, all images must have one.
-    `.labels` [n], `.class_names` and `.files` are known without decoding. Raises `DataError` naming
-    the folder or file for a layout, an image or a size that does not fit. Needs pillow.
+    `.labels` [n], `.class_names` and `.files` are known without decoding. Files are of the formats
+    that the installed pillow reads among BMP, GIF, JPEG, JPEG 2000, PNG, PPM, QOI, TGA, TIFF, WebP
+    and AVIF. An image is turned upright by its EXIF orientation, laid on white where it is
+    transparent, and the first of an animated file. Warns of image files that are passed over: those
+    of other formats, and those that do not lie in `path/<class>` itself.
+
+    Raises `DataError` naming the folder or file for a layout, an image or a size that does not fit,
+    and for pixels of more than 8 bits. Needs pillow.
     """
 
     def __init__(
@@ -39,20 +49,35 @@ class ImageFolder(AbstractImages):
         size: int | None = None,
     ):
         check_size(size)
-        root = Path(path)
+        check_channels(channels)
+        root = user_path(path)
         if not root.is_dir():
             raise DataError(f"{root} is not a folder: give one that holds a folder for each class.")
-        classes = [d for d in _visible(root) if d.is_dir()]
+        classes = _visible(root, folders=True)
         if not classes:
             raise DataError(
                 f"{root} holds no folders: put the images of each class in {root}/<class>/."
             )
-        files = [[f for f in _visible(d) if f.suffix.lower() in _SUFFIXES] for d in classes]
+        files = [[f for f in _visible(d) if is_readable(f.name)] for d in classes]
+        passed = list(_passed_over(root, classes))
         for folder, inside in zip(classes, files, strict=True):
             if not inside:
-                raise DataError(f"{folder} holds no images: add some or remove the folder.")
+                other = next((f"; {f} is not taken" for f in passed if folder in f.parents), "")
+                raise DataError(
+                    f"{folder} holds no images of a known format{other}. Put images into it or "
+                    "remove it."
+                )
+        if passed:
+            warnings.warn(
+                f"{root}: {len(passed)} image files are passed over, the first {passed[0]}. "
+                "Convert them to PNG, and put them into the folder of their class.",
+                stacklevel=2,
+            )
         self.name = root.name
-        self.class_names = tuple(d.name for d in classes)
+        try:
+            self.class_names = class_names_of([d.name for d in classes], "class folders")
+        except ValueError as error:
+            raise DataError(f"{root}: {error}") from error
         self.files: list[Path] = [f for inside in files for f in inside]
         counts = [len(inside) for inside in files]
         self.labels = np.repeat(np.arange(len(files), dtype=np.int32), counts)
@@ -71,8 +96,8 @@ class ImageFolder(AbstractImages):
         """The pixels of file number `index`."""
         file = self.files[index]
         image = self._decode(file)
-        if image.shape[2] < self.image_shape[2]:
-            image = np.repeat(image, 3, axis=2)  # a grey one among colour ones
+        if image.shape[2] < self.image_shape[2]:  # a grey one among colour ones
+            image = with_channels(image, file, 3)
         if image.shape != self.image_shape:
             coloured = image.shape[2] > self.image_shape[2]
             fixes = ["use ImageFolder(path, channels=3)"] if coloured else []
@@ -88,8 +113,25 @@ class ImageFolder(AbstractImages):
         return decode(file, file, channels=self._channels, size=self._size)
 
 
-def _visible(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if not p.name.startswith((".", "__MACOSX")))
+def _visible(folder: Path, *, folders: bool = False) -> list[Path]:
+    """The files or the folders in a folder, without hidden ones, by name in one Unicode form."""
+    with os.scandir(folder) as found:  # it knows which are folders without asking for each
+        names = [x.name for x in found if x.is_dir() == folders and not _is_hidden(x.name)]
+    return [folder / name for name in sorted(names, key=lambda x: normalize("NFC", x))]
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "__MACOSX"))
+
+
+def _passed_over(root: Path, classes: list[Path]) -> Iterator[Path]:
+    """The image files below `root` that are not read: of other formats, or in other folders."""
+    for place, folders, files in os.walk(root):
+        folder, folders[:] = Path(place), sorted(f for f in folders if not _is_hidden(f))
+        read = is_readable if folder in classes else lambda _: False
+        for name in sorted(files):
+            if is_image_like(name) and not _is_hidden(name) and not read(name):
+                yield folder / name
 
 
 def _size(shape: tuple[int, ...]) -> str:

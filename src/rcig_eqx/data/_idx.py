@@ -1,15 +1,18 @@
 """IDX, the file format of MNIST and Fashion-MNIST: read whole, gzipped or not, and checked."""
 
 import gzip
-import zlib
+import math
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
+from ._archives import check_ratio, damage_named
 from ._dataset import DataError
+from ._official import opened
 
 _UNSIGNED_BYTE = 0x08  # the only element type the image sets use
+_DIMENSIONS = (b"\1", b"\2", b"\3", b"\4")
 _PREFIX = {"train": "train", "test": "t10k"}
 
 
@@ -19,23 +22,33 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
     The layout: two zero bytes, the element type, the number of dimensions; each dimension as a
     big-endian 32-bit number; the elements, row after row. `DataError` if anything differs.
     """
-    data = _read_bytes(path)
-    if len(data) < 4 or data[:3] != bytes([0, 0, _UNSIGNED_BYTE]) or data[3] not in range(1, 5):
-        raise DataError(
-            f"{path} is not an IDX file of unsigned bytes (it begins {data[:4].hex(' ')!r}): "
-            "replace it with the official file."
-        )
-    header = 4 + 4 * data[3]
-    if len(data) < header:
-        raise DataError(f"{path} ends inside its header: delete it and get it again.")
-    shape = tuple(int(n) for n in np.frombuffer(data, ">u4", data[3], 4))
-    expected = header + int(np.prod(shape, dtype=object))
-    if len(data) != expected:
-        raise DataError(
-            f"{path} holds {len(data)} bytes but its header (shape {shape}) promises {expected}: "
-            "it is truncated or damaged, so delete it and get it again."
-        )
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+    with damage_named(path), opened(path, path.name.replace(".idx", "-idx")) as raw:
+        packed = raw.peek(2)[:2] == b"\x1f\x8b"  # gzip's own mark, whatever the file is called
+        file = gzip.GzipFile(fileobj=raw, mode="rb") if packed else raw
+        start = file.read(4)
+        if start[:3] != bytes([0, 0, _UNSIGNED_BYTE]) or start[3:] not in _DIMENSIONS:
+            raise DataError(
+                f"{path} is not an IDX file of unsigned bytes (it begins {start.hex(' ')!r}): "
+                "replace it with the official file."
+            )
+        header, size = 4 + 4 * start[3], path.stat().st_size
+        lengths = file.read(header - 4)
+        if len(lengths) != header - 4:
+            raise DataError(f"{path} ends inside its header: delete it and get it again.")
+        shape = tuple(int(n) for n in np.frombuffer(lengths, ">u4"))
+        wanted = math.prod(shape)
+        if packed:
+            check_ratio(wanted, size)
+        # One byte too many is asked for: so the end is reached, where gzip has its checksum.
+        data = file.read((wanted if packed else min(wanted, size)) + 1)
+        if len(data) != wanted:
+            some = "at least " if len(data) > wanted else ""
+            raise DataError(
+                f"{path} holds {some}{header + len(data)} bytes but its header (shape {shape}) "
+                f"promises {header + wanted}: it is truncated or damaged, so delete it and get it "
+                "again."
+            )
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def idx_files(split: str) -> tuple[str, str]:
@@ -60,16 +73,9 @@ def read_idx_split(
 
 
 def _either(folder: Path, file: str) -> Path | None:
-    return next((p for p in (folder / file, folder / f"{file}.gz") if p.is_file()), None)
-
-
-def _read_bytes(path: Path) -> bytes:
-    data = path.read_bytes()
-    if data[:2] != b"\x1f\x8b":  # gzip's own mark, whatever the file is called
-        return data
-    try:
-        return gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path} is truncated or damaged ({error}): delete it and get it again."
-        ) from error
+    """The file under the name it has, or that 7-Zip and Kaggle give it, which may be a folder's."""
+    for name in (file, file.replace("-idx", ".idx")):
+        for place in (folder / name, folder / f"{name}.gz", folder / name / name):
+            if place.is_file():
+                return place
+    return None

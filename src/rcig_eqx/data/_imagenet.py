@@ -1,19 +1,27 @@
 """ImageNet-1k at 64 pixels, from each of the forms it is handed out in, one image at a time."""
 
 import contextlib
-import io
 import re
-import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 import numpy as np
 from jaxtyping import UInt8
 
-from ._archives import Entry, damage_named, entries, nested_tar_entries, ordered
+from ._archives import (
+    Binary,
+    Entry,
+    damage_named,
+    entries,
+    nested_tar_entries,
+    opened_zip,
+    ordered,
+    tar_names,
+)
 from ._dataset import DataError
+from ._matlab import read_mat
+from ._npy import read_header, read_npz
 from ._records import Stream
 from ._resize import decode
 
@@ -68,8 +76,7 @@ def find_imagenet(folder: Path, split: str) -> Stream | None:
         return Stream(NAME, _names_of_batches(folder), COUNTS[split], _of_batches(files))
     tar, extracted = folder / _TARS[split], folder / _FOLDERS[split]
     if split == "train" and tar.is_file():
-        with damage_named(tar), tarfile.open(tar, "r:") as archive:
-            wnids = {PurePosixPath(n).stem for n in archive.getnames() if n.endswith(".tar")}
+        wnids = {PurePosixPath(n).stem for n in tar_names(tar) if n.endswith(".tar")}
         return _stream(sorted(wnids), split, nested_tar_entries(tar))
     if split == "test" and tar.is_file():
         return _validation(folder, entries(tar))
@@ -136,18 +143,16 @@ def _devkit(folder: Path) -> tuple[list[int], dict[int, str]]:
         if name in ("ILSVRC2012_validation_ground_truth.txt", "meta.mat"):
             found[name] = entry.read()
     try:
-        from scipy.io import loadmat  # JAX brings it along
-
         truth = [int(line) for line in found["ILSVRC2012_validation_ground_truth.txt"].split()]
-        synsets = np.atleast_1d(loadmat(io.BytesIO(found["meta.mat"]), squeeze_me=True)["synsets"])
+        synsets = read_mat(found["meta.mat"], f"{place}:meta.mat")["synsets"]
         wnids = {
-            int(synset["ILSVRC2012_ID"]): str(synset["WNID"])
+            int(synset["ILSVRC2012_ID"][0]): synset["WNID"]
             for synset in synsets
-            if int(synset["num_children"]) == 0
+            if synset["num_children"][0] == 0
         }
         if not set(truth) <= wnids.keys():
             raise ValueError("there are labels of no class")
-    except Exception as error:  # a damaged .mat fails in as many ways as it has parts
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise DataError(
             f"{place} is damaged or not the official devkit ({type(error).__name__}: {error}): get "
             "it again."
@@ -160,7 +165,7 @@ def _batches(folder: Path) -> dict[str, Place]:
     names = [file for files in _BATCHES.values() for file in files]
     found: dict[str, Place] = {}
     for zipped in sorted(folder.glob(_ZIPS)):
-        with damage_named(zipped), zipfile.ZipFile(zipped) as archive:
+        with damage_named(zipped), opened_zip(zipped) as archive:
             members = {PurePosixPath(n).name: (zipped, n) for n in archive.namelist()}
             if members.keys().isdisjoint(names):  # cut, it can pass for one of the zips within
                 raise zipfile.BadZipFile("it has no batch file")
@@ -181,8 +186,11 @@ def _names_of_batches(folder: Path) -> tuple[str, ...]:
     table = _below(folder, "map_clsloc.txt")
     if table is None:
         return tuple(str(i) for i in range(1, 1001))
-    rows = [line.split() for line in table.read_text().splitlines() if line.strip()]
-    names = {int(row[1]): row[0] for row in rows}
+    try:
+        rows = [line.split() for line in table.read_text().splitlines() if line.strip()]
+        names = {int(row[1]): row[0] for row in rows}
+    except (ValueError, IndexError):
+        names = {0: ""}
     if sorted(names) != list(range(1, len(names) + 1)):
         raise DataError(f"{table} does not number its classes from 1: get the official file.")
     return tuple(names[i] for i in sorted(names))
@@ -192,19 +200,20 @@ def _of_batches(files: list[Place]) -> Iterator[Item]:
     """Rows of batch files, a few at a time: each would take 1.6 GB."""
     for path, member in files:
         where = f"{path}:{member}" if member else path
-        with damage_named(where), _opened(path, member) as file, zipfile.ZipFile(file) as archive:
+        with damage_named(where), _opened(path, member) as file, opened_zip(file) as archive:
             lacking = {"labels.npy", "data.npy"} - set(archive.namelist())
             if lacking:
                 raise ValueError(f"it has no {' and no '.join(sorted(lacking))}")
-            with archive.open("labels.npy") as opened:
-                labels = np.lib.format.read_array(opened, allow_pickle=False)
+            labels = read_npz(archive, ["labels"])["labels"]
+            if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min() < 1:
+                raise ValueError(
+                    f"labels are {labels.ndim}-dimensional {labels.dtype} from {labels.min()}"
+                )
             with archive.open("data.npy") as opened:
-                shape, dtype = _header(opened)
+                shape, columns, dtype = read_header(opened, archive.getinfo("data.npy").file_size)
                 wanted = (len(labels), 3 * SIZE * SIZE)
-                if shape != wanted or dtype != np.uint8:
+                if shape != wanted or dtype != np.uint8 or columns:
                     raise ValueError(f"data is {dtype} {shape}, not uint8 {wanted}")
-                if labels.dtype.kind not in "iu" or labels.min() < 1:
-                    raise ValueError(f"labels are {labels.dtype} from {labels.min()}")
                 for start in range(0, len(labels), _ROWS):
                     part = labels[start : start + _ROWS]
                     content = opened.read(len(part) * wanted[1])
@@ -213,22 +222,11 @@ def _of_batches(files: list[Place]) -> Iterator[Item]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, member: str | None) -> Iterator[IO[bytes]]:
+def _opened(path: Path, member: str | None) -> Iterator[Binary]:
     """A batch file; one in a zip is gone through some six times, since every seek starts anew."""
     if member is None:
         with path.open("rb") as file:
             yield file
     else:
-        with zipfile.ZipFile(path) as archive, archive.open(member) as file:
+        with opened_zip(path) as archive, archive.open(member) as file:
             yield file
-
-
-def _header(file) -> tuple[tuple[int, ...], np.dtype]:
-    version = np.lib.format.read_magic(file)
-    read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
-    if version[0] not in read:
-        raise ValueError(f"data.npy is of version {version}")
-    shape, fortran, dtype = read[version[0]](file)
-    if fortran:
-        raise ValueError("data lies column by column")
-    return shape, dtype

@@ -8,6 +8,7 @@ from typing import SupportsIndex
 import numpy as np
 from jaxtyping import Int32, Integer, Shaped
 
+from ._arrays import plain_array, row_numbers
 from ._dataset import Dataset
 
 
@@ -58,16 +59,20 @@ class AbstractImages(ABC):
 
     def __getitem__(self, index: SupportsIndex) -> tuple[Shaped[np.ndarray, "h w c"], int]:
         number = operator.index(index)
-        return self.image(number), int(self.labels[number])
+        return plain_array(self.image(number), "image"), int(self.labels[number])
 
     def gather(
         self, indices: Sequence[int] | Integer[np.ndarray, " m"] | range
     ) -> tuple[Shaped[np.ndarray, "m h w c"], Int32[np.ndarray, " m"]]:
-        """The images at `indices`, in that order, and their labels."""
-        images = np.empty((len(indices), *self.image_shape), self.dtype)
-        for row, index in enumerate(indices):
-            images[row] = self.image(int(index))
-        return images, self.labels[np.asarray(indices, np.int64)]
+        """The images at `indices`, in that order, and their labels.
+
+        Raises `ValueError` for a mask: pass `np.flatnonzero(mask)`.
+        """
+        numbers = row_numbers(indices)
+        images = np.empty((len(numbers), *self.image_shape), self.dtype.newbyteorder("="))
+        for row, index in enumerate(numbers.tolist()):
+            images[row] = plain_array(self.image(index), "image")
+        return images, plain_array(self.labels, "labels")[numbers]
 
     def read(self) -> Dataset:
         """All images in memory."""

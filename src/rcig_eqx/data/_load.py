@@ -2,17 +2,22 @@
 
 import difflib
 import hashlib
-import io
 import os
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ._archives import opened_zip
+from ._cache import cache_folder
 from ._dataset import DataError, Dataset
-from ._download import cache_folder, download as fetch
+from ._download import download as fetch
 from ._folder import ImageFolder
+from ._npy import read_npz
+from ._paths import user_path
+from ._pictures import is_image_like
 from ._sources import LABELS_MD5, SOURCES, SPLITS, Source
 
 ENVIRONMENT = "RCIG_EQX_DATA"
@@ -67,7 +72,7 @@ def load(
         if name == _EMBEDDED:
             return _load_embedded(split)
         return _load_named(name, split, directory, download, mirror)
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir():
         return _load_folder(path, split)
     if path.suffix == ".npz" and path.is_file():
@@ -92,21 +97,20 @@ def _load_named(
 ) -> Dataset:
     source = SOURCES[name]
     check_directory(directory)
-    cache = cache_folder() / name
-    folders = list(folders_of(name, source.folders, directory))
-    for folder in [*folders, cache]:
+    looked: list[Path] = []
+    for folder in folders_of(name, source.folders, directory):
         dataset = _read_folder(name, source, split, folder)
         if dataset is not None:
             return dataset
+        looked.append(folder)
     if not download:
-        looked = ", ".join(str(f) for f in [*folders, cache])
         raise DataError(
-            f"{source.title} ({split}) is in none of {looked}: place "
+            f"{source.title} ({split}) is in none of {', '.join(map(str, looked))}: place "
             f"{' and '.join(source.downloads(split))} in one of them, or allow download=True."
         )
-    fetch(
-        source, split, cache, mirror=mirror, by_hand=Path(directory) / name if directory else None
-    )
+    cache = looked[-1]
+    by_hand = user_path(directory) / name if directory else None
+    fetch(source, split, cache, mirror=mirror, by_hand=by_hand)
     dataset = _read_folder(name, source, split, cache)
     assert dataset is not None  # every file of the split was just put there
     return dataset
@@ -114,23 +118,24 @@ def _load_named(
 
 def check_directory(directory: str | os.PathLike[str] | None) -> None:
     """Raise `DataError` for a directory that is given and not there."""
-    if directory is not None and not Path(directory).expanduser().is_dir():
+    if directory is not None and not user_path(directory).is_dir():
         raise DataError(f"directory={str(directory)!r} is not a folder: check the path.")
 
 
 def folders_of(
     name: str, others: Sequence[str], directory: str | os.PathLike[str] | None
 ) -> Iterator[Path]:
-    """Every existing folder, before the cache, that may hold the set, in order of preference.
+    """Every existing folder that may hold the set, in order of preference, and the cache at last.
 
     `others` are further names a folder of this set goes by.
     """
-    given = [Path(p).expanduser() for p in (directory, os.environ.get(ENVIRONMENT)) if p]
+    given = [user_path(p) for p in (directory, os.environ.get(ENVIRONMENT)) if p]
     for root in [*given, SYSTEM_FOLDER]:
         below = [root / name, root / name.replace("_", "-"), *(root / other for other in others)]
         for folder in [*below, *([root] if root in given else [])]:
             if folder.is_dir():
                 yield folder
+    yield cache_folder() / name
 
 
 def _read_folder(name: str, source: Source, split: str, folder: Path) -> Dataset | None:
@@ -169,10 +174,11 @@ def _read_folder(name: str, source: Source, split: str, folder: Path) -> Dataset
 def _load_folder(path: Path, split: str) -> Dataset:
     if (path / f"{split}.npz").is_file():
         return _read_npz(path / f"{split}.npz")
-    splits = [d.name for d in _folders(path) if _folders(d)]
+    below = _folders(path)
+    splits = [d.name for d in below if not _has_images(d) and any(map(_has_images, _folders(d)))]
     if split in splits:
         return ImageFolder(path / split).read()
-    if splits or split != "train":
+    if split != "train" or (splits and not any(map(_has_images, below))):
         raise ValueError(
             f"{path} has no split {split!r}: it has {', '.join(splits) or 'images of one split'}. "
             f"Add {path / split}/<class>/, or choose split='train' where the classes lie in the "
@@ -182,36 +188,44 @@ def _load_folder(path: Path, split: str) -> Dataset:
 
 
 def _folders(path: Path) -> list[Path]:
-    """The folders in a folder by name, without hidden ones."""
-    return sorted(d for d in path.iterdir() if d.is_dir() and not d.name.startswith("."))
+    """The folders in a folder by name, without hidden ones and those that a Mac adds to a zip."""
+    return sorted(
+        d for d in path.iterdir() if d.is_dir() and not d.name.startswith((".", "__MACOSX"))
+    )
+
+
+def _has_images(folder: Path) -> bool:
+    """Whether a folder is a class, which has images, or a split, which has classes."""
+    return any(is_image_like(file.name) for file in folder.iterdir())
 
 
 def _load_embedded(split: str) -> Dataset:
+    names = (f"{split}_images", f"{split}_labels")
     file = resources.files("rcig_eqx.data") / "embedded" / f"{_EMBEDDED}.npz"
-    with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
-        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+    with resources.as_file(file) as path, opened_zip(path) as archive:
+        arrays = read_npz(archive, names)
+    images, labels = (arrays[name] for name in names)
     return Dataset(images, labels, SOURCES["fashion_mnist"].class_names, _EMBEDDED)
 
 
 def _read_npz(file: Path, class_names: tuple[str, ...] | None = None) -> Dataset:
     """The dataset in `file`; `class_names` stands in for names it does not hold."""
     try:
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            images, labels = arrays["images"], arrays["labels"]
-            if "class_names" in arrays:
-                class_names = tuple(str(c) for c in arrays["class_names"])
+        with opened_zip(file) as archive:
+            arrays = read_npz(archive, ("images", "labels", "class_names"))
+        images, labels = arrays["images"], arrays["labels"]
     except Exception as error:  # a damaged archive fails in as many ways as zip and npy have parts
         raise DataError(
             f"{file} cannot be read as an .npz of plain arrays ({error}): "
             "write it again with np.savez_compressed(file, images=..., labels=...)."
         ) from error
-    return _checked(images, labels, class_names, file.stem, str(file))
+    return _checked(images, labels, arrays.get("class_names", class_names), file.stem, str(file))
 
 
 def _checked(
     images: np.ndarray,
     labels: np.ndarray,
-    class_names: tuple[str, ...] | None,
+    class_names: Any,
     name: str,
     where: str,
 ) -> Dataset:

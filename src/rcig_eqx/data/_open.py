@@ -3,10 +3,11 @@
 import os
 from pathlib import Path
 
+from ._cache import cache_folder
 from ._dataset import DataError
-from ._download import cache_folder
 from ._imagenet import HOW_TO_GET, NAME, find_imagenet
 from ._load import KNOWN, check_directory, folders_of, load, unknown
+from ._paths import user_path
 from ._records import Records, write_records, write_stream
 from ._sources import SPLITS
 
@@ -44,17 +45,18 @@ def open_records(
         raise ValueError(unknown("dataset", name, [*KNOWN, NAME]) + own)
     if split not in SPLITS:
         raise ValueError(unknown("split", split, SPLITS))
-    place = Path(folder or cache_folder() / "records").expanduser() / f"{name}-{split}"
+    place = user_path(folder or cache_folder() / "records") / f"{name}-{split}"
     if place.exists():
         return Records(place)
     if name != NAME:
         data = load(name, split, directory=directory, download=download)
         return write_records(data, place, progress=progress)
     check_directory(directory)
-    folders = [*folders_of(name, ("imagenet", "ILSVRC2012"), directory), cache_folder() / name]
-    for candidate in folders:
+    folders: list[Path] = []
+    for candidate in folders_of(name, ("imagenet", "ILSVRC2012"), directory):
         stream = find_imagenet(candidate, split)
         if stream is not None:
             return write_stream(stream, place, progress=progress)
+        folders.append(candidate)
     looked = ", ".join(map(str, folders))
     raise DataError(f"ImageNet ({split}) is in none of {looked}. {HOW_TO_GET}: place them there.")

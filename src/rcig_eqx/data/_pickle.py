@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import pickletools
 from typing import Any
 
 import numpy as np
@@ -60,9 +61,13 @@ def read_pickled_dict(data: bytes, where: str) -> dict[bytes, Any]:
     """The dictionary pickled in `data`, its byte arrays as numpy arrays; `where` names its file.
 
     Only plain values and uint8 arrays can come out; a pickle that refers to any other class or
-    function is refused with `DataError` before anything of it runs.
+    function is refused with `DataError` before anything of it runs, and so is one that claims more
+    than it has bytes for.
     """
     try:
+        for code, argument, _ in pickletools.genops(data):  # it compares lengths with what is there
+            if "PUT" in code.name and int(argument or 0) > len(data):
+                raise DataError("it numbers more objects than it can hold")
         content = _Unpickler(io.BytesIO(data), encoding="bytes").load()
         if not isinstance(content, dict):
             raise DataError(f"it holds a {type(content).__name__}, not a dictionary")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
+from ._arrays import plain_array
 from ._dataset import DataError, Dataset
 from ._fit import covariance, from_tiles, image_shape_of, moments, to_tiles
 from ._images import AbstractImages
@@ -195,7 +196,7 @@ def apply_in_chunks(
     call = eqx.filter_jit(preprocess)
     out = np.empty(images.shape, np.float32)
     for start in range(0, len(images), chunk):
-        out[start : start + chunk] = call(images[start : start + chunk])
+        out[start : start + chunk] = call(plain_array(images[start : start + chunk], "images"))
     return out
 
 
@@ -279,6 +280,7 @@ def _restored(
 
 def to_unit(images: Images) -> Float[Array, "n h w c"]:
     """Float32 pixels in units of [0, 1]: uint8 is divided by 255, floats are taken as they are."""
+    images = plain_array(images, "images")
     if images.dtype == jnp.uint8:
         return jnp.asarray(images, jnp.float32) / 255
     if not jnp.issubdtype(images.dtype, jnp.floating):

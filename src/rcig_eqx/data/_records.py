@@ -5,11 +5,12 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import math
 import os
 import shutil
-import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,14 @@ from jaxtyping import Shaped
 from ._adapt import as_images
 from ._dataset import DataError, Dataset
 from ._images import AbstractImages
+from ._names import class_names_of, text_of
+from ._npy import read_npy
+from ._paths import user_path
 from ._resize import check_size, resize
 
 FORMAT = "rcig_eqx.records/1"
 _CARD, _LABELS, _IMAGES = "card.json", "labels.npy", "images.array_record"
+_LABEL = "<i4"  # in the byte order of no machine
 _DTYPES = ("uint8", "float16", "float32", "float64")
 _STALE = 3600  # seconds without a write after which a half-written folder is nobody's
 _MARGIN = 2**26  # bytes left free on the disk, and what a file has beyond its images
@@ -59,7 +64,7 @@ class Records(AbstractImages):
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
-        self.folder = Path(folder).expanduser()
+        self.folder = user_path(folder)
         if not (self.folder / _CARD).is_file():
             raise DataError(
                 f"{self.folder} holds no records: it has no {_CARD}. Write them with "
@@ -82,16 +87,24 @@ class Records(AbstractImages):
         if card["sha256"] != _sum_of_card(card):
             raise ValueError("the card does not match its checksum")
         self.card = card
-        self.name, self.class_names = card["name"], tuple(card["class_names"])
+        self.name = text_of(card["name"], "name")
+        self.class_names = names = class_names_of(card["class_names"])
         height, width, channels = card["image_shape"]
         self.image_shape = (height, width, channels)
+        if any(type(n) is not int or n < 1 for n in self.image_shape):
+            raise ValueError(f"image shape {self.image_shape}")
         if card["dtype"] not in _DTYPES:
             raise ValueError(f"dtype {card['dtype']!r}")
         self.dtype = np.dtype(card["dtype"])
         with (self.folder / _LABELS).open("rb") as file:
-            self.labels = np.lib.format.read_array(file, allow_pickle=False)
+            self.labels = read_npy(file, os.fstat(file.fileno()).st_size)
+        if self.labels.dtype.str != _LABEL or self.labels.ndim != 1:
+            raise ValueError(f"{_LABELS} is {self.labels.dtype.str} {self.labels.shape}")
         if hashlib.sha256(self.labels.tobytes()).hexdigest() != card["labels_sha256"]:
             raise ValueError(f"{_LABELS} does not match its checksum")
+        self.labels = self.labels.astype(np.int32, copy=False)  # in this machine's byte order
+        if not len(self.labels) or not 0 <= self.labels.min() <= self.labels.max() < len(names):
+            raise ValueError(f"labels are not of {len(names)} classes")
         size = (self.folder / _IMAGES).stat().st_size
         if size != card["bytes"]:
             raise ValueError(f"{_IMAGES} has {size} bytes where {card['bytes']} were written")
@@ -107,7 +120,13 @@ class Records(AbstractImages):
 
     def image(self, index: int) -> Shaped[np.ndarray, "h w c"]:
         """Image number `index`."""
-        return np.frombuffer(self._record(index), self.dtype).reshape(self.image_shape)
+        record = self._record(index)
+        if len(record) != math.prod(self.image_shape) * self.dtype.itemsize:
+            raise DataError(
+                f"image {index} of {self.folder} has {len(record)} bytes, not {self.image_shape} "
+                f"{self.dtype}: write it again."
+            )
+        return np.frombuffer(record, self.dtype).reshape(self.image_shape)
 
     def verify(self, *, progress: bool = True) -> None:
         """Read every image, and raise `DataError` unless all are those that were written."""
@@ -162,7 +181,7 @@ def write_records(
 
     - `source`: a `Dataset`, a pair `(images, labels)`, an `ImageFolder` or other set on disk, a
         Hugging Face dataset or a TFDS data source. Read in order, one image at a time.
-    - `folder`: where to; it must not exist. It takes h w c bytes an image of uint8.
+    - `folder`: where to; it must not exist. It takes h w c bytes per image of uint8.
     - `size`: bring every image to the middle square of so many pixels, as
         [`resize`][rcig_eqx.data.resize] does; of a set on disk that has no one size, give it to
         `ImageFolder` or [`adapt`][rcig_eqx.data.adapt].
@@ -193,15 +212,15 @@ def write_stream(
     stream: Stream, folder: str | os.PathLike[str], *, progress: bool = True
 ) -> Records:
     """`write_records` of what can be read once, from beginning to end."""
-    folder = Path(folder).expanduser().resolve()
+    folder = user_path(folder).resolve()
     if folder.exists():
         raise FileExistsError(f"{folder} is there: open it with data.Records, or remove it.")
     staging = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(folder)
-        staging = Path(tempfile.mkdtemp(prefix=_prefix(folder), dir=folder.parent))
-        staging.chmod(folder.parent.stat().st_mode)  # others may read what they may list
+        staging = folder.parent / f"{_prefix(folder)}{uuid.uuid4().hex}"
+        staging.mkdir()  # by the user's own mask: others may read what it lets them
         _write(stream, staging, progress)
         try:
             staging.rename(folder)
@@ -248,7 +267,7 @@ def _write(stream: Stream, staging: Path, progress: bool) -> None:
             "expected: what it is read from is incomplete, so get it again."
         )
     assert shape is not None
-    numbers = np.asarray(labels, np.int32)
+    numbers = np.asarray(labels, _LABEL)
     np.save(staging / _LABELS, numbers)
     card = {
         "format": FORMAT,

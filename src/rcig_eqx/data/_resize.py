@@ -1,15 +1,13 @@
-"""Encoded images decoded, and brought to one size."""
+"""Encoded images decoded, and images brought to one size and number of channels."""
 
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
 from ._dataset import DataError
-
-_GREY_MODES = {"1", "L", "LA"}
+from ._pictures import formats, grey_or_rgb, pillow
 
 
 def resize(image: UInt8[np.ndarray, "h w c"], size: int) -> UInt8[np.ndarray, "size size c"]:
@@ -20,26 +18,34 @@ def resize(image: UInt8[np.ndarray, "h w c"], size: int) -> UInt8[np.ndarray, "s
     that is so large already is returned as it is. Needs pillow.
     """
     check_size(size)
-    pillow = _pillow()
     if image.shape[2] not in (1, 3):
         raise ValueError(f"image has {image.shape[2]} channels: resize takes 1 or 3.")
-    picture = pillow.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-    return _pixels(_square(picture, size))
+    return _pixels(_square(_picture(image), size))
 
 
 def decode(
-    encoded: bytes | Path, where: Any, *, channels: int | None = None, size: int | None = None
+    encoded: Any, where: Any, *, channels: int | None = None, size: int | None = None
 ) -> UInt8[np.ndarray, "h w c"]:
     """The pixels of an image file, with so many channels, or with as many as it has.
 
-    `DataError` names `where` it is if it cannot be read.
+    `encoded` is its path, its bytes, or an image that pillow has opened. Of an animated file the
+    first image is taken. `DataError` names `where` it is if it cannot be read.
     """
-    pillow = _pillow()
+    image = pillow()
     try:
-        with pillow.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
-            picture = grey_or_rgb(image, where, channels)
+        if not isinstance(encoded, image.Image):
+            file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
+            with image.open(file, formats=formats()) as opened:
+                picture = grey_or_rgb(opened, where, channels)
+        else:
+            picture = grey_or_rgb(encoded, where, channels)
     except DataError:
         raise
+    except image.UnidentifiedImageError as error:
+        raise DataError(
+            f"{where} cannot be read as an image (it is none of {', '.join(formats())}): convert "
+            "or remove it."
+        ) from error
     except Exception as error:  # pillow's decoders raise many kinds for a damaged file
         raise DataError(
             f"{where} cannot be read as an image ({error}): mend or remove it."
@@ -47,23 +53,36 @@ def decode(
     return _pixels(picture if size is None else _square(picture, size))
 
 
-def grey_or_rgb(picture: Any, where: Any, channels: int | None) -> Any:
-    """A pillow image in grey or RGB: with so many channels, or with as many as it has.
+def with_channels(
+    image: UInt8[np.ndarray, "h w c"], where: Any, channels: int | None
+) -> UInt8[np.ndarray, "h w d"]:
+    """The image with so many channels, 1 or 3, as it is if `None`.
 
-    `DataError` for one of more than 8 bits, which pillow would clip.
+    `DataError` names `where` it is if it has neither 1 nor 3.
     """
-    if picture.mode.startswith(("I", "F")):
+    if channels is None or image.shape[2] == channels:
+        return image
+    if image.shape[2] not in (1, 3):
         raise DataError(
-            f"{where} has pixels of more than 8 bits (mode {picture.mode}): scale it to 8 first."
+            f"{where} has {image.shape[2]} channels: leave channels= out, or pass images of 1 or 3."
         )
-    grey = channels == 1 or (channels is None and picture.mode in _GREY_MODES)
-    return picture.convert("L" if grey else "RGB")
+    return np.repeat(image, 3, axis=2) if channels == 3 else _pixels(_picture(image).convert("L"))
+
+
+def check_channels(channels: Any) -> None:
+    """Raise `ValueError` for a number of channels that images are not read with."""
+    if isinstance(channels, bool) or channels not in (None, 1, 3):
+        raise ValueError(f"channels is {channels!r}: pass 1 for grey, 3 for RGB, or None.")
 
 
 def check_size(size: Any) -> None:
     """Raise `ValueError` for a size that no image can have."""
     if size is not None and (not isinstance(size, int | np.integer) or size < 1):
         raise ValueError(f"size is {size!r}: choose a whole number of pixels, such as 64.")
+
+
+def _picture(image: UInt8[np.ndarray, "h w c"]) -> Any:
+    return pillow().fromarray(image[..., 0] if image.shape[2] == 1 else image)
 
 
 def _square(picture: Any, size: int) -> Any:
@@ -74,17 +93,9 @@ def _square(picture: Any, size: int) -> Any:
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
     box = (left, top, left + side, top + side)
-    return picture.resize((size, size), _pillow().Resampling.BILINEAR, box=box)
+    return picture.resize((size, size), pillow().Resampling.BILINEAR, box=box)
 
 
 def _pixels(picture: Any) -> UInt8[np.ndarray, "h w c"]:
     pixels = np.asarray(picture)
     return pixels.reshape(*pixels.shape[:2], -1)
-
-
-def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError('reading images needs pillow: pip install "rcig-eqx[images]".') from error
-    return Image

@@ -19,6 +19,7 @@ from ._layouts import (
     TINY_IMAGENET,
     ImageLayout,
 )
+from ._official import OFFICIAL, OfficialFile
 
 _Pair = tuple[UInt8[np.ndarray, "n h w c"], Integer[np.ndarray, " n"]]
 Arrays = _Pair | tuple[UInt8[np.ndarray, "n h w c"], Integer[np.ndarray, " n"], tuple[str, ...]]
@@ -32,7 +33,7 @@ class Source:
 
     - `title`: its name in messages.
     - `url`: the address the files lie under.
-    - `checksums`: every official file and its checksum, `"sha256:…"` or `"md5:…"` as published.
+    - `files`: every official file, its size and its digest.
     - `downloads`: the files one split needs, from the split's name.
     - `read`: the arrays of a split from a folder, and the class names if they lie there too, or
         `None` when its files are not there.
@@ -44,7 +45,7 @@ class Source:
 
     title: str
     url: str
-    checksums: Mapping[str, str]
+    files: Mapping[str, OfficialFile]
     downloads: Callable[[str], tuple[str, ...]]
     read: Callable[[Path, str], Arrays | None]
     image_shape: tuple[int, int, int]
@@ -54,26 +55,6 @@ class Source:
 
 
 SPLITS = ("train", "test")
-
-# Of the gzipped IDX files.
-_MNIST_SHA256 = {
-    "train-images-idx3-ubyte": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-    "train-labels-idx1-ubyte": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-    "t10k-images-idx3-ubyte": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-    "t10k-labels-idx1-ubyte": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-}
-_FASHION_SHA256 = {
-    "train-images-idx3-ubyte": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-    "train-labels-idx1-ubyte": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-    "t10k-images-idx3-ubyte": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-    "t10k-labels-idx1-ubyte": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-}
-_CIFAR10_SHA256 = {
-    "cifar-10-binary.tar.gz": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-}
-_CIFAR100_SHA256 = {
-    "cifar-100-binary.tar.gz": "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
-}
 
 # The digest of each official label file's contents (header left out): MNIST and Fashion-MNIST use
 # the same file names, so a folder of the one would otherwise pass for the other.
@@ -109,11 +90,11 @@ _CIFAR100_NAMES = _names(
 )
 
 
-def _idx(title: str, url: str, sha256: dict[str, str], names: tuple[str, ...], folder: str):
+def _idx(title: str, url: str, name: str, names: tuple[str, ...], folder: str):
     return Source(
         title=title,
         url=url,
-        checksums={f"{file}.gz": f"sha256:{digest}" for file, digest in sha256.items()},
+        files=OFFICIAL[name],
         downloads=lambda split: tuple(f"{file}.gz" for file in idx_files(split)),
         read=read_idx_split,
         image_shape=(28, 28, 1),
@@ -122,11 +103,11 @@ def _idx(title: str, url: str, sha256: dict[str, str], names: tuple[str, ...], f
     )
 
 
-def _cifar(title: str, sha256: dict[str, str], names: tuple[str, ...], layout: CifarLayout):
+def _cifar(title: str, name: str, names: tuple[str, ...], layout: CifarLayout):
     return Source(
         title=title,
         url="https://www.cs.toronto.edu/~kriz/",
-        checksums={file: f"sha256:{digest}" for file, digest in sha256.items()},
+        files=OFFICIAL[name],
         downloads=lambda split: (layout.binary_archive,),
         read=layout.read_split,
         image_shape=(32, 32, 3),
@@ -137,7 +118,7 @@ def _cifar(title: str, sha256: dict[str, str], names: tuple[str, ...], layout: C
 def _images(
     title: str,
     url: str,
-    md5: str,
+    name: str,
     layout: ImageLayout,
     counts: tuple[int, int],
     names: Mapping[str, str] = MappingProxyType({}),
@@ -145,7 +126,7 @@ def _images(
     return Source(
         title=title,
         url=url,
-        checksums={layout.archive: f"md5:{md5}"},
+        files=OFFICIAL[name],
         downloads=lambda split: (layout.archive,),
         read=layout.read_split,
         image_shape=(layout.size, layout.size, 3),
@@ -160,37 +141,37 @@ SOURCES: dict[str, Source] = {
     "mnist": _idx(
         "MNIST",
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
-        _MNIST_SHA256,
+        "mnist",
         _DIGITS,
         "MNIST/raw",
     ),
     "fashion_mnist": _idx(
         "Fashion-MNIST",
-        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-        _FASHION_SHA256,
+        "https://fashion-mnist.s3.eu-central-1.amazonaws.com/",
+        "fashion_mnist",
         _CLOTHES,
         "FashionMNIST/raw",
     ),
-    "cifar10": _cifar("CIFAR-10", _CIFAR10_SHA256, _CIFAR10_NAMES, CIFAR10),
-    "cifar100": _cifar("CIFAR-100", _CIFAR100_SHA256, _CIFAR100_NAMES, CIFAR100),
+    "cifar10": _cifar("CIFAR-10", "cifar10", _CIFAR10_NAMES, CIFAR10),
+    "cifar100": _cifar("CIFAR-100", "cifar100", _CIFAR100_NAMES, CIFAR100),
     "tiny_imagenet": _images(
         "Tiny-ImageNet",
-        "http://cs231n.stanford.edu/",
-        "90528d7ca1a48142e341f4ef8d21d0de",
+        "https://cs231n.stanford.edu/",
+        "tiny_imagenet",
         TINY_IMAGENET,
         (100_000, 10_000),
     ),
     "cub200": _images(
         "CUB-200-2011",
         "https://data.caltech.edu/records/65de6-vp158/files/",
-        "97eceeb196236b17998738112f37df78",
+        "cub200",
         CUB200,
         (5_994, 5_794),
     ),
     "imagenette": _images(
         "Imagenette",
         _FAST_AI,
-        "e793b78cc4c9e9a4ccc0c1155377a412",
+        "imagenette",
         IMAGENETTE,
         (9_469, 3_925),
         IMAGENETTE_CLASSES,
@@ -198,7 +179,7 @@ SOURCES: dict[str, Source] = {
     "imagewoof": _images(
         "ImageWoof",
         _FAST_AI,
-        "3d200a7be99704a0d7509be2a9fbfe15",
+        "imagewoof",
         IMAGEWOOF,
         (9_025, 3_929),
         IMAGEWOOF_CLASSES,

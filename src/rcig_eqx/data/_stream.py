@@ -1,15 +1,20 @@
 """Endless batches, reshuffled every epoch, as a grain iterator whose state can be saved."""
 
+import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import absl.flags
 import grain
 import numpy as np
+from grain.multiprocessing import MultiprocessingOptions
 from jaxtyping import Array, Shaped
 
 from ._adapt import Examples, adapted
+from ._arrays import plain_array
 from ._dataset import DataError, Dataset
 from ._images import AbstractImages
 
@@ -79,7 +84,7 @@ def stream(
             "(images, labels), an ImageFolder, Records or a grain.MapDataset."
         )
     # Views of the plain class: a gather from it gives plain arrays, memory-mapped or not.
-    images, labels = map(np.asarray, train)
+    images, labels = (np.asarray(plain_array(np.asanyarray(x), "train")) for x in train)
     if len(images) != len(labels):
         raise ValueError(f"there are {len(images)} images but {len(labels)} labels.")
     _check_sizes(len(images), batch_size, rows)
@@ -99,8 +104,20 @@ def _ahead(batches: grain.MapDataset[Any], workers: int) -> grain.DatasetIterato
     if workers:
         if not absl.flags.FLAGS.is_parsed():
             absl.flags.FLAGS.mark_as_parsed()  # grain's workers ask for theirs
-        ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        ahead = ahead.mp_prefetch(MultiprocessingOptions(num_workers=workers), _end_with_parent)
     return iter(ahead)
+
+
+def _end_with_parent(*_: int) -> None:
+    """End this worker once the process that started it is gone, by whatever signal."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has a parent"
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)  # at once: what is read ahead waits for a reader that is gone
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def sample(
@@ -194,9 +211,9 @@ class _Rows(grain.MapDataset):
 
 def _as_pair(element: Any) -> tuple[Any, Any]:
     if isinstance(element, dict) and {"image", "label"} <= element.keys():
-        return element["image"], element["label"]
+        element = element["image"], element["label"]
     if isinstance(element, tuple | list) and len(element) == 2:
-        return element[0], element[1]
+        return plain_array(element[0], "image"), plain_array(element[1], "label")
     what = (
         f"a dictionary with {sorted(element)}" if isinstance(element, dict) else repr(type(element))
     )

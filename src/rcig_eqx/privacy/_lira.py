@@ -22,6 +22,7 @@ from .._backend import networks_at_once
 from .._checks import check_counts
 from .._distill import check_key
 from .._evaluate import each_row
+from ..data._arrays import plain_array
 from ._roc import Auc, Roc, roc
 from ._train import Images, Train, confidence, outputs_of
 
@@ -71,7 +72,8 @@ def train_shadows(
     check_counts(num_shadows=num_shadows, **({} if at_once is None else {"at_once": at_once}))
     if num_shadows < 6 or num_shadows % 2:
         raise ValueError(f"num_shadows is {num_shadows}: choose an even number of at least 6.")
-    images, labels = np.asarray(images), np.asarray(labels)
+    images = plain_array(np.asanyarray(images), "images")
+    labels = plain_array(np.asanyarray(labels), "labels")
     n = len(images)
     if n < 4 or n % 2 or len(labels) != n or labels.dtype.kind not in "iu":
         raise ValueError(

@@ -13,12 +13,14 @@ from rich.progress import track
 
 from .._backend import networks_at_once
 from .._checks import check_counts
-from .._coreset import Coreset, centred_labels
+from .._classes import renumbered
+from .._coreset import Coreset, centred_labels, check_coreset
 from .._distill import check_key, check_model, describe_model
-from .._evaluate import check_same_numbers, each_row, fresh_network, mean_squared
+from .._evaluate import each_row, fresh_network
 from .._losses import InnerLoss
 from .._pool import MakeModel
 from .._result import DistillResult
+from .._train_network import mean_squared
 from ..data import Dataset, apply_in_chunks, default_preprocess
 from ._attacks import AbstractAttack, Observations, all_attacks
 from ._report import PrivacyCurve, PrivacyReport
@@ -81,7 +83,7 @@ def membership_inference(
     attacks = tuple(all_attacks() if attacks is None else attacks)
     _check_attacks(attacks)
     train, test = (Dataset.from_arrays(*x) if isinstance(x, tuple) else x for x in (train, test))
-    coresets = _training_sets(sets, train, test)
+    coresets, train, test = _training_sets(sets, train, test)
     first = next(iter(coresets.values()))
     model = model or fresh_network(sets if isinstance(sets, DistillResult) else first)
     for coreset in coresets.values():
@@ -212,17 +214,17 @@ def _check_attacks(attacks: Sequence[Any]) -> None:
         raise ValueError(f"attacks are {names}: pass at least one, each with its own name.")
 
 
-def _training_sets(sets: Any, train: Any, test: Any) -> dict[str, Coreset]:
-    """Every set as a coreset with its preprocessing; `ValueError` for those that do not fit."""
+def _training_sets(sets: Any, train: Any, test: Any) -> tuple[dict[str, Coreset], Dataset, Dataset]:
+    """Every set as a coreset with its preprocessing, and both kinds of images, classes numbered
+    alike in all; `ValueError` for those that do not fit."""
     for name, value in (("train", train), ("test", test)):
         if not isinstance(value, Dataset):
             raise ValueError(
                 f"{name} is a {type(value).__name__}: pass a Dataset or (images, labels)."
             )
-    names = sets.class_names if isinstance(sets, DistillResult) else train.class_names
-    for data in (train, test):
-        check_same_numbers(names, data)
+    names = train.class_names
     if isinstance(sets, DistillResult):
+        names = sets.class_names
         sets = {"real": train, "subset": sets.baseline, "distilled": sets.coreset}
     if not isinstance(sets, Mapping) or not sets:
         raise ValueError(
@@ -231,18 +233,23 @@ def _training_sets(sets: Any, train: Any, test: Any) -> dict[str, Coreset]:
         )
     known = [s.preprocess for s in sets.values() if isinstance(s, Coreset)]
     preprocess = known[-1] if known else default_preprocess(train.images)
+    count = max(len(names), *(s.num_classes for s in sets.values() if hasattr(s, "num_classes")))
+    train = renumbered(train, names, count, what="train")
+    test = renumbered(test, names, count, what="test")
     coresets = {}
     for name, value in sets.items():
         if isinstance(value, Dataset):
             if preprocess is None:
                 continue  # the coreset without one is refused below
+            value = renumbered(value, names, count, what=f"the set {name!r}")
             images = jnp.asarray(apply_in_chunks(preprocess, value.images))
-            labels = centred_labels(value.labels, max(train.num_classes, value.num_classes))
+            labels = centred_labels(value.labels, count)
             value = Coreset(images, labels, jnp.zeros(()), preprocess)
         if not isinstance(value, Coreset):
             raise ValueError(
                 f"The set {name!r} is a {type(value).__name__}: pass a Coreset or a Dataset."
             )
+        check_coreset(value, f"The set {name!r}")
         if value.preprocess is None:
             raise ValueError(
                 f"The set {name!r} does not carry its preprocessing: set its preprocess field."
@@ -259,4 +266,4 @@ def _training_sets(sets: Any, train: Any, test: Any) -> dict[str, Coreset]:
                     f"{images.num_classes}: pass those it was made from."
                 )
         coresets[str(name)] = value
-    return coresets
+    return coresets, train, test

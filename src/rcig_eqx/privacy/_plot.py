@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .._plot import matplotlib_figure, write_figure
+from .._plot import label, matplotlib_figure, write_figure
 from ._lira import LiraReport
 from ._report import PrivacyReport
 
@@ -36,11 +36,13 @@ def save_curves(
             (left, mean, (mean - spread, mean + spread)),
             (right, np.array([area.value for area in areas]), ends),
         ):
-            (line,) = axis.plot(report.steps, centre, marker="o", markersize=3, label=name)
+            (line,) = axis.plot(report.steps, centre, marker="o", markersize=3, label=label(name))
             axis.fill_between(report.steps, low, high, color=line.get_color(), alpha=0.2, lw=0)
     right.axhline(0.5, color="0.5", lw=0.8, ls=":")
     left.set(ylabel="test accuracy (%)")
-    right.set(ylabel=f"AUC of the {attack} attack", ylim=(min(0.45, right.get_ylim()[0]), 1.0))
+    right.set(
+        ylabel=label(f"AUC of the {attack} attack"), ylim=(min(0.45, right.get_ylim()[0]), 1.0)
+    )
     for axis in (left, right):
         axis.set_xscale("log", base=2)
         axis.set(xlabel="training step", xticks=report.steps)
@@ -48,8 +50,8 @@ def save_curves(
         axis.minorticks_off()
         axis.grid(alpha=0.3, lw=0.5)
     left.legend(frameon=False)
-    figure.suptitle(title, fontsize=12)
-    return write_figure(figure, Path(path))
+    figure.suptitle(label(title), fontsize=12)
+    return write_figure(figure, path)
 
 
 def save_roc(reports: Mapping[str, LiraReport], path: str | os.PathLike[str]) -> Path:
@@ -64,13 +66,13 @@ def save_roc(reports: Mapping[str, LiraReport], path: str | os.PathLike[str]) ->
     least = min(report.curve.smallest_fpr for report in reports.values())
     for name, report in reports.items():
         shown = report.curve.fpr >= report.curve.smallest_fpr
-        axis.plot(report.curve.fpr[shown], report.curve.tpr[shown], label=name)
+        axis.plot(report.curve.fpr[shown], report.curve.tpr[shown], label=label(name))
     axis.plot([least, 1], [least, 1], color="0.5", lw=0.8, ls=":", label="guessing")
     axis.set(xscale="log", yscale="log", xlim=(least, 1), ylim=(least, 1))
     axis.set(xlabel="false-positive rate", ylabel="true-positive rate")
     axis.grid(alpha=0.3, lw=0.5)
     axis.legend(frameon=False)
-    return write_figure(figure, Path(path))
+    return write_figure(figure, path)
 
 
 def _short(step: int) -> str:

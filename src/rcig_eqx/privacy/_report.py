@@ -66,7 +66,7 @@ class PrivacyReport:
         lines = [
             f"after {self.steps[-1]:,} steps; {count} network{'s' * (count > 1)} each; "
             f"{self.members:,} members, {self.others:,} others; attacks: area under the ROC curve "
-            "(0.5 is guessing) ± half its 95% interval"
+            "(0.5 is guessing) ± half its 95% interval; accuracy ± standard deviation over networks"
         ]
         width = max(map(len, self.curves))
         lines.append(" " * width + f"{'accuracy':>18}" + "".join(f"{a:>16}" for a in self.attacks))

@@ -12,10 +12,10 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Integer, Num, PRNGKeyArray
 
 from .._coreset import Coreset, centred_labels
-from .._evaluate import Training, mean_squared, train_network, training_steps
 from .._losses import InnerLoss
 from .._pool import MakeModel
 from .._result import DistillResult
+from .._train_network import Training, mean_squared, train_network, training_steps
 from .._types import PyTree
 from ..data import AbstractPreprocess
 from ..models import AbstractNetwork

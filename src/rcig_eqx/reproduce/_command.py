@@ -2,16 +2,20 @@
 
 import dataclasses
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import jax
-from typer import Argument, Exit, Option, echo
+from typer import Argument, Exit, Option
 
 from .._devices import first_devices
+from .._loop import received
+from .._terminal import echo
 from ..data import DataError
 from ..data._load import check_directory
+from ..data._paths import user_path
 from ..data._sources import SPLITS
 from ..models._normalize import check_known
 from ._dry import dry_run
@@ -91,7 +95,9 @@ def reproduce(
         raise ValueError(f"{target} takes {wanted.steps} steps: leave --steps out.")
     shown = wanted.method or method
     chosen = find_rows(names or wanted.rows)
+    directory = directory and user_path(directory)
     check_directory(directory)
+    out = user_path(out)
     changed = {"seeds": seeds, "networks": networks, "steps": steps, "width": width}
     changed |= {"batch_size": batch_size, "pool": pool, "evaluation_steps": evaluation_steps}
     workshop = Workshop(
@@ -129,14 +135,24 @@ def reproduce(
         folder /= _folder_of(names)
     try:
         report = run(wanted, workshop, chosen, folder)
-    except (Interrupted, KeyboardInterrupt):
+    except (Interrupted, KeyboardInterrupt) as stopped:
         echo("Stopped. All there is has been kept: the same command goes on.")
-        raise Exit(130) from None
-    command = f"`{shlex.join(['rcig-eqx', *sys.argv[1:]])}`"
-    report = dataclasses.replace(report, notes=[*report.notes, *workshop.remarks, command])
-    echo(f"\n{report}\n")
+        by_hand = isinstance(stopped, KeyboardInterrupt) or not received
+        raise Exit(128 + (signal.SIGINT if by_hand else received[-1])) from None
+    command = f"`{shlex.join(['rcig-eqx', *_shown(sys.argv[1:])])}`"
+    drawn = [picture for picture in report.pictures if (folder / picture).exists()]
+    notes = [*report.notes, *workshop.remarks, command]
+    report = dataclasses.replace(report, notes=notes, pictures=drawn)
     report.write(folder)
+    echo(f"\n{report}\n")
     echo("Wrote " + "\n      ".join(map(str, sorted(folder.glob(f"{target}[-.]*")))))
+
+
+def _shown(arguments: list[str]) -> list[str]:
+    """A command without the folders of this machine."""
+    paths = ("--out", "--directory")
+    pairs = zip(["", *arguments], arguments, strict=False)
+    return [now for before, now in pairs if not (before in paths or now.split("=")[0] in paths)]
 
 
 def run(target: Target, workshop: Workshop, rows: list[Row], folder: Path) -> Report:

@@ -14,7 +14,7 @@ from typing import Any
 from .._across import percent
 from .._evaluation import Evaluation
 from .._memory import estimate_memory
-from .._plot import matplotlib_figure, save_grid, write_figure
+from .._plot import drawing, matplotlib_figure, save_grid, write_figure
 from .._result import load_result
 from ..solvers import Adam
 from ._dry import parts_of
@@ -117,7 +117,7 @@ def _grid(
         name: {i: {j: value for j, (_, _, value) in line.items()} for i, line in grid.items()}
         for name, grid in cells.items()
     }
-    with _panels(len(rows), folder / name) as axes:
+    with drawing(), _panels(len(rows), folder / name) as axes:
         for axis, row in zip(axes, rows, strict=True):
             heights = {i: [y for y, _, _ in line.values()] for i, line in cells[row.name].items()}
             for inner, line in heights.items():
@@ -149,7 +149,7 @@ def figure5(workshop: Workshop, rows: Rows, folder: Path) -> Report:
             }  # fmt: skip
             numbers = [f"{megabytes:,.0f}", f"{seconds:.3f}", percent(report)]
             lines.append([row.name, f"{subset:,} of {row.mirrored_images:,}", *numbers])
-    with _panels(3, folder / "figure5") as axes:
+    with drawing(), _panels(3, folder / "figure5") as axes:
         for row in rows:
             mine = [v for k, v in values.items() if k.startswith(row.name + " ")]
             at = [v["subset"] for v in mine]
@@ -198,7 +198,7 @@ def figure8(workshop: Workshop, rows: Rows, folder: Path) -> Report:
             texts = [f"{point['seconds']:.1f}", f"{100 * point['accuracy']['mean']:.1f}"]
             lines.append([row.name, f"{point['step']:,}", *texts, ""])
         lines += [[row.name, f"width {w}", "", "", f"{mb:,.0f}"] for w, mb in memory.items()]
-    with _panels(3, folder / "figure8") as axes:
+    with drawing(), _panels(3, folder / "figure8") as axes:
         for row in rows:
             series, memory = values[row.name]["accuracy"], values[row.name]["MB by width"]
             at = [p["seconds"] for p in series]
@@ -246,7 +246,7 @@ def _along(workshop: Workshop, row: Row) -> Iterator[tuple[int, float, Evaluatio
     model = model_of(row, workshop.scale, softplus=None)
     for mark in marks:
         result = load_result(folder / f"after-{mark}.safetensors")
-        report = workshop.evaluated(row, result.coreset, f"after-{mark}", folder, model=model)
+        report = workshop.evaluated(row, result, f"after-{mark}", folder, model=model)
         yield mark, float(clock[mark - 1] - clock[0]), report
 
 
@@ -261,7 +261,8 @@ def gallery(workshop: Workshop, rows: Rows, folder: Path) -> Report:
         title = title_of(row) + (f", {normalization} normalisation" if normalization else "")
         stem = folder / f"gallery-{row.name.replace('/', '-')}{suffix}"
         for kind in (".png", ".pdf"):
-            save_grid(result.coreset, result.class_names, stem.with_suffix(kind), title=title)
+            with drawing():
+                save_grid(result.coreset, result.class_names, stem.with_suffix(kind), title=title)
         names.append(f"{stem.name}.png")
         lines.append([row.name, f"{stem.name}.png and .pdf"])
     title = "Distilled sets (of Figures 9 to 19)"

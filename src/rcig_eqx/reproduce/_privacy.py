@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.random as jr
 
+from .._plot import drawing
 from .._result import DistillResult
 from ..data import Dataset
 from ..privacy import PrivacyReport, chunks, join, membership_inference, save_curves
@@ -56,7 +57,7 @@ def attacked(workshop: Workshop, row: Row) -> PrivacyReport:
 
         name = f"attacks-{networks}x{'-'.join(map(str, scale.snapshots()))}.json"
         file = workshop.place(row, seed, **how) / name
-        reports.append(PrivacyReport.from_json(filed(file, result.coreset, attack)))
+        reports.append(PrivacyReport.from_json(filed(file, (result.coreset,), attack)))
     return join(reports)
 
 
@@ -82,7 +83,8 @@ def membership(name: str, workshop: Workshop, rows: Sequence[Row], folder: Path)
         stem = f"{name}-{row.name.replace('/', '-')}"
         names.append(f"{stem}.png")
         for suffix in (".png", ".pdf"):
-            save_curves(found, folder / f"{stem}{suffix}", attack="MLP", title=title_of(row))
+            with drawing():
+                save_curves(found, folder / f"{stem}{suffix}", attack="MLP", title=title_of(row))
         for which, curve in found.curves.items():
             last = 100 * curve.accuracy[:, -1]
             spread = f" ± {last.std(ddof=1):.1f}" if len(last) > 1 else ""

@@ -54,7 +54,7 @@ class Report:
         }
         paths = [folder / f"{self.name}{suffix}" for suffix in content]
         for path, text in zip(paths, content.values(), strict=True):
-            write_atomically(path, text.encode())
+            write_atomically(path, text.encode("utf-8", "backslashreplace"))
         return paths
 
 

@@ -158,7 +158,7 @@ def notes(workshop: Workshop, rows: Rows, method: str | None = None) -> list[str
     """How accuracies were made."""
     scale = workshop.scale
     several = scale.seeds * max(map(scale.networks_of, rows)) > 1
-    spread = "; mean ± standard deviation" if several else ""
+    spread = "; mean ± standard deviation over all of a row's networks" if several else ""
 
     def trained(row: Row) -> str:
         steps, usual = scale.evaluation_steps_of(row), default_steps(row.images)

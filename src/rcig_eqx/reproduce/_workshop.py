@@ -20,6 +20,7 @@ from .._distill import describe, describe_model, distill, versions
 from .._evaluate import evaluate
 from .._evaluation import Evaluation
 from .._files import read_checked, write_atomically, write_checked
+from .._lock import hold, releasing
 from .._loop import gave_up
 from .._pool import MakeModel, PoolSchedule
 from .._result import DistillResult, load_result
@@ -133,6 +134,7 @@ class Workshop:
         """The file of one distilled set, there or not."""
         return self.place(row, seed, **how) / "distilled.safetensors"
 
+    @releasing()
     def distilled(
         self,
         row: Row,
@@ -163,6 +165,7 @@ class Workshop:
         if self.devices and self.scale.batch_size is None:
             settings["batch_size"] = shared_batch(make_mesh(self.devices), settings["batch_size"])
         what = f"{folder.parent.parent.name}, seed {seed}"
+        hold(folder)
         if file.exists():
             result = load_result(file)
             _check_filed(file, result, settings, len(train))
@@ -189,7 +192,7 @@ class Workshop:
         result.save(file)
         self._remark(what, result)
         for old in (folder / "checkpoints").glob("*.safetensors"):
-            old.unlink()
+            old.unlink(missing_ok=True)
         return result
 
     def _remark(self, what: str, result: DistillResult) -> None:
@@ -226,39 +229,50 @@ class Workshop:
             result = self.distilled(row, seed, **how)
             folder = self.place(row, seed, **how)
             given = {"augment": augment, "labels": labels, "model": model}
-            images = result.baseline if real else result.coreset
-            return self.evaluated(row, images, name, folder, seed=seed, **given)
+            return self.evaluated(row, result, name, folder, seed=seed, real=real, **given)
 
         return pooled(map(one, range(self.scale.seeds)))
 
     def evaluated(
         self,
         row: Row,
-        coreset: Coreset,
+        result: DistillResult,
         name: str,
         folder: Path,
         *,
         seed: int = 0,
+        real: bool = False,
         **options: Any,
     ) -> Evaluation:
-        """The scale's networks trained on a set and tested, once: the numbers are filed."""
+        """The scale's networks trained on a set and tested, once: the numbers are filed.
+
+        With `real` they train on its random real images, shared among the draws.
+        """
         networks, steps = self.scale.networks_of(row), self.scale.evaluation_steps_of(row)
+        sets = result.baselines if real else (result.coreset,)
 
         def measure() -> dict[str, Any]:
             how_many = counted(networks, "network")
             self.say(f"Evaluating {row.name}, seed {seed}, {name}: {how_many}, {steps:,} steps")
-            return evaluate(
-                coreset,
-                self.data(row, "test"),
-                key=jr.fold_in(jr.key(seed), 2**31),
-                num_networks=networks,
-                steps=steps,
-                progress=self.progress,
-                **options,
+            shares = [len(part) for part in np.array_split(range(networks), len(sets)) if len(part)]
+            keys = [jr.fold_in(jr.key(seed), 2**31 + number) for number in range(len(shares))]
+            each = zip(sets, shares, keys, strict=False)
+            return pooled(
+                evaluate(
+                    dataclasses.replace(result, coreset=coreset),
+                    self.data(row, "test"),
+                    key=key,
+                    baseline=False,
+                    num_networks=share,
+                    steps=steps,
+                    progress=self.progress,
+                    **options,
+                )
+                for coreset, share, key in each
             ).to_json()
 
         file = folder / f"{name}-{networks}x{steps}.json"
-        return Evaluation.from_json(filed(file, coreset, measure))
+        return Evaluation.from_json(filed(file, sets, measure))
 
     def seconds(self, row: Row, **how: Any) -> list[float]:
         """Seconds of each iteration of the first seed's run, what compiles left out."""
@@ -270,12 +284,14 @@ def typical(seconds: Sequence[float]) -> float:
     return statistics.median(seconds[len(seconds) // 2 :]) if seconds else float("nan")
 
 
-def filed(file: Path, coreset: Coreset, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What was measured of a set, in plain values: filed, or measured now and filed.
+def filed(
+    file: Path, sets: Sequence[Coreset], measure: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """What was measured of sets, in plain values: filed, or measured now and filed.
 
-    A file about another set, such as one that has been removed since, is written anew.
+    A file about other sets, such as one that has been removed since, is written anew.
     """
-    mark = digest(map(np.asarray, (coreset.images, coreset.labels)))
+    mark = digest(np.asarray(x) for each in sets for x in (each.images, each.labels))
     if file.exists():
         found = json.loads(file.read_bytes())
         if found.get("set") == mark:

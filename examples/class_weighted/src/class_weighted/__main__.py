@@ -30,7 +30,9 @@ def main() -> None:
     ]
     equal, weighted = (measure(result, held_out, key=keys[1]) for result in results)
 
-    table = Table("recall", "equal weights", f"{given.name} × {given.weight:g}")
+    over = f"± is the standard deviation over {len(equal.accuracies)} networks"
+    columns = ("recall", "equal weights", f"{given.name} × {given.weight:g}")
+    table = Table(*columns, caption=over)
     for c, name in enumerate(train.class_names):
         style = "bold" if name == given.name else None
         recalls = (f"{each.per_class[:, c].mean():.1%}" for each in (equal, weighted))

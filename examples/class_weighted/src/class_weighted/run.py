@@ -64,9 +64,10 @@ def measure(
 ) -> Evaluation:
     """Fresh networks that minimise the same inner loss, tested: accuracies by class are recalls."""
     return evaluate(
-        result.coreset,
+        result,
         held_out,
         key=key,
+        baseline=False,
         model=convnet_for(
             held_out.image_shape,
             held_out.num_classes,

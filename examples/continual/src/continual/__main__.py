@@ -33,7 +33,8 @@ def main() -> None:
     distilled = real = empty(train.image_shape, preprocess)
     each, width, test_key = given.images_per_class, given.width, jr.key(given.seed + 1)
 
-    table = Table("after task", "classes", "distilled memory", "real memory")
+    columns = ("after task", "classes", "distilled memory", "real memory")
+    table = Table(*columns, caption="± is the standard deviation over the networks")
     for number, task in enumerate(track(tasks, "tasks"), 1):
         key = jr.fold_in(jr.key(given.seed), number)
         distilled = distil(

@@ -1,0 +1,99 @@
+"""What an image file shows, as pillow reads it: upright, opaque, of 8 bits."""
+
+import functools
+import os
+import re
+from typing import Any
+
+from ._dataset import DataError
+
+# The formats of today's photographs and drawings. Pillow reads others by starting a program, as
+# EPS, or by parts that few use.
+_FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000"),
+    *("PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP"),
+)
+# What else is an image to whoever sorts files into folders.
+_OTHER = """
+    3fr arw avif avifs bw cr2 cr3 cur dcm dds dng emf eps exr fits hdr heic heics heif hif ico
+    icns jxl jxr nef orf pcx pef psd raf ras raw rgb rw2 sgi srw svg svgz wmf xbm xcf xpm
+"""
+_GREY_MODES = {"1", "L", "LA"}
+_SEE_THROUGH = {"LA", "PA", "RGBA", "RGBa"}
+_ORIENTATION = 0x0112  # the EXIF tag
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """The formats that image files are read in: those that the installed pillow has."""
+    pillow().init()
+    return tuple(name for name in _FORMATS if name in pillow().OPEN)
+
+
+def is_readable(name: str) -> bool:
+    """Whether a file of this name is an image in one of these formats, by its ending."""
+    return os.path.splitext(name)[1].lower() in _suffixes()
+
+
+def is_image_like(name: str) -> bool:
+    """Whether a file of this name is an image, in whichever format."""
+    return is_readable(name) or os.path.splitext(name)[1].lower()[1:] in _OTHER.split()
+
+
+@functools.cache
+def _suffixes() -> frozenset[str]:
+    known = pillow().registered_extensions().items()
+    return frozenset(end for end, name in known if name in (*formats(), "MPO"))  # MPO is JPEG
+
+
+def grey_or_rgb(picture: Any, where: Any, channels: int | None) -> Any:
+    """What a pillow image shows, in grey or RGB: with so many channels, or as many as it has.
+
+    It is turned upright by its EXIF orientation, and laid on white where it is transparent.
+    `DataError` for one of more than 8 bits, which pillow would cut.
+    """
+    if picture.mode.startswith(("I", "F")) or _is_cut(picture):
+        raise DataError(
+            f"{where} has pixels of more than 8 bits (mode {picture.mode}): scale it to 8 first."
+        )
+    grey = channels == 1 or (channels is None and picture.mode in _GREY_MODES)
+    picture.load()
+    if picture.format != "TIFF":  # these turn themselves when they are loaded
+        picture = _upright(picture)
+    if picture.mode in _SEE_THROUGH or "transparency" in picture.info:
+        white = pillow().new("RGBA", picture.size, "white")
+        picture = pillow().alpha_composite(white, picture.convert("RGBA"))
+    return picture.convert("L" if grey else "RGB")
+
+
+def _is_cut(picture: Any) -> bool:
+    """Whether pillow keeps the upper 8 of 16 bits, as of PNG and TIFF in colour.
+
+    "BGR;16" is another thing: all three colors in 16 bits.
+    """
+    return any(re.search(r"(?<!BGR);16", str(tile[3])) for tile in getattr(picture, "tile", ()))
+
+
+def _upright(picture: Any) -> Any:
+    turn = pillow().Transpose
+    turns = {
+        2: turn.FLIP_LEFT_RIGHT,
+        3: turn.ROTATE_180,
+        4: turn.FLIP_TOP_BOTTOM,
+        5: turn.TRANSPOSE,
+        6: turn.ROTATE_270,
+        7: turn.TRANSVERSE,
+        8: turn.ROTATE_90,
+    }
+    # Not `ImageOps.exif_transpose`: it writes all tags anew, and fails at those it cannot write.
+    needed = turns.get(picture.getexif().get(_ORIENTATION))
+    return picture if needed is None else picture.transpose(needed)
+
+
+def pillow() -> Any:
+    """The module `PIL.Image`, or an `ImportError` that names the extra."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError('reading images needs pillow: pip install "rcig-eqx[images]".') from error
+    return Image
