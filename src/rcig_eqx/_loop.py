@@ -222,10 +222,12 @@ def _fell_short(history: History, short: np.ndarray, method: AbstractMethod) -> 
     """Of the solves that failed or stopped at their cap."""
     if not short.any():
         return ""
+    residuals = {"residual": ("relative residual", "converged")}
+    residuals["inner_residual"] = ("the inner one", "inner_converged")
     worst = "".join(
         f", {of} {_range(np.asarray(history[name])[short])}"
-        for name, of in (("residual", "relative residual"), ("inner_residual", "the inner one"))
-        if name in history
+        for name, (of, flag) in residuals.items()
+        if name in history and not all(history.get(flag, [0.0]))
     )
     return (
         f"A solve failed or stopped at its cap in {short.sum()} of {short.size} steps{worst}: the "
