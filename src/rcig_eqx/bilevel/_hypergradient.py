@@ -118,7 +118,7 @@ def hypergradient(
     def at(psi: PyTree) -> InnerMinimum:
         return InnerMinimum(loss, frozen, eqx.combine(psi, fixed), args)
 
-    def inner(theta: PyTree, psi: PyTree) -> Scalar:
+    def inner(theta: PyTree, psi: PyTree) -> Any:
         return at(psi).loss(theta)
 
     def outer(theta: PyTree, psi: PyTree) -> Any:

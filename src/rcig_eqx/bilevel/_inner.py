@@ -72,7 +72,7 @@ class Smooth(AbstractInnerLoss):
 
     function: Loss
 
-    def __call__(self, inner_params: PyTree, outer_params: PyTree, *args: Any) -> Scalar:
+    def __call__(self, inner_params: PyTree, outer_params: PyTree, *args: Any) -> Any:
         return self.function(inner_params, outer_params, *args)
 
     def curvature(
