@@ -2,8 +2,8 @@
 
 import jax
 import numpy as np
-import torch
-from torch import nn
+import torch  # pyright: ignore[reportMissingImports]
+from torch import nn  # pyright: ignore[reportMissingImports]
 
 from rcig_eqx.models import ConvBlock
 

@@ -199,6 +199,10 @@ def several(index: int, count: int, port: str, out: str) -> None:
     whole = distill(train, **run, steps=6).last
     arrays |= {"images": result.last.images, "labels": result.last.labels}
     arrays |= {"resumed": resumed.images, "whole": whole.images}
+    try:  # process 0 alone writes
+        distill(train, **run, checkpoint_dir=Path(__file__) / "folder", steps=2)
+    except OSError as error:
+        arrays["unwritable"] = str(error)
     run["images_per_class"] = 1 + index  # the processes disagree
     try:
         distill(train, **run, steps=2)

@@ -406,6 +406,8 @@ ERRORS = {
     "other data": ("evaluate {result} --data fashion_mnist_small", "the data set that was dist"),
     "no split": ("evaluate {result} --data {folder} --split tset", "no split 'tset'"),
     "damaged test split": ("distill {damaged}", "cannot be read as an .npz"),
+    "other classes": ("distill {other} --out {out}", "'ant', not among .*'dark', 'bright'"),
+    "other classes evaluated": ("evaluate {result} --data {other}/test.npz", "'ant'"),
 }
 
 
@@ -417,6 +419,9 @@ def test_errors_are_one_line_and_exit_code_2(case, folder, out, tmp_path, capsys
     names = {"folder": folder, "out": tmp_path / "o", "result": out / "distilled.safetensors"}
     names["damaged"] = shutil.copytree(folder, tmp_path / "damaged")
     (names["damaged"] / "test.npz").write_bytes(b"damaged")
+    names["other"] = shutil.copytree(folder, tmp_path / "other")
+    with np.load(folder / "test.npz") as arrays:
+        np.savez(names["other"] / "test.npz", **dict(arrays) | {"class_names": ["ant", "bright"]})
     assert run(*arguments.format(**names).split()) == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error

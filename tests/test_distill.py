@@ -29,6 +29,7 @@ from rcig_eqx import (
     falling_rate,
     fold_temperature,
     growing_average,
+    hypergradient,
     init,
     platt_loss,
     presets,
@@ -491,6 +492,39 @@ def test_no_implicit_dtype_promotion(method, result):
             key=jr.key(1),
         )
     assert {x.dtype for x in jax.tree.leaves(hypergradient.gradient)} == {jnp.dtype("float32")}
+
+
+SETTINGS: dict[str, Any] = {
+    "strict promotion": lambda: jax.numpy_dtype_promotion("strict"),
+    "no transfers": lambda: jax.transfer_guard("disallow"),
+    "no compiling": jax.disable_jit,
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_settings_for_a_users_own_code_stop_nothing(setting, tmp_path):
+    rng = np.random.default_rng(0)
+    tiny = Dataset(rng.integers(0, 256, (8, 4, 4, 1), np.uint8), np.arange(8) % 2, ("a", "b"))
+    model = convnet_for((4, 4, 1), 2, width=2, depth=1)
+    key, theta, psi = jr.key(0), jnp.zeros(2), jnp.ones(2)
+    run: dict[str, Any] = {"images_per_class": 1, "method": frepo(), "model": model, "steps": 2}
+    run |= {"batch_size": 4, "pool": PoolSchedule(size=1, max_visit=1), "progress": False}
+    run |= {"key": key, "checkpoint_dir": tmp_path}
+    scored: dict[str, Any] = {"num_networks": 1, "steps": 1, "batch_size": 2, "progress": False}
+    with SETTINGS[setting]():
+        result = rcig_eqx.distill(tiny, **run)
+        again = rcig_eqx.distill(tiny, resume=True, **run)
+        accuracy = evaluate(result, tiny, key=key, model=model, **scored).mean
+        found = hypergradient(
+            lambda theta, psi: jnp.sum(theta * psi),
+            lambda theta, psi: jnp.sum((theta - psi) ** 2),
+            theta,
+            psi,
+            solver=ConjugateGradient(),
+        )
+    assert 0 <= accuracy <= 1
+    assert again.last.images.tobytes() == result.last.images.tobytes()
+    np.testing.assert_allclose(found.gradient, psi, rtol=1e-6)
 
 
 class broken(AbstractMethod):

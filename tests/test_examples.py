@@ -64,7 +64,7 @@ def trained_by(name: str, model, images, labels, recipe) -> list[np.ndarray]:
         parameters = in_numpy(model)
         script.train(recipe, parameters, images, labels, np.random.default_rng(0))
         return parameters
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     x = torch.tensor(images).permute(0, 3, 1, 2)
     network = script.fresh_network(net, x, labels.shape[1])
@@ -144,7 +144,7 @@ def test_both_start_as_the_library_does(name):
     make = convnet_for((16, 16, 3), 10, width=32, depth=2, softplus=None)
     net, script = training_recipe(make, steps=2)["network"], example(name)
     if name == "pytorch":
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
 
         torch.manual_seed(0)
         network = script.fresh_network(net, torch.zeros(1, 3, 16, 16), 10)

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax.core import Tracer
 
 LIBRARIES = ("rcig-eqx", "jax", "jaxlib", "equinox", "optax", "lineax", "grain", "numpy")
 _CHECKERS = {"jaxtyping", "beartype"}  # what their wrappers hold is no one's
@@ -57,7 +58,7 @@ class _Seen:
     def __call__(self, value: Any) -> None:
         if isinstance(value, _PLAIN):
             self.values.update(f"{value!r} ".encode())
-        elif isinstance(value, jax.core.Tracer):
+        elif isinstance(value, Tracer):
             self._called(type(value))
         elif eqx.is_array(value) or isinstance(value, np.ndarray | np.generic):
             array = np.asarray(numbers_of(value))

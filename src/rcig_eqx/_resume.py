@@ -167,7 +167,8 @@ def check_same_run(
     there = {"devices": 1} | dict(there)
     differ = {k: v for k, v in differences(there, here).items() if k.partition(".")[0] in there}
     of = lambda *parts: {k: v for k, v in differ.items() if k.partition(".")[0] in parts}  # noqa: E731
-    versions, machine, devices = of("versions"), of("machine"), of("devices")
+    machine, devices = of("machine"), of("devices")
+    versions = {k: v for k, v in of("versions").items() if None not in v}  # of what both had
     elsewhere = bool(versions or machine or devices)
     carried = {k: v for k, v in of("functions").items() if k.endswith(".values")}
     code = {k: v for k, v in of("functions").items() if k.endswith(".code")}
@@ -196,8 +197,8 @@ def check_same_run(
             _warn(f"a run {said}: the run goes on, but does not end in the same bytes.")
     if changed:
         _warn(
-            f"a run whose {', '.join(changed)} had other source code: the run goes on, and it is "
-            "for you to know that it computes the same."
+            f"a run whose {', '.join(changed)} had other source code{' or numbers' * elsewhere}: "
+            "the run goes on, and it is for you to know that it computes the same."
         )
     if "program" in there:
         _warn(

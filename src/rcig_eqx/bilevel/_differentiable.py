@@ -72,12 +72,12 @@ def implicitly_differentiable(
         options = eqxi.nondifferentiable(options, msg=_OPTIONS)
         found = _fixed(minimise(given[0], given[1], *given[2], **options))
         found, aux = check_pair("minimise", found) if has_aux else (found, None)
-        theta, frozen = split("The result of minimise", found, inner_filter_spec)
-        at = InnerMinimum(loss, frozen, outer_params, args)
         try:
+            theta, frozen = split("The result of minimise", found, inner_filter_spec)
+            at = InnerMinimum(loss, frozen, outer_params, args)
             check_scalar("inner_loss", at.loss, theta)
-        except (TypeError, AttributeError) as error:
-            if isinstance(found, tuple) and len(found) == 2:
+        except Exception as error:
+            if isinstance(found, tuple) and len(found) == 2 and not has_aux:
                 error.add_note("If minimise returns (inner_params, aux), pass has_aux=True.")
             raise
         found = eqx.combine(_attach(theta, at, rule), frozen)

@@ -21,19 +21,22 @@ class ConjugateGradient(AbstractDefiniteSolver):
     `lineax.CG` asks every component of the residual, and of the last change of x, to be small
     against that of b and x, and evaluates the operator once or twice more to begin and to
     stabilise. A truncated solve needs neither, and here each product is a tangent and a
-    transpose pass through a network: this one spends one product per iteration, one to close,
-    and one more for a warm start.
+    transpose pass through a network: this one spends one product per iteration, one more for a
+    warm start, and one to close where rounding may matter.
 
-    The closing product gives the residual. The recurrence's own falls on where rounding keeps
-    b − A x from falling. Where the recurrence has met `rtol` and b − A x has not, the iteration
-    starts again from x. It ends once that no longer halves the residual.
+    The recurrence's residual falls on where rounding keeps b − A x from falling. The two drift
+    apart by about ε ‖A‖ Σ ‖Δx‖, which the solver sums up. Where ten times that is more than a tenth
+    of the residual or of what is asked for, a closing product takes b − A x. If the recurrence has
+    met `rtol` and b − A x has not, the iteration starts again from x, until that no longer halves
+    the residual.
 
     Options, as for `lineax.CG`: `preconditioner`, a positive definite operator close to A⁻¹, and
     `y0`, where to start. The statistics are `num_steps` (iterations), `max_steps`, `products` and
-    `residual`, ‖b − A x‖/‖b‖. Stopping at the cap is reported as `RESULTS.max_steps_reached`, and
-    at the precision of the numbers as `RESULTS.stagnation`. A direction along which the operator
-    does not curve upwards, which a positive definite one has none of, ends the iteration where it
-    is, and is reported as `RESULTS.breakdown`, as is a residual that is not finite.
+    `residual`, ‖b − A x‖/‖b‖ to a tenth, or of the size that rounding leaves. Stopping at the cap
+    is reported as `RESULTS.max_steps_reached`, and at the precision of the numbers as
+    `RESULTS.stagnation`. A direction along which the operator does not curve upwards, which a
+    positive definite one has none of, ends the iteration where it is, and is reported as
+    `RESULTS.breakdown`, as is a residual that is not finite.
     """
 
     rtol: float = eqx.field(static=True, default=1e-3)
@@ -77,17 +80,24 @@ class ConjugateGradient(AbstractDefiniteSolver):
             return (length > goal) & (step < self.max_steps) & definite & gaining
 
         def again(carry):
-            """Add to x what solves A d = b − A x, then take the residual anew."""
-            y, r, before, step, cycles, _, _ = carry
-            y, step, definite = self._iterate(operator.mv, precondition, y, r, goal, step)
-            r = subtract(vector, operator.mv(y))
-            length = norm(r)
-            gaining = (cycles == 0) | (length <= before / 2)
-            return y, r, length, step, cycles + 1, definite, gaining
+            """Add to x what solves A d = b − A x, then take the residual anew if in doubt."""
+            y, r, before, step, closings, _, _ = carry
+            y, r, step, drift, definite = self._iterate(operator.mv, precondition, y, r, goal, step)
+            closed = (closings > 0) | ~(100 * drift <= jnp.maximum(goal, norm(r)))
+            r = jax.lax.cond(
+                closed,
+                lambda y, r: subtract(vector, operator.mv(y)),
+                lambda y, r: r,
+                y,
+                r,
+            )
+            length = jnp.where(closed, norm(r), jnp.maximum(norm(r), drift))
+            gaining = (closings == 0) | (length <= before / 2)
+            return y, r, length, step, closings + closed.astype(jnp.int32), definite, gaining
 
         zero, sound = jnp.zeros((), jnp.int32), jnp.asarray(True)
         begin = (start, r, norm(r), zero, zero, sound, sound)
-        y, _, length, steps, cycles, definite, gaining = jax.lax.while_loop(
+        y, _, length, steps, closings, definite, gaining = jax.lax.while_loop(
             unfinished, again, begin
         )
         result = lx.RESULTS.where(gaining, lx.RESULTS.max_steps_reached, lx.RESULTS.stagnation)
@@ -96,7 +106,7 @@ class ConjugateGradient(AbstractDefiniteSolver):
         stats = {
             "num_steps": steps,
             "max_steps": self.max_steps,
-            "products": steps + cycles + int(y0 is not None),
+            "products": steps + closings + int(y0 is not None),
             "residual": ratio(length, norm(vector)),
         }
         return known(y, length), result, stats
@@ -109,36 +119,44 @@ class ConjugateGradient(AbstractDefiniteSolver):
         r: PyTree,
         goal: Scalar,
         step: Scalar,
-    ) -> tuple[PyTree, Scalar, Scalar]:
+    ) -> tuple[PyTree, PyTree, Scalar, Scalar, Scalar]:
         """From x with residual r, and iteration `step`, until the recurrence's r is below `goal`.
 
         In units of r's largest number, as squares of smaller numbers may underflow.
 
-        **Returns:** x, the iterations done, and whether the operator curved upwards throughout.
+        **Returns:** x, the recurrence's r, the iterations done, how far r may have drifted from
+        b − A x, and whether the operator curved upwards throughout.
         """
         scale = largest(r)
         r, target = divide(r, scale), (goal / scale) ** 2
         z = precondition(r)
 
         def unfinished(carry):
-            *_, squared_residual, step, definite = carry
+            *_, squared_residual, step, _, _, definite = carry
             return (squared_residual > target) & (step < self.max_steps) & definite
 
         def body(carry):
-            x, r, p, rz, _, step, _ = carry
+            x, r, p, rz, _, step, path, curved, _ = carry
             Ap = product(p)
             curvature = dot(p, Ap)
             definite = ~(curvature <= 0)
             length = jnp.where(definite, rz / curvature, 0)
+            far, steep = norm(p), norm(Ap)
+            path, curved = path + length * far, jnp.maximum(curved, ratio(steep, far))
             x = axpy(scale * length, p, x)
             r = axpy(-length, Ap, r)
             z = precondition(r)
             rz, previous = dot(r, z), rz
-            return x, r, axpy(rz / previous, p, z), rz, dot(r, r), step + 1, definite
+            p = axpy(rz / previous, p, z)
+            return x, r, p, rz, dot(r, r), step + 1, path, curved, definite
 
-        start = (x, r, z, dot(r, z), dot(r, r), step, jnp.asarray(True))
-        x, *_, step, definite = jax.lax.while_loop(unfinished, body, start)
-        return x, step, definite
+        zero = scale * 0
+        path = norm(x) / scale  # x is rounded where it starts, too
+        start = (x, r, z, dot(r, z), dot(r, r), step, path, zero, jnp.asarray(True))
+        x, r, *_, step, path, curved, definite = jax.lax.while_loop(unfinished, body, start)
+        r = jax.tree.map(lambda r: scale.astype(r.dtype) * r, r)
+        epsilon = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(r))
+        return x, r, step, scale * epsilon * curved * path, definite
 
 
 def _product(operator: lx.AbstractLinearOperator | None) -> Callable[[PyTree], PyTree]:
