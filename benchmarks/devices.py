@@ -22,22 +22,11 @@ import jax.random as jr
 import numpy as np
 
 from _common import print_header
-from rcig_eqx import (
-    ConvNet,
-    PoolSchedule,
-    Recipe,
-    coreset_optimizer,
-    data,
-    growing_average,
-    init,
-    make_mesh,
-    place,
-    real_coreset,
-    shard_rows,
-    step,
-)
+from rcig_eqx import PoolSchedule, Recipe, coreset_optimizer, data, growing_average, init, step
+from rcig_eqx.initializers import real_coreset
 from rcig_eqx.methods import rcig
-from rcig_eqx.models import count_parameters
+from rcig_eqx.models import ConvNet, count_parameters
+from rcig_eqx.run import make_mesh, place, shard_rows
 from rcig_eqx.run._devices import collective_bytes, on_mesh, own_rows
 
 STEPS, BATCH, POOL = 3, 64, 8

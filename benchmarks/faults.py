@@ -29,7 +29,6 @@ import numpy as np
 from _common import print_header
 from rcig_eqx import (
     Checkpoints,
-    Hypergradient,
     PoolSchedule,
     Recipe,
     convnet_for,
@@ -37,6 +36,7 @@ from rcig_eqx import (
     data,
     distill,
 )
+from rcig_eqx.bilevel import Hypergradient
 from rcig_eqx.methods import AbstractMethod, frepo
 
 STEPS = 30

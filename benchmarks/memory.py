@@ -30,8 +30,8 @@ from rcig_eqx import (
     estimate_memory,
     growing_average,
     init,
-    real_coreset,
 )
+from rcig_eqx.initializers import real_coreset
 from rcig_eqx.methods import frepo, rcig, rcig_paper
 from rcig_eqx.run._step import compiled_step
 from rcig_eqx.solvers import Adam

@@ -20,15 +20,8 @@ import jax
 import jax.random as jr
 
 from _common import print_header
-from rcig_eqx import (
-    Coreset,
-    DistillResult,
-    convnet_for,
-    data,
-    distill,
-    privacy,
-    real_coreset,
-)
+from rcig_eqx import Coreset, DistillResult, convnet_for, data, distill, privacy
+from rcig_eqx.initializers import real_coreset
 from rcig_eqx.methods import default_method
 
 # Test accuracy (%), and the AUC of threshold, LR, MLP, RF and KNN (Table 6).

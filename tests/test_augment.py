@@ -6,7 +6,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from rcig_eqx import Augment, paper_strategy
+from rcig_eqx.evaluation import Augment, paper_strategy
 from rcig_eqx.evaluation._augment import OPERATIONS, as_augmentation
 
 N, SIDE = 64, 16

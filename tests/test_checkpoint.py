@@ -28,10 +28,10 @@ from rcig_eqx import (
     init,
     load_state,
     platt_loss,
-    real_coreset,
     save_state,
 )
 from rcig_eqx.data import DataError, Dataset, ImageFolder, load, standardize
+from rcig_eqx.initializers import real_coreset
 from rcig_eqx.io._files import read_checked, write_checked
 from rcig_eqx.methods import frepo, rcig, rcig_paper, staged
 from rcig_eqx.run._checkpoint import FORMAT, CheckpointFolder, arrays_of, read_checkpoint

@@ -69,7 +69,7 @@ def test_a_set_too_large_for_memory_is_opened_on_disk(monkeypatch, tmp_path):
         images = rng.integers(0, 256, (20, 8, 8, 1)).astype(np.uint8)
         return data.write_records((images, labels), place, progress=False)
 
-    monkeypatch.setattr(_cli, "open_records", open_records)
+    monkeypatch.setattr("rcig_eqx._cli._images.open_records", open_records)
     out, where = tmp_path / "out", ["--directory", tmp_path]
     assert run("distill", "imagenet64", "--steps", 2, *SMALL, *FEW, *where, "--out", out) == 0
     assert opened == [("imagenet64", "train", tmp_path), ("imagenet64", "test", tmp_path)]
@@ -88,7 +88,7 @@ def test_distill_writes_a_set_a_picture_and_a_report(out, folder):
     model = {"name": "ConvNet", "width": 2, "depth": 1, "normalization": "none"}
     model |= {"activation": "relu"}
     assert result.recipe["model"] == model
-    assert result.recipe["method"]["name"] == "frepo"
+    assert result.recipe["method"]["name"] == "Frepo"
     report = json.loads((out / "evaluation.json").read_text())
     for numbers in (report, report["baseline"]):
         assert len(numbers["accuracies"]) == 2
@@ -121,7 +121,7 @@ def test_devices_are_the_first_that_jax_sees_and_workers_as_many_as_asked_for(
         asked.update(settings)
         raise ValueError("enough")
 
-    monkeypatch.setattr(_cli, "distill", stop)
+    monkeypatch.setattr("rcig_eqx._cli._distill.distill", stop)
     three = jax.devices() * 3
     monkeypatch.setattr(jax, "devices", lambda: three)
     both = ["--devices", 2, "--workers", 3]
@@ -145,7 +145,7 @@ def test_ctrl_c_keeps_the_result_so_far_and_resume_goes_on(folder, tmp_path, mon
         press = lambda report: os.kill(os.getpid(), signal.SIGINT)  # noqa: E731
         return distill(*arguments, **options, callbacks=[press])
 
-    monkeypatch.setattr(_cli, "distill", interrupted)
+    monkeypatch.setattr("rcig_eqx._cli._distill.distill", interrupted)
     monkeypatch.chdir(tmp_path)
     assert run("distill", folder, "--steps", 50, *SMALL) == 130
     text = capsys.readouterr().out
@@ -176,8 +176,8 @@ def test_ctrl_c_during_the_evaluation_keeps_the_result(folder, out, tmp_path, mo
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_cli, "distill", lambda *_, **__: result)
-    monkeypatch.setattr(_cli, "evaluate", interrupted)
+    monkeypatch.setattr("rcig_eqx._cli._distill.distill", lambda *_, **__: result)
+    monkeypatch.setattr("rcig_eqx._cli._distill.evaluate", interrupted)
     options = [*SMALL, "--steps", 1, "--quiet", "--overwrite", "--out", tmp_path]
     assert run("distill", folder, *options) == 130
     assert "The distilled set is kept" in capsys.readouterr().out
@@ -203,14 +203,16 @@ def test_ctrl_c_twice_says_what_is_kept(folder, tmp_path, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_cli, "distill", interrupted)
+    monkeypatch.setattr("rcig_eqx._cli._distill.distill", interrupted)
     assert run("distill", folder, "--quiet", "--out", tmp_path / "o") == 130
     assert "Stopped at once" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
 
 
 def test_export_takes_the_evaluation_beside_the_file(out, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(_cli, "evaluate", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr(
+        "rcig_eqx._cli._evaluate.evaluate", lambda *_, **__: pytest.fail("measured again")
+    )
     place = tmp_path / "new" / "e"
     assert run("export", out / "distilled.safetensors", place) == 0
     assert capsys.readouterr().out.endswith(f"evaluation.json.\nWrote {place}\n")
@@ -368,7 +370,7 @@ def test_no_picture_is_a_note(folder, tmp_path, monkeypatch, capsys):
     def fail(*_, **__):
         raise RuntimeError("no font")
 
-    monkeypatch.setattr(_cli, "save_grid", fail)
+    monkeypatch.setattr("rcig_eqx._cli._distill.save_grid", fail)
     assert run("distill", folder, "--steps", 1, *SMALL, *FEW, "--out", tmp_path) == 0
     assert "No picture: no font" in capsys.readouterr().err
     assert written(tmp_path) == {"distilled.safetensors", "evaluation.json"}

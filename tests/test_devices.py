@@ -19,20 +19,10 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from devices_worker import BATCH, CLASSES, IMAGES, LABELS, RUN, SIZE
-from rcig_eqx import (
-    Coreset,
-    Hypergradient,
-    PoolSchedule,
-    Recipe,
-    convnet_for,
-    distill,
-    ema,
-    init,
-    make_mesh,
-    place,
-    step,
-)
+from rcig_eqx import Coreset, PoolSchedule, Recipe, convnet_for, distill, ema, init, step
+from rcig_eqx.bilevel import Hypergradient
 from rcig_eqx.methods import AbstractMethod, frepo, rcig, staged
+from rcig_eqx.run import make_mesh, place
 from rcig_eqx.run._devices import (
     Agreement,
     check_batch_divides,

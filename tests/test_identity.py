@@ -17,7 +17,7 @@ from rcig_eqx import convnet_for, coreset_optimizer, ema, growing_average, platt
 from rcig_eqx._losses import SquaredError
 from rcig_eqx.methods import frepo, rcig, rcig_paper
 from rcig_eqx.run._identity import identity_of
-from rcig_eqx.solvers import DualCG
+from rcig_eqx.solvers import ConjugateGradient
 
 
 def scaled(x, by=1.0):
@@ -111,7 +111,7 @@ MADE: dict[str, Any] = {
     "average": lambda by: ema(by / 10),
     "growing": lambda by: growing_average(float(by)),
     "network": lambda by: convnet_for((8, 8, 1), 3, width=by),
-    "method": lambda by: rcig(solver=DualCG(by / 100)),
+    "method": lambda by: rcig(solver=ConjugateGradient(by / 100)),
     "paper": lambda by: rcig_paper(l2_rate=by / 100),
     "loss": lambda by: frepo(outer_loss=weighted(by)),
 }

@@ -9,31 +9,31 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import jax.random as jr
+import lineax as lx
 import numpy as np
 import pytest
 
+from _problem import exact_hypergradient
 from _run import distill
 from rcig_eqx import (
     Coreset,
-    Hypergradient,
     PoolSchedule,
     Recipe,
     coreset_optimizer,
     evaluate,
-    evaluation_schedule,
-    exact_hypergradient,
     growing_average,
     init,
-    linearize,
     load_result,
     methods,
     platt_loss,
     step,
-    train_network,
-    training_recipe,
 )
 from rcig_eqx._pool import new_member, train_member
+from rcig_eqx.bilevel import Hypergradient
+from rcig_eqx.evaluation import train_network
 from rcig_eqx.evaluation._evaluate import fresh_network
+from rcig_eqx.evaluation._train_network import evaluation_schedule, training_recipe
+from rcig_eqx.methods import linearize
 from rcig_eqx.models import (
     Normalize,
     conv2d,
@@ -45,7 +45,6 @@ from rcig_eqx.models import (
 )
 from rcig_eqx.models._network import check_independent
 from rcig_eqx.run._checkpoint import arrays_of
-from rcig_eqx.solvers import DualCholesky
 
 KINDS = ("none", "batch", "instance", "layer", "group")
 # The smallest of each: the side of its images, and options.
@@ -293,7 +292,7 @@ def test_the_hypergradient_is_that_of_frozen_statistics(kind):
 
         dense = jax.jit(jax.grad(loss))(coreset)
         result = eqx.filter_jit(exact_hypergradient)(
-            model, coreset, batch, targets, l2_rate=5e-3, solver=DualCholesky()
+            model, coreset, batch, targets, l2_rate=5e-3, solver=lx.Cholesky()
         )
         for a, b in zip(*map(jax.tree.leaves, (result.gradient, dense)), strict=True):
             assert jnp.abs(b).max() > 0

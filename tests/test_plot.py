@@ -5,8 +5,9 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from rcig_eqx import Coreset, save_grid, to_pixels
+from rcig_eqx import Coreset, save_grid
 from rcig_eqx.data import DataError, Identity, load, zca
+from rcig_eqx.io import to_pixels
 from rcig_eqx.io._plot import (
     _grid,
     _strips,

@@ -10,11 +10,10 @@ import jax.random as jr
 from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
 
 from ._coreset import Coreset
-from ._hypergradient import Hypergradient
 from ._pool import Member, choose, get_member, new_pool, set_member, visit
 from ._recipe import Recipe, check_optimizer, updated
 from ._types import PyTree
-from .methods import AbstractAdaptiveMethod
+from .bilevel import Hypergradient
 from .models import AbstractNetwork, with_statistics
 from .parameterizations import check_parameterization
 
@@ -144,7 +143,7 @@ def step(
     X_S, y_S = recipe.parameterization.decode(psi).support()
     member = visit(member, X_S, y_S, make_model, recipe.pool, key=drawn.visit_key)
     pool = set_member(state.pool, drawn.place, member)
-    if isinstance(method, AbstractAdaptiveMethod):
+    if method.adapts:
         recipe = eqx.tree_at(lambda r: r.method, recipe, method.adapt(result.stats))
     metrics = {
         "loss": result.value,

@@ -21,8 +21,8 @@ def describe(strategy: eqx.Module) -> dict[str, Any]:
             return describe(value)
         return getattr(value, "__qualname__", type(value).__qualname__)
 
-    values = {name: plain(value) for name, value in vars(strategy).items() if name != "tally"}
-    return {"name": getattr(strategy, "form", type(strategy).__name__), **values}
+    values = {name: plain(value) for name, value in vars(strategy).items()}
+    return {"name": type(strategy).__name__, **values}
 
 
 def described(strategy: Any) -> str:

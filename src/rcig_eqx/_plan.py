@@ -18,7 +18,6 @@ from ._checks import ArgumentError, check_counts, check_key
 from ._coreset import Coreset
 from ._describe import describe, described
 from ._recipe import Recipe, default_batch_size
-from ._ridge import check_dtype
 from ._types import Device
 from .data import (
     AbstractImages,
@@ -31,7 +30,6 @@ from .data import (
 from .data._adapt import Examples, adapted, is_foreign
 from .initializers import INITIALIZERS, AbstractInitializer, Given, check_start, real_coreset
 from .methods import AbstractMethod, default_method
-from .methods._method import is_linear_in_labels, scales_predictions, with_parts
 from .models import MakeModel, convnet_for
 from .models._check import check_model, describe_model
 from .parameterizations import check_parameterization
@@ -149,15 +147,8 @@ def resolve(asked: Asked) -> Plan:
     decoded = check_parameterization(recipe.parameterization, start)
     asked_first = found[0]["steps"] if found else steps
     method = recipe.method or default_method(asked_first)
-    parts = list(with_parts(method))
-    for part in parts:
-        check_method(part, decoded, batch_size)
-    fold = recipe.fold
-    if fold is None:
-        fold = all(
-            is_linear_in_labels(part) and scales_predictions(part, decoded, batch_size)
-            for part in parts
-        )
+    method.check(decoded, batch_size)
+    fold = method.folds if recipe.fold is None else recipe.fold
     recipe = dataclasses.replace(
         recipe, method=method, model=model, fold=bool(fold), batch_size=batch_size
     )
@@ -285,32 +276,6 @@ def check_batch_size(batch_size: int, images: int, mesh: Mesh | None) -> None:
         raise ArgumentError("batch_size", f"is {batch_size}: choose it in 1..{images}, the images.")
     if mesh is not None:
         check_batch_divides(mesh, batch_size)
-
-
-def check_method(method: AbstractMethod, coreset: Coreset, batch_size: int) -> None:
-    """Raise `ValueError` for losses that do not make one number each, or a dtype that JAX lacks.
-
-    Of a method alone, its parts left out.
-    """
-    check_dtype(getattr(method, "dtype", None))
-    b = jax.ShapeDtypeStruct((batch_size, coreset.num_classes), coreset.labels.dtype)
-    n = jax.ShapeDtypeStruct(coreset.labels.shape, coreset.labels.dtype)
-    outer = "(predictions [b classes], targets [b classes], log_temperature)"
-    inner = "(predictions [n classes], labels [n classes])"
-    for name, arguments, takes in (
-        ("outer_loss", (b, b, coreset.log_temperature), outer),
-        ("inner_loss", (n, n), inner),
-    ):
-        loss, wanted = getattr(method, name, None), f"pass a function {takes}"
-        if loss is None:
-            continue
-        try:
-            value = eqx.filter_eval_shape(loss, *arguments)
-        except (TypeError, ValueError) as error:
-            raise ArgumentError(name, f"cannot be called ({error}): {wanted}.") from error
-        if (shape := getattr(value, "shape", None)) != ():
-            what = type(value).__name__ if shape is None else f"an array {shape}"
-            raise ArgumentError(name, f"returned {what}, not one number: {wanted} that does.")
 
 
 def _settings(

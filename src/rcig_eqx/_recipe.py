@@ -186,8 +186,9 @@ class Recipe(eqx.Module):
     - `fold`: whether the labels returned are multiplied by the learned temperature, as
       [`fold_temperature`][rcig_eqx.fold_temperature]: networks train to a higher accuracy on them.
       `None`: where it changes no prediction at the inner minimum. That is so if the outer loss
-      multiplies predictions by τ, as `platt_loss` does, the inner loss is a `SquaredError`, and
-      the network is linearised or its body frozen.
+      multiplies predictions by τ, as `platt_loss` says of itself, the inner loss is a
+      `SquaredError`, and the network is linearised or its body frozen. A loss of your own says so
+      as an [`AbstractOuterLoss`][rcig_eqx.AbstractOuterLoss], a method of your own by `folds`.
     - `batch_size`: images of an outer batch. `None`: 64 for every 16 distilled images, at least 64
       and at most 1,024.
 

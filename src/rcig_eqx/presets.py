@@ -15,8 +15,9 @@ from typing import Any
 from ._checks import ArgumentError
 from ._pool import PoolSchedule
 from ._recipe import Recipe, coreset_optimizer, ema
-from .methods import AbstractMethod, RateRule, rcig_paper
-from .methods._method import trains_head
+from .methods import AbstractMethod, rcig_paper
+
+__all__ = ["authors_code", "default", "paper"]
 
 
 def default() -> Recipe:
@@ -50,19 +51,19 @@ def authors_code(method: Callable[..., AbstractMethod] = rcig_paper, **changed: 
     """What the authors' released code does beyond, or unlike, the paper.
 
     Where the head is solved for, the implicit gradient clipped leaf by leaf and the label margin;
-    1 to 15 pool steps a visit, an average with decay 0.99, and its own rule for the inner learning
-    rate. Of its habits these are left out: the inner Adam's bias correction counts the pool
-    network's steps, the head's kernel stays in ∂L_o/∂θ and v, mirrored images are not counted in λ,
-    learning rates are searched for otherwise ([`implicit`][rcig_eqx.methods.implicit] says how),
-    and RIG has the form that [`rig`][rcig_eqx.methods.rig] names.
+    1 to 15 pool steps a visit, and an average with decay 0.99. Of its habits these are left out:
+    the inner Adam's bias correction counts the pool network's steps, the head's kernel stays in
+    ∂L_o/∂θ and v, mirrored images are not counted in λ, learning rates are searched for otherwise
+    ([`Implicit`][rcig_eqx.methods.Implicit] says how), the inner one also grows during a run and
+    the inverse-Hessian one never changes, where here both shrink by the paper's rule, and RIG has
+    the form that [`rig`][rcig_eqx.methods.rig] names.
     """
-    rule = RateRule(window=50, shrink_at=0.29, grow=1.05, grow_at=0.7, solver=False)
     given = paper(method, **changed)
     assert given.method is not None
-    solved = not trains_head(given.method)
+    solved = given.method.head_l2_rate is not None
     return dataclasses.replace(
         given,
-        method=_with(given.method, changed, clip=solved, margin=solved, rule=rule),
+        method=_with(given.method, changed, clip=solved, margin=solved),
         pool=PoolSchedule(30, 100, min_visit=1, max_visit=15, learning_rate=5e-5),
         average=ema(0.99),
     )

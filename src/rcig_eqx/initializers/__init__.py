@@ -1,5 +1,6 @@
 """Where a distilled set starts: `distill(initialization=…)`."""
 
+from .._coreset import centered_labels as centered_labels
 from .._registry import Registry
 from ._initializer import (
     AbstractInitializer as AbstractInitializer,
@@ -12,4 +13,10 @@ from ._real import real as real, real_coreset as real_coreset
 INITIALIZERS: Registry[AbstractInitializer] = Registry("initializers", real=real, noise=noise)
 """Initialisers by name."""
 
-__all__ = ["INITIALIZERS", "AbstractInitializer", "noise", "real", "real_coreset"]
+__all__ = [
+    "INITIALIZERS",
+    "AbstractInitializer",
+    "centered_labels",
+    "noise",
+    "real_coreset",
+]

@@ -3,8 +3,8 @@
 from .._losses import platt_loss
 from .._registry import Registry
 from ._frepo import frepo
+from ._implicit import cig, rcig_paper, rig, vig
 from ._method import AbstractMethod
-from ._paper import cig, rcig_paper, rig, vig
 from ._random import random_subset
 from ._rcig import rcig
 

@@ -11,15 +11,15 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Scalar
 from .. import _algorithm
 from .._algorithm import Batch, Drawn, Moved, State, on_set
 from .._coreset import Coreset
-from .._hypergradient import Hypergradient
 from .._pool import Member, each_network, get_member
 from .._recipe import updated
 from .._sharding import replicate
 from .._subsample import in_chunks
 from .._types import PyTree
+from ..bilevel import Hypergradient
 from ..methods import AbstractMethod
-from ..methods._method import trains_head
 from ..models import AbstractNetwork
+from ..solvers._solve import together
 
 L2_FACTOR = 10.0  # λ grows by so much after a rejected step, and shrinks after an accepted one
 MAX_RAISES = 4  # at most so many times
@@ -112,40 +112,24 @@ def guarded_move(state: State, drawn: Drawn) -> Moved:
 def average_networks(each: Hypergradient, sound: Bool[Array, " networks"]) -> Hypergradient:
     """The mean of several networks' hypergradients, without those that are not sound.
 
-    Not a number if none is. Of the statistics, a fraction is averaged likewise; counts, residuals
-    and `step_times_curvature` are the largest, as networks side by side wait for the slowest and
-    one that breaks a condition breaks it; something holds, as `converged` does, if it holds of all
-    networks, and one that diverged is enough.
+    NaN if none is. Statistics are taken together as `solvers._solve.TOGETHER` says.
     """
 
-    def mean(x: Float[Array, "networks ..."]) -> Array:
+    def mean(x: Array) -> Array:
         weight = sound.reshape(-1, *[1] * (x.ndim - 1))
         total = jnp.sum(jnp.where(weight, x, jnp.zeros_like(x)), axis=0)
         return total / jnp.sum(sound).astype(x.dtype)
 
-    def statistic(name: str, x: Array) -> Array:
-        if x.dtype == jnp.bool_:
-            return jnp.any(x, axis=0) if "diverged" in name else jnp.all(x, axis=0)
-        largest = "residual" in name or name == "step_times_curvature"
-        largest = largest or jnp.issubdtype(x.dtype, jnp.integer)
-        return jnp.max(x, axis=0) if largest else mean(x)
-
     return Hypergradient(
         mean(each.value),
         jax.tree.map(mean, each.gradient),
-        {name: statistic(name, x) for name, x in each.stats.items()},
+        {name: together(name, x, mean(x)) for name, x in each.stats.items()},
     )
 
 
 def raise_l2(method: AbstractMethod, raises: Int[Array, ""], dtype: DTypeLike) -> AbstractMethod:
-    """The method with each of its `l2_rate` fields times 10 to the power of `raises`."""
-    factor = jnp.asarray(L2_FACTOR, dtype) ** raises.astype(dtype)
-    scale = lambda path, leaf: leaf * factor if _is_l2(path) else leaf  # noqa: E731
-    return jax.tree_util.tree_map_with_path(scale, method)
-
-
-def _is_l2(path: tuple) -> bool:
-    return bool(path) and getattr(path[-1], "name", None) == "l2_rate"
+    """The method with its λ times 10 to the power of `raises`."""
+    return method.with_raised_l2(jnp.asarray(L2_FACTOR, dtype) ** raises.astype(dtype))
 
 
 def next_raises(raises: Int[Array, ""], finite: Array) -> Int[Array, ""]:
@@ -163,18 +147,15 @@ def diagnose(
     """Why a hypergradient is not finite, and the condition number of the head's ridge system.
 
     **Returns:** an index into `CAUSES`, and the condition number of h hᵀ + λI, NaN where the
-    features h are not finite or the method is one that trains the head. Costs a forward pass over
+    features h are not finite or the method does not solve for the head. Costs a forward pass over
     the distilled set and the eigenvalues of an n × n matrix.
     """
     X_S, y_S = coreset.support()
     h = in_chunks(model.features, X_S)
-    spectrum = jnp.linalg.eigvalsh(h @ h.T)
-    leaves = jax.tree_util.tree_leaves_with_path(method)
-    rates = [jnp.asarray(leaf, h.dtype) for path, leaf in leaves if _is_l2(path)]
-    l2 = jnp.min(jnp.stack(rates)) * len(y_S) if rates else jnp.zeros((), h.dtype)
-    condition = (spectrum[-1] + l2) / (jnp.maximum(spectrum[0], 0) + l2)
-    if trains_head(method):
-        condition = jnp.full_like(condition, jnp.nan)
+    rate, condition = method.head_l2_rate, jnp.asarray(jnp.nan, h.dtype)
+    if rate is not None:
+        spectrum, l2 = jnp.linalg.eigvalsh(h @ h.T), jnp.asarray(rate, h.dtype) * len(y_S)
+        condition = (spectrum[-1] + l2) / (jnp.maximum(spectrum[0], 0) + l2)
     residuals = [value for name, value in result.stats.items() if "residual" in name]
     # A rectifier may turn NaN into zero, so that finite features are no proof.
     network = (eqx.filter(model, eqx.is_inexact_array), h)

@@ -19,8 +19,7 @@ from jaxtyping import Array
 from .._algorithm import State
 from ..data import DataError
 from ..io._result import DistillResult
-from ..methods import AbstractAdaptiveMethod, AbstractMethod
-from ..methods._method import is_linear_in_labels, trains_head, with_parts
+from ..methods import AbstractMethod
 from ._checkpoint import CheckpointFolder
 from ._devices import Agreement, leads, on_mesh, shard_rows
 from ._guard import CAUSES, SOLVE, explain
@@ -126,7 +125,7 @@ class Loop:
             if interrupted() and number < self.steps:
                 self.bar.note(f"Stopped by a signal after step {number:,} of {self.steps:,}.")
         if leads(self.mesh):
-            say_what_fell_short(history, first, method=state.recipe.method)
+            say_what_fell_short(history, state.recipe.method, first)
         return state, history
 
     def _next_batch(self, number: int) -> tuple[Array, ...]:
@@ -147,7 +146,7 @@ class Loop:
         Called as it is and not by `filter_jit`, which waits for the device at every call.
         """
         with on_mesh(self.mesh):
-            if int(state.step) == 0 and isinstance(state.recipe.method, AbstractAdaptiveMethod):
+            if int(state.step) == 0 and state.recipe.chosen()[0].adapts:
                 state = compiled_tune()(batch, state)
             if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
                 return state, compiled_step()  # as a debugger wants it: not compiled at all
@@ -188,96 +187,52 @@ def lost(state: State) -> bool:
     return False
 
 
-def say_what_fell_short(
-    history: History, first: int = 0, *, method: AbstractMethod | None = None
-) -> None:
-    """Warn of rejected steps, of a run given up, and of solves that fell short or do not match.
+def say_what_fell_short(history: History, method: AbstractMethod, first: int = 0) -> None:
+    """Warn of rejected steps, of a run given up, of solves that fell short, in the method's words.
 
     `first` is the step that the run went on from.
     """
+    short = np.asarray(history.get("converged", [])) == 0
+    said = [_rejected(history, first, short), _fell_short(history, short, method)]
+    for text in [*said, *method.warnings(history)]:
+        if text:
+            warnings.warn(text, RuntimeWarning, stacklevel=5)
+
+
+def _rejected(history: History, first: int, short: np.ndarray) -> str:
+    """Of the steps that were rejected, and of a run that was given up."""
     rejected = np.flatnonzero(history.get("rejected", [])).tolist()
-    missed = np.asarray(history.get("converged", [])) == 0
-    if len(rejected):
-        shown = [explain(i + 1, {k: v[i] for k, v in history.items()}) for i in rejected[:3]]
-        more = f"; and {len(rejected) - 3} more" if len(rejected) > 3 else ""
-        what = "1 step was" if len(rejected) == 1 else f"{len(rejected)} steps were"
-        text = f"{what} rejected: {'; '.join(shown)}{more}."
-        if gave_up(history, first):
-            advice = "Lower the optimiser's learning rate or raise the method's l2_rate."
-            if missed.any() and CAUSES[int(history["cause"][rejected[-1]])] == SOLVE:
-                advice = "What to change in the solver is said next."
-            text = (
-                f"Stopped: {_GIVE_UP_AFTER} steps in a row had no finite hypergradient. What had "
-                f"been distilled before is returned. {advice} {text}"
-            )
-        warnings.warn(text, RuntimeWarning, stacklevel=5)
-    if missed.any():
-        residuals = {"residual": "relative residual", "inner_residual": "the inner one"}
-        if "inner_monotone" in history:  # Adam's steps, as many as were asked for
-            del residuals["inner_residual"]
-        worst = "".join(
-            f", {of} {_range(np.asarray(history[name])[missed])}"
-            for name, of in residuals.items()
-            if name in history
-        )
-        remedy = (
-            "Where it stopped at its cap, raise the max_steps of the method's solver, for rcig as "
-            "in solver=DualCG(rtol=1e-4, max_steps=1000, label_rtol=1e-2); a Nystrom needs a "
-            "higher rank, a DualCG under a trained head (cig) an rtol of 1e-6; where it broke "
-            "down before, as on the indefinite Hessian of a network that is not linearised, pass "
-            "the method gauss_newton=True or damping; or choose another solver."
-        )
-        if "step_times_curvature" in history:
-            # Later ones may be those of a λ that was raised after a rejected step.
-            first_missed = history["step_times_curvature"][history["converged"].index(0.0)]
-            remedy = (
-                "A Neumann series needs a positive definite Hessian and its step times the largest "
-                f"curvature below 2; that was {first_missed:.1f} when it first failed. "
-                "Leave step_size out or make it smaller, or add damping or gauss_newton=True."
-            )
-        warnings.warn(
-            f"A solve failed or stopped at its cap in {missed.sum()} of {missed.size} steps"
-            f"{worst}: the hypergradients there were not what was asked for. {remedy}",
-            RuntimeWarning,
-            stacklevel=5,
-        )
-    if method is not None and (text := _magnified(history, method)):
-        warnings.warn(text, RuntimeWarning, stacklevel=5)
-    for name, words in (("inner", "inner"), ("solver", "inverse-Hessian")):
-        diverged = history.get(f"{name}_diverged", [])
-        if sum(diverged) > len(diverged) / 3:
-            warnings.warn(
-                f"The {words} descent ended above its start in {sum(diverged):.0f} of "
-                f"{len(diverged)} steps: its hypergradients are of little worth. Give the method a "
-                f"lower rate, as in {name}=Adam(1e-4).",
-                RuntimeWarning,
-                stacklevel=5,
-            )
-
-
-def _magnified(history: History, method: AbstractMethod) -> str:
-    """A warning of a close inverse-Hessian solve at a point far from the inner minimum, or "".
-
-    Where the head is solved for, the inner problem leaves nothing in its directions: no such harm.
-    """
-    trained = [part for part in with_parts(method) if trains_head(part)]
-    if not trained or not {"residual", "inner_residual"} <= history.keys():
+    if not rejected:
         return ""
-    both = np.array([history["inner_residual"], history["residual"]])
-    both = both[:, (both[0] > 0) & np.isfinite(both).all(0)]  # zero in a head-only step
-    if not both.size:
-        return ""
-    inner, solve = np.median(both, 1)
-    # Of a quadratic the gradient is worth little above the first; others bear more.
-    quadratic = all(map(is_linear_in_labels, trained))
-    if not (inner > (2e-4 if quadratic else 1e-2) and solve < 0.1):
-        return ""
+    shown = [explain(i + 1, {k: v[i] for k, v in history.items()}) for i in rejected[:3]]
+    more = f"; and {len(rejected) - 3} more" if len(rejected) > 3 else ""
+    what = "1 step was" if len(rejected) == 1 else f"{len(rejected)} steps were"
+    text = f"{what} rejected: {'; '.join(shown)}{more}."
+    if not gave_up(history, first):
+        return text
+    advice = "Lower the optimiser's learning rate or raise the method's l2_rate."
+    if short.any() and CAUSES[int(history["cause"][rejected[-1]])] == SOLVE:
+        advice = "What to change in the solver is said next."
     return (
-        f"H⁻¹g was solved to {solve:.0e} where the inner problem was to {inner:.0e} (median "
-        "relative residuals). With a trained head (cig, vig) a close solve magnifies what the "
-        "inner one leaves, up to a gradient of the wrong sign. Bring the inner one below 1e-4: "
-        "inner=DualCholesky() or DualCG(1e-4) for cig with a SquaredError, more steps of Adam "
-        "else; or leave both short, as solver=Adam() does."
+        f"Stopped: {_GIVE_UP_AFTER} steps in a row had no finite hypergradient. What had "
+        f"been distilled before is returned. {advice} {text}"
+    )
+
+
+def _fell_short(history: History, short: np.ndarray, method: AbstractMethod) -> str:
+    """Of the solves that failed or stopped at their cap."""
+    if not short.any():
+        return ""
+    residuals = {"residual": ("relative residual", "converged")}
+    residuals["inner_residual"] = ("the inner one", "inner_converged")
+    worst = "".join(
+        f", {of} {_range(np.asarray(history[name])[short])}"
+        for name, (of, flag) in residuals.items()
+        if name in history and not all(history.get(flag, [0.0]))
+    )
+    return (
+        f"A solve failed or stopped at its cap in {short.sum()} of {short.size} steps{worst}: the "
+        f"hypergradients there were not what was asked for. {method.advice(history)}".rstrip()
     )
 
 

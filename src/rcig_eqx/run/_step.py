@@ -11,7 +11,6 @@ from .._algorithm import Batch, State, draw, on_set
 from .._backend import compiler_options
 from .._pool import get_member
 from .._sharding import replicate
-from ..methods import AbstractAdaptiveMethod
 from ._guard import step
 
 
@@ -21,8 +20,8 @@ def tune(state: State, batch: Batch) -> State:
     On the (first) network and the batch that the next `step` would take; other methods are left
     alone. Pure and jittable (`equinox.filter_jit`). `distill` does this before its first step.
     """
-    method = state.recipe.method
-    if not isinstance(method, AbstractAdaptiveMethod):
+    method, _ = state.recipe.chosen()
+    if not method.adapts:
         return state
     drawn = draw(state, batch)
     member = drawn.member
@@ -35,7 +34,7 @@ def tune(state: State, batch: Batch) -> State:
 
 def tuned_structure(state: State, batch: Any) -> State:
     """The state with an adaptive method's arrays, or their shapes, as a run has them once tuned."""
-    if not isinstance(state.recipe.method, AbstractAdaptiveMethod):
+    if not state.recipe.chosen()[0].adapts:
         return state
     tuned = eqx.filter_eval_shape(tune, state, batch).recipe.method
     return eqx.tree_at(lambda s: s.recipe.method, state, tuned)

@@ -3,17 +3,9 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from rcig_eqx import (
-    DistillResult,
-    Evaluation,
-    PoolSchedule,
-    Recipe,
-    convnet_for,
-    distill,
-    evaluate,
-    methods,
-)
+from rcig_eqx import DistillResult, PoolSchedule, Recipe, convnet_for, distill, evaluate, methods
 from rcig_eqx.data import Dataset
+from rcig_eqx.evaluation import Evaluation
 
 from .losses import WeightedCrossEntropy, cross_entropy
 

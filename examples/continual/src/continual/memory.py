@@ -10,19 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from rcig_eqx import (
-    AbstractParameterization,
-    Coreset,
-    PoolSchedule,
-    Recipe,
-    centered_labels,
-    convnet_for,
-    distill,
-    methods,
-    real_coreset,
-    to_pixels,
-)
+from rcig_eqx import Coreset, PoolSchedule, Recipe, convnet_for, distill, methods
 from rcig_eqx.data import AbstractPreprocess, Dataset
+from rcig_eqx.initializers import centered_labels, real_coreset
+from rcig_eqx.io import to_pixels
+from rcig_eqx.parameterizations import AbstractParameterization
 
 from .tasks import Task
 

@@ -14,8 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Scalar
 
-from rcig_eqx import ConvNet, LeastSquares, centered_labels, linearize, ridge_head
+from rcig_eqx.bilevel import LeastSquares
 from rcig_eqx.data import AbstractPreprocess, Dataset
+from rcig_eqx.initializers import centered_labels
+from rcig_eqx.methods import linearize, ridge_head
+from rcig_eqx.models import ConvNet
 
 Layers = tuple[Float[Array, " _"], ...]
 """θ: the displacement of each layer's parameters, flattened."""

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ._types import PyTree
+from .._types import PyTree
 
 
 def split(name: str, tree: PyTree, filter_spec: PyTree) -> tuple[PyTree, PyTree]:
@@ -23,7 +23,10 @@ def split(name: str, tree: PyTree, filter_spec: PyTree) -> tuple[PyTree, PyTree]
             f"The filter_spec of {name} does not fit it: give a function of a leaf, or a pytree of "
             "booleans that is a prefix of it."
         ) from error
-    is_state = lambda x: isinstance(x, eqx.nn.State)  # noqa: E731
+
+    def is_state(x: Any) -> bool:
+        return isinstance(x, eqx.nn.State)
+
     for path, leaf in jax.tree_util.tree_leaves_with_path(moving, is_leaf=is_state):
         where = name + jax.tree_util.keystr(path)
         if is_state(leaf):
@@ -53,7 +56,10 @@ def as_arrays(tree: PyTree) -> PyTree:
 
     Those in an Equinox module are settings, by Equinox's convention, and stay as they are.
     """
-    convert = lambda x: jnp.asarray(x) if isinstance(x, float | complex) else x  # noqa: E731
+
+    def convert(x: Any) -> Any:
+        return jnp.asarray(x) if isinstance(x, float | complex) else x
+
     return jax.tree.map(convert, tree, is_leaf=_is_module)
 
 
@@ -64,10 +70,13 @@ def check_numbers(name: str, tree: PyTree) -> None:
     Equinox's own.
     """
     inside = _is_module(tree)
-    is_part = lambda x: _is_module(x) and x is not tree  # noqa: E731
+
+    def is_part(x: Any) -> bool:
+        return _is_module(x) and x is not tree
+
     for path, x in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_part):
         where = name + jax.tree_util.keystr(path)
-        if _is_module(x) and x is not tree:
+        if is_part(x):
             check_numbers(where, x)
         elif type(x) is int and not inside:
             raise ValueError(

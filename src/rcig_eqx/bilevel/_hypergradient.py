@@ -3,53 +3,16 @@
 from typing import Any, Literal, overload
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Scalar
 
-from ._backend import transfers_allowed
-from ._bilevel import (
-    RESULTS,
-    InnerMinimum,
-    Loss,
-    Preconditioner,
-    Solver,
-    check_solver,
-    outcome,
-    solve_adjoint,
-    solver_options,
-)
+from .._backend import transfers_allowed
+from .._trees import add
+from .._types import PyTree
+from ..operators._hessian import cross_product
+from ._checks import Preconditioner, Solver, check_adjoint, solver_options
+from ._engine import Hypergradient, differentiate, outcome, solve_adjoint
+from ._inner import InnerMinimum, Loss, as_inner_loss
 from ._parameters import check_scalar, split
-from ._types import PyTree
-from .solvers._curvature import cross_product
-
-
-class Hypergradient(eqx.Module):
-    """The outer loss, its gradient in the outer parameters, and what the solve cost.
-
-    - `value`: the outer loss.
-    - `gradient`: shaped like the outer parameters, `None` for what is not differentiated; a
-      method's like the `Coreset`.
-    - `stats`: scalars by name: `iterations`, `residual` (‖g − Hv‖/‖g‖) and `converged` (whether
-      the solver reached what it was asked for) where there was a solve. `hypergradient` adds
-      `products`, the Hessian-vector products spent, and `diverged`; a method `accuracy` on the
-      outer batch, a fraction of one.
-
-    `hypergradient` alone gives the others, a method `None`:
-
-    - `direct`, `implicit`: the two parts of the gradient, `gradient = direct + implicit`.
-    - `adjoint`: v, the `warm_start` of the next call.
-    - `result`: `RESULTS.successful`, also for a solve that was truncated, or `RESULTS.diverged`.
-      Print it for words that name the fix.
-    """
-
-    value: Scalar
-    gradient: PyTree
-    stats: dict[str, Array]
-    direct: PyTree = None
-    implicit: PyTree = None
-    adjoint: PyTree = None
-    result: RESULTS | None = None
 
 
 @overload
@@ -125,7 +88,8 @@ def hypergradient(
       fixed batch the inner loss is an ordinary function. A `State` is held fixed: each evaluation
       gets a copy, and the outer loss may return the new one as aux. It must not be in a closure.
     - `solver`: for v, from `rcig_eqx.solvers` or lineax. The operator is tagged positive
-      semidefinite, which is true at a minimum. `DualCholesky` and `DualCG` for a `LeastSquares`.
+      semidefinite, which is true at a minimum. [`Dual`][rcig_eqx.solvers.Dual] solves a
+      `LeastSquares` with as many unknowns as residuals.
     - `damping`: added to the Hessian's diagonal.
     - `has_aux`: whether the outer loss returns `(loss, aux)`.
     - `warm_start`: a v to start from, the `adjoint` of an earlier call. Direct solvers ignore it.
@@ -142,34 +106,46 @@ def hypergradient(
     through `warm_start` or `preconditioner`.
 
     Raises `ValueError` before any work for losses that are not scalar, parameters without a
-    floating-point array, a Python integer among them, an integer or complex array to differentiate,
-    a `warm_start` of another structure, and a solver that does not fit.
+    floating-point array, with an integer or complex one to differentiate or a Python integer, a
+    `warm_start` of another structure, and a solver that does not fit.
     """
-    check_solver(solver, inner_loss, damping, preconditioner, warm_start)
+    loss = as_inner_loss(inner_loss)
+    check_adjoint(solver, loss, damping, preconditioner, warm_start)
     theta, frozen = split("inner_params", inner_params, inner_filter_spec)
     psi, fixed = split("outer_params", outer_params, filter_spec)
     options = solver_options(preconditioner, warm_start, theta)
 
     def at(psi: PyTree) -> InnerMinimum:
-        return InnerMinimum(inner_loss, frozen, eqx.combine(psi, fixed), args)
+        return InnerMinimum(loss, frozen, eqx.combine(psi, fixed), args)
+
+    def inner(theta: PyTree, psi: PyTree) -> Any:
+        return at(psi).loss(theta)
 
     def outer(theta: PyTree, psi: PyTree) -> Any:
         return at(psi).call(outer_loss, theta)
 
-    check_scalar("inner_loss", lambda theta, psi: at(psi).loss(theta), theta, psi)
+    check_scalar("inner_loss", inner, theta, psi)
     check_scalar("outer_loss", outer, theta, psi, has_aux=has_aux)
 
-    with_aux = outer if has_aux else lambda theta, psi: (outer(theta, psi), None)
-    (value, aux), (g_T, direct) = eqx.filter_value_and_grad(
-        lambda both: with_aux(*both), has_aux=True
-    )((theta, psi))
-    v, stats = solve_adjoint(
-        at(psi), theta, g_T, solver=solver, damping=damping, options=options, throw=throw
-    )
+    def with_aux(theta: PyTree, psi: PyTree) -> tuple[Scalar, Any]:
+        return outer(theta, psi) if has_aux else (outer(theta, psi), None)
 
-    cross = cross_product(lambda theta, psi: at(psi).loss(theta), theta, psi, v)
-    implicit = jax.tree.map(jnp.negative, cross)
-    gradient = jax.tree.map(jnp.add, direct, implicit)
-    code = outcome(stats["diverged"])
-    result = Hypergradient(value, gradient, stats, direct, implicit, v, code)
-    return (result, aux) if has_aux else result
+    def solve(g: PyTree) -> tuple[PyTree, dict[str, Array]]:
+        return solve_adjoint(
+            at(psi), theta, g, solver=solver, damping=damping, options=options, throw=throw
+        )
+
+    def cross(psi: PyTree, v: PyTree) -> PyTree:
+        return cross_product(inner, theta, psi, v)
+
+    parts = differentiate(with_aux, cross, theta, psi, solve)
+    result = Hypergradient(
+        parts.value,
+        add(parts.direct, parts.implicit),
+        parts.stats,
+        parts.direct,
+        parts.implicit,
+        parts.adjoint,
+        outcome(parts.stats["diverged"]),
+    )
+    return (result, parts.aux) if has_aux else result

@@ -1,4 +1,4 @@
-"""Hessian and Gauss–Newton products as lineax operators on pytrees."""
+"""The Hessian of a loss as a lineax operator on pytrees."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Scalar
 
+from .._trees import axpy
 from .._types import PyTree
-from ._definite import axpy
 
 # What is slower in reverse over reverse, or has no transpose. "convolve" is `models/`' own.
 _FORWARD = {"conv_general_dilated", "convolve", "while"}
@@ -31,14 +31,13 @@ def hessian_operator(
 
     The operator is tagged positive semidefinite, as its solvers want it. That is a promise of the
     caller's: it holds at a minimum of the loss, and everywhere for a convex one. Elsewhere add
-    damping, or take [`gauss_newton_operator`][rcig_eqx.solvers.gauss_newton_operator].
+    damping, or take [`gauss_newton_operator`][rcig_eqx.operators.gauss_newton_operator].
     """
-    return damped(_hessian_product(loss, params), params, damping)
+    return damped(hessian_product(loss, params), params, damping)
 
 
-def _hessian_product(
-    loss: Callable[[PyTree], Scalar], params: PyTree
-) -> Callable[[PyTree], PyTree]:
+def hessian_product(loss: Callable[[PyTree], Scalar], params: PyTree) -> Callable[[PyTree], PyTree]:
+    """v ↦ ∂²L/∂θ² v, in the mode that `hessian_operator` says."""
     gradient = jax.grad(loss)
     if in_forward(gradient, params):
         return jax.linearize(gradient, params)[1]
@@ -55,8 +54,7 @@ def cross_product(
         return jax.grad(loss)(params, psi)
 
     if in_forward(gradient, psi):
-        slope = lambda psi: jax.jvp(lambda x: loss(x, psi), (params,), (v,))[1]  # noqa: E731
-        return jax.grad(slope)(psi)
+        return jax.grad(lambda psi: jax.jvp(lambda x: loss(x, psi), (params,), (v,))[1])(psi)
     _, transpose = jax.vjp(gradient, psi)
     return transpose(v)[0]
 
@@ -65,29 +63,6 @@ def in_forward(gradient: Callable[[PyTree], PyTree], at: PyTree) -> bool:
     """Whether a gradient is to be differentiated in forward mode, as `hessian_operator` says."""
     names = primitives(gradient, at)
     return bool(names & _FORWARD) and not has_custom_vjp(names)
-
-
-def gauss_newton_operator(
-    outputs: Callable[[PyTree], PyTree],
-    loss: Callable[[PyTree], Scalar],
-    params: PyTree,
-    *,
-    damping: float | Scalar = 0.0,
-) -> lx.FunctionLinearOperator:
-    """v ↦ Jᵀ (∂²ℓ/∂f²) J v + damping · v, for a loss ℓ(f(θ)) that is convex in the outputs f.
-
-    Positive semidefinite wherever θ is. Equal to the Hessian where f is linear in θ. A product is
-    a tangent and a transpose pass through the outputs.
-    """
-    f, tangent = linearized(outputs, params)
-    transpose = jax.linear_transpose(tangent, params)
-    curvature = _hessian_product(loss, f)
-
-    def product(v: PyTree) -> PyTree:
-        (result,) = transpose(curvature(tangent(v)))
-        return result
-
-    return damped(product, params, damping)
 
 
 def damped(

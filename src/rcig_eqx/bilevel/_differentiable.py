@@ -6,21 +6,15 @@ from typing import Any
 import equinox as eqx
 import equinox.internal as eqxi
 import jax
-import jax.numpy as jnp
 from jaxtyping import Scalar
 
-from ._bilevel import (
-    InnerMinimum,
-    Loss,
-    Preconditioner,
-    Solver,
-    check_solver,
-    solve_adjoint,
-    solver_options,
-)
+from .._trees import negative
+from .._types import PyTree
+from ..operators._hessian import linearized
+from ._checks import Preconditioner, Solver, check_adjoint, solver_options
+from ._engine import solve_adjoint
+from ._inner import InnerMinimum, Loss, as_inner_loss
 from ._parameters import check_pair, check_scalar, split
-from ._types import PyTree
-from .solvers._curvature import linearized
 
 _OPTIONS = (
     "A keyword of minimise has no derivatives, as the inner loss does not get it: pass what should "
@@ -69,7 +63,8 @@ def implicitly_differentiable(
     Raises `ValueError` for a solver that does not fit, and the function that is returned for a
     result of `minimise` that cannot be differentiated.
     """
-    check_solver(solver, inner_loss, damping, preconditioner)
+    loss = as_inner_loss(inner_loss)
+    check_adjoint(solver, loss, damping, preconditioner)
     rule = _Rule(solver, damping, preconditioner, throw)
 
     def solution(start: PyTree, outer_params: PyTree, *args: Any, **options: Any) -> PyTree:
@@ -79,8 +74,8 @@ def implicitly_differentiable(
         found, aux = check_pair("minimise", found) if has_aux else (found, None)
         try:
             theta, frozen = split("The result of minimise", found, inner_filter_spec)
-            at = InnerMinimum(inner_loss, frozen, outer_params, args)
-            check_scalar("inner_loss", lambda theta: at.loss(theta), theta)
+            at = InnerMinimum(loss, frozen, outer_params, args)
+            check_scalar("inner_loss", at.loss, theta)
         except Exception as error:
             if isinstance(found, tuple) and len(found) == 2 and not has_aux:
                 error.add_note("If minimise returns (inner_params, aux), pass has_aux=True.")
@@ -118,10 +113,8 @@ def _attach_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Py
     at, rule = primals[1:]
     moved = tangents[1]
     theta = _attach(*primals)  # not primals[0]: the second derivative moves it too
-    is_none = lambda x: x is None  # noqa: E731
-    moving, still = eqx.partition(
-        at, jax.tree.map(lambda x: not is_none(x), moved, is_leaf=is_none)
-    )
+    there = jax.tree.map(lambda x: x is not None, moved, is_leaf=lambda x: x is None)
+    moving, still = eqx.partition(at, there)
 
     def gradient(moving: InnerMinimum) -> PyTree:
         return jax.grad(eqx.combine(moving, still).loss)(theta)
@@ -130,7 +123,7 @@ def _attach_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Py
     theta_dot, _ = solve_adjoint(
         at,
         theta,
-        jax.tree.map(jnp.negative, cross),
+        negative(cross),
         solver=rule.solver,
         damping=rule.damping,
         options=solver_options(rule.preconditioner, None, theta),
