@@ -147,7 +147,7 @@ def test_two_processes_do_what_one_does(tmp_path):
     assert 3 * BATCH // 2 <= len(first["decoded"]) < len(IMAGES) // 2
     for out in (first, second):
         assert "asked for different runs" in str(out["refused"])
-        assert "choose another checkpoint_dir" in str(out["unwritable"])
+        assert "choose another folder" in str(out["unwritable"])
     assert "loss" in errors[0]
     assert "loss" not in errors[1]  # process 0 alone shows progress
 

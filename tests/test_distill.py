@@ -131,9 +131,7 @@ def result(train, seen):
         seen["losses"].append(float(report.metrics["loss"]))
         seen["traces"].append(len(traces))
         if states:
-            arrays = jax.tree.leaves(
-                eqx.filter((states[-1].coreset, states[-1].pool), eqx.is_array)
-            )
+            arrays = jax.tree.leaves(eqx.filter((states[-1].psi, states[-1].pool), eqx.is_array))
             seen["deleted"].append([x.is_deleted() for x in arrays])
         states.append(report.state)
         seen["results"].append(report.result())

@@ -125,7 +125,7 @@ class Loop:
             if interrupted() and number < self.steps:
                 self.bar.note(f"Stopped by a signal after step {number:,} of {self.steps:,}.")
         if leads(self.mesh):
-            say_what_fell_short(history, state.recipe.method, first)
+            say_what_fell_short(history, state.recipe.chosen()[0], first)
         return state, history
 
     def _next_batch(self, number: int) -> tuple[Array, ...]:
