@@ -182,9 +182,9 @@ class Recipe(eqx.Module):
     - `average`: weights of the averaged ψ: a function from the number of iterates averaged so far
       to the weight of the next, such as [`ema(0.99)`][rcig_eqx.ema].
     - `parameterization`: what is optimised in place of images and labels, an
-      [`AbstractParameterization`][rcig_eqx.AbstractParameterization].
+      [`AbstractParameterization`][rcig_eqx.parameterizations.AbstractParameterization].
     - `fold`: whether the labels returned are multiplied by the learned temperature, as
-      [`fold_temperature`][rcig_eqx.fold_temperature]: networks train to a higher accuracy on them.
+      `fold_temperature`: networks train to a higher accuracy on them.
       `None`: where it changes no prediction at the inner minimum. That is so if the outer loss
       multiplies predictions by τ, as `platt_loss` says of itself, the inner loss is a
       `SquaredError`, and the network is linearised or its body frozen. A loss of your own says so

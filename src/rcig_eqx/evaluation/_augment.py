@@ -28,7 +28,7 @@ class Augment(eqx.Module):
 
     - `strategy`: operations joined by `_`, of those below; the paper evaluates with
       `flip_color_crop_rotate_translate_cutout` in colour and with the last four in grey
-      (appendix C), which is [`paper_strategy`][rcig_eqx.paper_strategy].
+      (appendix C), which is [`paper_strategy`][rcig_eqx.evaluation.paper_strategy].
     - `mode`: `"one"` of them, drawn anew for every batch, as the evaluations of this field do, or
       `"all"` at once.
     - `flip`: mirrors left to right with this probability.

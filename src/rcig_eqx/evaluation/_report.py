@@ -17,7 +17,7 @@ class Evaluation:
     - `class_names`: one a class.
     - `steps`: training steps of each network.
     - `baseline`: the same for as many random real images, where they are known.
-    - `training`: how the networks were trained, as [`training_recipe`][rcig_eqx.training_recipe]
+    - `training`: how the networks were trained, as `training_recipe`
       says it.
     - `tested_on`: the test set's name, its number of images, and the key, in plain values.
     - `sets`: `[networks]`, the number of the set that each network was trained on, where there are

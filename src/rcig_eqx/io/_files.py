@@ -25,7 +25,7 @@ def write_checked(
     """Write one safetensors file: arrays, and a header of plain values with their checksum.
 
     The header says which `format` it is. Raises `ValueError` for one longer than is read, and
-    `OSError` as [`write_atomically`][rcig_eqx.io._files.write_atomically] does.
+    `OSError` as `write_atomically` does.
     """
     path = user_path(path)
     content = {name: np.asarray(value, order="C") for name, value in arrays.items()}

@@ -86,7 +86,7 @@ class Implicit(AbstractRegularizedMethod):
       is not linearised has an indefinite Hessian away from its minimum.
     - `dtype`: the precision of the ridge solve, where the head is solved for.
     - `clip`: limit the implicit gradient to the direct one's norm, as
-      [`clip_implicit`][rcig_eqx.methods.clip_implicit].
+      `clip_implicit`.
     - `inner_loss`: a [`SquaredError`][rcig_eqx.SquaredError], or, where the head is trained, any
       function `(predictions [n classes], labels [n classes]) -> scalar` that is smooth and convex
       in the predictions; λ/2 ‖θ‖² is added. Its type alone decides what is quadratic.

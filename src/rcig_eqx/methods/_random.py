@@ -20,5 +20,5 @@ class RandomSubset(AbstractMethod):
 
 
 def random_subset() -> RandomSubset:
-    """A [`RandomSubset`][rcig_eqx.methods.RandomSubset]."""
+    """A `RandomSubset`."""
     return RandomSubset()

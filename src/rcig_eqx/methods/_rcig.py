@@ -56,12 +56,12 @@ class Rcig(AbstractRegularizedMethod):
     - `outer_loss`: `outer_loss(predictions, targets, log_temperature)`.
     - `solver`: any lineax solver, with the [`NTK`][rcig_eqx.operators.NTK]: `lineax.Cholesky()` is
       exact, `ConjugateGradient()` is preconditioned by the conjugate kernel. If `None` by size, as
-      [`choose_dual_solver`][rcig_eqx.methods.choose_dual_solver].
+      `choose_dual_solver`.
     - `label_solver`: that for α, which need not be as close; `solver` if `None`.
     - `subset`, `margin`: as in
       [`AbstractRegularizedMethod`][rcig_eqx.methods.AbstractRegularizedMethod].
     - `clip`: limit the implicit part to the direct one's norm, leaf by leaf, as
-      [`clip_implicit`][rcig_eqx.methods.clip_implicit]. The gradient is then not exact, and with
+      `clip_implicit`. The gradient is then not exact, and with
       a `subset` no unbiased estimate.
     - `inner_loss`: a [`SquaredError`][rcig_eqx.SquaredError]; with weights w the system is
       (J Jᵀ + λ diag(w)⁻¹) α = y_S, and nothing else changes.

@@ -31,7 +31,7 @@ def hessian_operator(
 
     The operator is tagged positive semidefinite, as its solvers want it. That is a promise of the
     caller's: it holds at a minimum of the loss, and everywhere for a convex one. Elsewhere add
-    damping, or take [`gauss_newton_operator`][rcig_eqx.operators.gauss_newton_operator].
+    damping, or take `gauss_newton_operator`.
     """
     return damped(hessian_product(loss, params), params, damping)
 

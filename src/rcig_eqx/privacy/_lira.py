@@ -254,7 +254,7 @@ def lira(
     - `shadows`: of [`train_shadows`][rcig_eqx.privacy.train_shadows].
     - `key`: of the bootstrap.
     - `offline`, `fixed_variance`: as in
-      [`likelihood_ratio`][rcig_eqx.privacy.likelihood_ratio].
+      `likelihood_ratio`.
     """
     check_key(key)
     inside = shadows.inside

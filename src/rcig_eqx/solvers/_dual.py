@@ -26,8 +26,8 @@ class Dual(AbstractDefiniteSolver):
         v = D⁻¹ (g − Jᵀβ)        (J D⁻¹ Jᵀ + W⁻¹) β = J D⁻¹ g        (Woodbury's identity)
 
     The operator must know its dual, a
-    [`DualizableOperator`][rcig_eqx.operators.DualizableOperator]: that of a
-    [`LeastSquares`][rcig_eqx.LeastSquares] is one, and that of a linearised network's squared
+    `DualizableOperator`: that of a
+    [`LeastSquares`][rcig_eqx.bilevel.LeastSquares] is one, and that of a linearised network's squared
     error. With the option `targets` y, g is taken for JᵀWy, and v = D⁻¹Jᵀα with
     (J D⁻¹ Jᵀ + W⁻¹) α = y: a truncated α is then not divided by D.
 
