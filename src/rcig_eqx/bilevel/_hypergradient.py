@@ -78,7 +78,7 @@ def hypergradient(
 
     - `outer_loss`, `inner_loss`: scalar functions of `(inner_params, outer_params, *args)`, which
       may have a `jax.custom_vjp`. The curvature is the inner loss's Hessian;
-      [`GaussNewton`][rcig_eqx.bilevel.GaussNewton] and [`LeastSquares`][rcig_eqx.bilevel.LeastSquares] are inner
+      `GaussNewton` and `LeastSquares` are inner
       losses that have another.
     - `inner_params`: θ, a pytree that minimises the inner loss.
     - `outer_params`: ψ, a pytree. In either a Python float is taken for an array, as by `jax.grad`;

@@ -86,14 +86,14 @@ def evaluate(
       of your own, the paper's `ConvNet`.
     - `num_networks`: fresh networks, one random seed each.
     - `steps`, `learning_rate`, `batch_size`: of Adam, as in
-      [`train_network`][rcig_eqx.evaluation.train_network]; 1000 steps for up to ten distilled images and
+      `train_network`; 1000 steps for up to ten distilled images and
       2000 above if `None`.
     - `labels`: `"learned"` ones as they are, or `"hard"`, the class each of them ranks first.
     - `loss`: what the networks minimise, a function `(predictions, labels) -> scalar` of a batch;
       if `None` the paper's mean-squared error, and cross-entropy on hard labels.
     - `augment`: how images change at random at every step: `True` for the paper's augmentation
       (six operations in colour, four in grey; appendix C), a strategy such as `"flip_crop"`, an
-      [`Augment`][rcig_eqx.evaluation.Augment], or a function `(images, *, key) -> images`. The paper finds it
+      `Augment`, or a function `(images, *, key) -> images`. The paper finds it
       to help sets of over 200 images and to harm smaller ones (Table 8).
     - `at_once`: networks trained together by `vmap`; chosen by the backend if `None`.
     - `progress`: whether to show a progress bar.

@@ -68,7 +68,7 @@ def training_recipe(
     loss: InnerLoss = mean_squared,
     augment: Augmentation | None = None,
 ) -> dict[str, Any]:
-    """What [`train_network`][rcig_eqx.evaluation.train_network] does to a fresh network, in plain values.
+    """What `train_network` does to a fresh network, in plain values.
 
     For a `ConvNet` without normalisation it is enough to build and train it without this library;
     of another ready network it has the name and options, of one's own, and of a loss of one's own,

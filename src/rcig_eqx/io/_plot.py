@@ -51,7 +51,7 @@ def save_grid(
     """Write a PNG (or PDF, by the suffix) of the distilled images, one strip of each class.
 
     Images whose pixels leave the range of real ones are compressed into it, or clipped to it with
-    `clip`, as [`to_pixels`][rcig_eqx.io.to_pixels] does. Of more than ten images a class the first ten
+    `clip`, as `to_pixels` does. Of more than ten images a class the first ten
     are shown, and of images that are neither grey nor RGB the mean of their channels; the title
     says both. Long names are cut, and those of thousands of classes left out. Needs matplotlib, the
     extra `plot`.

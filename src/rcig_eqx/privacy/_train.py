@@ -37,7 +37,7 @@ def train_with_snapshots(
     loss: InnerLoss = mean_squared,
     key: PRNGKeyArray,
 ) -> AbstractNetwork:
-    """[`train_network`][rcig_eqx.evaluation.train_network] for `at[-1]` steps, with the networks on the way.
+    """`train_network` for `at[-1]` steps, with the networks on the way.
 
     **Arguments:** those of `train_network`, and `at`: rising numbers of steps.
 
