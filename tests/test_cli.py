@@ -19,7 +19,17 @@ import pytest
 
 pytest.importorskip("typer")
 
-from rcig_eqx import _cli, convnet_for, data, distill, load_export, load_result, methods, platt_loss
+from rcig_eqx import (
+    Checkpoints,
+    _cli,
+    convnet_for,
+    data,
+    distill,
+    load_export,
+    load_result,
+    methods,
+    platt_loss,
+)
 from rcig_eqx.reproduce import _command
 from rcig_eqx.reproduce._report import Report
 from rcig_eqx.reproduce._rows import TABLE_2
@@ -223,7 +233,7 @@ def test_export_takes_the_evaluation_beside_the_file(out, tmp_path, capsys, monk
     assert stated["training"]["network"]["width"] == 2
     assert stated["tested_on"]["images"] == 20
     assert run("export", out / "distilled.safetensors", place) == 2
-    assert "--overwrite" in capsys.readouterr().err
+    assert "overwrite it" in capsys.readouterr().err
     assert run("export", out / "distilled.safetensors", place, "--overwrite") == 0
 
 
@@ -308,7 +318,7 @@ def test_a_run_in_a_folder_keeps_others_out_and_its_end_is_told(folder, tmp_path
     for more in ([], ["--resume"], ["--overwrite"]):
         assert run(*arguments, *more) == 2
         assert f"in use by process {first.pid} on {socket.gethostname()}" in capsys.readouterr().err
-    folder_of = distilled(folder, checkpoint_dir=out / "checkpoints", resume=True)
+    folder_of = distilled(folder, checkpoints=Checkpoints(out / "checkpoints", resume=True))
     with pytest.raises(BlockingIOError, match=f"process {first.pid}"):
         folder_of()
     assert part.exists()
