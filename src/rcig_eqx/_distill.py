@@ -241,6 +241,9 @@ def distill(
     decoded = check_parameterization(parameterization, start) if parameterization else start
     for part in with_parts(method) if method is not None else ():
         check_method(part, decoded, batch_size)
+    if checkpoints is not None:
+        with raised_on_all(mesh):
+            checkpoints.prepare()
     asked_first = found[0]["steps"] if found else steps
     recipe = Recipe(
         method or default_method(asked_first),

@@ -99,7 +99,7 @@ def _ahead(batches: grain.MapDataset[Any], workers: int) -> grain.DatasetIterato
     if workers:
         if not absl.flags.FLAGS.is_parsed():
             absl.flags.FLAGS.mark_as_parsed()  # grain's workers ask for theirs
-        ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        ahead = ahead.mp_prefetch(grain.multiprocessing.MultiprocessingOptions(num_workers=workers))
     return iter(ahead)
 
 
