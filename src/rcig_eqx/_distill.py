@@ -245,6 +245,9 @@ def distill(
     decoded = check_parameterization(parameterization, start) if parameterization else start
     for part in with_parts(method) if method is not None else ():
         check_method(part, decoded, batch_size)
+    if checkpoints is not None:
+        with raised_on_all(mesh):
+            checkpoints.prepare()
     asked_first = found[0]["steps"] if found else steps
     recipe = Recipe(
         method or default_method(asked_first),
@@ -354,6 +357,7 @@ def _preprocessed(
     """Batches of a set on disk, preprocessed on the device; their labels are seen here first."""
     transform = eqx.filter_jit(preprocess)
     for images, labels in batches:
+        labels = np.asarray(labels)  # a reading process sends grain's own kind of array
         if labels.max() >= num_classes:
             raise DataError(
                 f"A label is {labels.max()}, but the images looked at before the run had "
