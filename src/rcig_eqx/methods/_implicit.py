@@ -82,9 +82,10 @@ def implicit_hypergradient(
     **Returns:** a `Hypergradient` with `accuracy`; `iterations` and `residual` of the
     inverse-Hessian solve; `inner_iterations`, and `inner_residual`, the norm of the last inner
     gradient taken relative to the first; and `converged`, whether both solvers did what was asked
-    of them. A dual solver's residuals are those of its system of n·C unknowns, but where the head
-    is trained `residual` is v's own, and one above 1, which v = 0 has, is a failure. Adam adds
-    whether its descent ended above its start or was monotone: `inner_diverged`, `inner_monotone`,
+    of them. Of Adam so many steps are asked: how far they led is told by its residual alone. A dual
+    solver's residuals are those of its system of n·C unknowns, but where the head is trained
+    `residual` is v's own, and one above 1, which v = 0 has, is a failure. Adam adds whether its
+    descent ended above its start or was monotone: `inner_diverged`, `inner_monotone`,
     `solver_diverged`, `solver_monotone`; and a Neumann series its `step_times_curvature`, which
     must be below 2.
     """
@@ -274,9 +275,7 @@ def _solve(
         solver = dataclasses.replace(solver, regularization=ridge)
     solution = lx.linear_solve(operator, g, solver, throw=False)
     stats, result = solution.stats, solution.result
-    if (
-        isinstance(solver, Adam) and solver.steps == 0
-    ):  # no solve was asked for, and none fell short
+    if isinstance(solver, Adam):  # takes the steps it was asked for; its residual tells the rest
         capped = result == lx.RESULTS.max_steps_reached
         result = lx.RESULTS.where(capped, lx.RESULTS.successful, result)
     if "residual" not in stats:
