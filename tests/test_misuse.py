@@ -141,9 +141,9 @@ BY_HAND = {
     "masked": (lambda x, y: (np.ma.array(x, mask=x > 0), y), "images has"),
     "long": (lambda x, y: (x, y.astype(np.longdouble)), "labels is"),
     "byte_order": (lambda x, y: (x.astype(">f4"), y), "images is >f4"),
-    "label_rows": (lambda x, y: (x, y[1:]), r"labels of shape \(3, 3\)"),
-    "label_rank": (lambda x, y: (x, y[:, 0]), r"labels of shape \(4,\)"),
-    "image_rank": (lambda x, y: (x[..., 0], y), r"images of shape \(4, 6, 6\)"),
+    "label_rows": (lambda x, y: (x, y[1:]), r"labels \(3, 3\)"),
+    "label_rank": (lambda x, y: (x, y[:, 0]), r"labels \(4,\)"),
+    "image_rank": (lambda x, y: (x[..., 0], y), r"images \(4, 6, 6\)"),
 }
 
 
