@@ -316,7 +316,7 @@ def test_what_would_not_be_read_is_not_written(case, tmp_path, monkeypatch):
         monkeypatch.setattr(_export, "MAX_FILE", _files.MAX_TEXT + 1000)
     if case == "long":
         monkeypatch.setattr(_files, "MAX_TEXT", 1000)
-    with pytest.raises(ValueError, match=r"rename|distil it again|result\.save|shorten") as info:
+    with pytest.raises(ValueError, match=r"rename|NaN or infin|result\.save|shorten") as info:
         export(dataclasses.replace(result, coreset=coreset, class_names=names), tmp_path / "e")
     assert not isinstance(info.value, DataError)
     assert not os.listdir(tmp_path)

@@ -196,6 +196,7 @@ def _preprocessed(
     """Batches of a set on disk, preprocessed on the device; their labels are seen here first."""
     transform = eqx.filter_jit(preprocess)
     for images, labels in batches:
+        labels = np.asarray(labels)  # a reading process sends grain's own kind of array
         if labels.max() >= num_classes:
             raise DataError(
                 f"A label is {labels.max()}, but the images looked at before the run had "

@@ -156,6 +156,9 @@ def resolve(asked: Asked) -> Plan:
     same = {"images": len(train), "method": describe(method)}
     same["steps there"] = found[1]["history.seconds"].size if found else 0
     check_agreement(mesh, settings | same)
+    if folder is not None:
+        with raised_on_all(mesh):
+            folder.prepare()
     return Plan(
         train, seen, recipe, start, baseline, draws, preprocess, steps, batch_size, bool(fold),
         seed, init_key, mesh, folder, found, asked_first, settings,

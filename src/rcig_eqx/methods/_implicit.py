@@ -30,7 +30,7 @@ from ..bilevel._engine import differentiate
 from ..models import AbstractNetwork
 from ..solvers import AbstractDescent, Adam
 from ..solvers._adam import check_trend, rate_of, with_rate
-from ..solvers._definite import advice, check_solver, traits
+from ..solvers._definite import advice, check_solver
 from ._inner import InnerProblem, Nodes
 from ._method import (
     AbstractRegularizedMethod,
@@ -43,7 +43,7 @@ from ._method import (
     support_vjp,
 )
 from ._search import find_rate
-from ._solution import InnerSolution, said
+from ._solution import InnerSolution, did_as_asked, said
 
 Solver = lx.AbstractLinearSolver[Any]
 
@@ -213,7 +213,7 @@ class Implicit(AbstractRegularizedMethod):
         if "step_times_curvature" in parts.stats:
             stats["step_times_curvature"] = parts.stats["step_times_curvature"]
         stats["inner_converged"] = at.converged
-        stats["converged"] = at.converged & (parts.stats["converged"] | traits(self.solver).idle)
+        stats["converged"] = at.converged & did_as_asked(self.solver, parts.stats)
         return Hypergradient(parts.value, gradient, stats)
 
     @property

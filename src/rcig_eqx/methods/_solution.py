@@ -89,7 +89,7 @@ class InnerSolution:
             prepared=prepared,
             theta=theta,
             stats=said("inner_", stats),
-            converged=stats["converged"] | traits(inner).idle,
+            converged=did_as_asked(inner, stats),
         )
 
     def operator(self, damping: float = 0.0) -> lx.AbstractLinearOperator:
@@ -133,3 +133,10 @@ def said(prefix: str, stats: dict[str, Array]) -> dict[str, Array]:
     own = prefix if prefix == "inner_" else ""
     names = {own + name: stats[name] for name in ("iterations", "residual")}
     return names | {prefix + name: stats[name] for name in flags}
+
+
+def did_as_asked(solver: Any, stats: dict[str, Array]) -> Bool[Array, ""]:
+    """Whether a solve reached its tolerance, or took its steps and stayed finite."""
+    if not traits(solver).truncated:
+        return stats["converged"]
+    return stats["converged"] | jnp.isfinite(stats["residual"])

@@ -76,7 +76,8 @@ class ProgressBar:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.bar.stop()
+        if not self.bar.disable:  # else rich before 14 ends with an empty line
+            self.bar.stop()
 
     def update(self, step: int, steps: int, metrics: dict[str, float]) -> None:
         """Show step number `step` of `steps`; `metrics["seconds"]` is the time it ended."""

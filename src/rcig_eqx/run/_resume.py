@@ -92,10 +92,8 @@ Found = tuple[dict[str, Any], dict[str, np.ndarray]]  # the card and the arrays 
 def look(folder: CheckpointFolder, *, resume: bool) -> Found | None:
     """The newest valid checkpoint to go on from, if there is one.
 
-    Raises `ValueError` for a folder with checkpoints that are not to be resumed, `OSError` for one
-    that cannot be written.
+    Raises `ValueError` for a folder with checkpoints that are not to be resumed.
     """
-    folder.prepare()
     if folder.files() and not resume:
         raise ValueError(
             f"{folder.folder} holds {len(folder.files())} checkpoints of an earlier run: resume "

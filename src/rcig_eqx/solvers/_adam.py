@@ -145,7 +145,7 @@ class Adam(AbstractDescent):
 
     @property
     def traits(self) -> Traits:
-        return Traits(started=True, idle=self.steps == 0)
+        return Traits(started=True, truncated=True)
 
     def advice(self, stats: dict[str, Any]) -> str:
         del stats

@@ -29,14 +29,15 @@ class Traits(eqx.Module):
     - `preconditioned`: it takes a `preconditioner`.
     - `started`: it takes a start, `y0`.
     - `dual`: it solves by the operator's kernel, which the operator must know.
-    - `idle`: it takes no step, and its start is the solution.
+    - `truncated`: it takes so many steps as it was asked for, and its residual tells how far they
+      led: short of a tolerance is no failure.
     """
 
     direct: bool = False
     preconditioned: bool = False
     started: bool = False
     dual: bool = False
-    idle: bool = False
+    truncated: bool = False
 
 
 class AbstractDefiniteSolver(lx.AbstractLinearSolver[Any]):
