@@ -104,7 +104,7 @@ def run(train, folder=None, **changed):
                 key=jr.key(0),
                 steps=STEPS,
                 recipe=recipe,
-                checkpoints=kept,
+                checkpoint_dir=kept,
                 progress=False,
                 **given,
             )

@@ -42,7 +42,7 @@ def child(args: argparse.Namespace) -> None:
         model=convnet_for(train.image_shape, train.num_classes, width=args.width),
         recipe=Recipe(pool=PoolSchedule(size=4)),
         steps=args.steps,
-        checkpoints=Checkpoints(args.folder / "checkpoints", every=0.0, resume=True),
+        checkpoint_dir=Checkpoints(args.folder / "checkpoints", every=0.0, resume=True),
         callbacks=[tell],
         progress=False,
     )

@@ -61,7 +61,7 @@ def main() -> None:
             model=counted,
             method=staged(frepo(), rcig(), args.settle // 2),  # both parts have run by then
             steps=args.steps,
-            checkpoints=Checkpoints(folder, every=10.0),
+            checkpoint_dir=Checkpoints(folder, every=10.0),
             callbacks=[look],
             progress=False,
         )

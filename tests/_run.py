@@ -15,4 +15,4 @@ def distill(train: Any, **given: Any) -> DistillResult:
     kept = {_KEPT.get(name, name): given.pop(name) for name in [*_KEPT, "resume"] if name in given}
     recipe = Recipe(**{name: value for name, value in strategies.items() if value is not None})
     checkpoints = Checkpoints(**kept) if "folder" in kept else None
-    return rcig_eqx.distill(train, recipe=recipe, checkpoints=checkpoints, **given)
+    return rcig_eqx.distill(train, recipe=recipe, checkpoint_dir=checkpoints, **given)

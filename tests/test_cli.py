@@ -329,7 +329,7 @@ def test_a_run_in_a_folder_keeps_others_out_and_its_end_is_told(command, folder,
     for more in ([], ["--resume"], ["--overwrite"]):
         assert run(*arguments, *more) == 2
         assert f"in use by process {first.pid} on {socket.gethostname()}" in capsys.readouterr().err
-    folder_of = distilled(folder, checkpoints=Checkpoints(out / "checkpoints", resume=True))
+    folder_of = distilled(folder, checkpoint_dir=Checkpoints(out / "checkpoints", resume=True))
     with pytest.raises(BlockingIOError, match=f"process {first.pid}"):
         folder_of()
     assert part.exists()

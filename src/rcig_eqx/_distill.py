@@ -16,7 +16,7 @@ from ._checks import ArgumentError
 from ._coreset import Coreset, fold_temperature
 from ._describe import describe, versions
 from ._plan import Asked, Plan, Train, resolve
-from ._recipe import Recipe
+from ._recipe import Optimizer, Recipe
 from ._types import Device, PyTree
 from .data import AbstractPreprocess, DataError, Dataset, apply_in_chunks, stream
 from .initializers import AbstractInitializer
@@ -45,8 +45,10 @@ def distill(
     initialization: str | Coreset | AbstractInitializer = "real",
     preprocess: AbstractPreprocess | None = None,
     flip: bool | None = None,
+    optimizer: Optimizer | None = None,
     recipe: Recipe | None = None,
-    checkpoints: str | os.PathLike[str] | Checkpoints | None = None,
+    checkpoint_dir: str | os.PathLike[str] | Checkpoints | None = None,
+    resume: bool = False,
     workers: int = 0,
     devices: Sequence[Device] | None = None,
     callbacks: Sequence[Callback] = (),
@@ -79,11 +81,14 @@ def distill(
       on the training images if `None`: standardised if grey, whitened if RGB.
     - `flip`: whether the set also stands for its mirror images; if `None`, for RGB sets of up to
       1,000 images (paper, appendix C), or as the `flip` of a `Coreset` to start from says.
+    - `optimizer`: of the distilled set, any of optax. `None`: the recipe's, or
+      `coreset_optimizer()`.
     - `recipe`: all strategies as one value: [`Recipe`][rcig_eqx.Recipe] has those beside method
       and model, [`presets.paper()`][rcig_eqx.presets.paper] returns the paper's.
-    - `checkpoints`: a folder for checkpoints of the whole state, or
-      [`Checkpoints`][rcig_eqx.Checkpoints] to say how often, and to resume a run. `None`: none are
-      kept.
+    - `checkpoint_dir`: a folder for checkpoints of the whole state, or a
+      [`Checkpoints`][rcig_eqx.Checkpoints] to say how often. `None`: none are kept.
+    - `resume`: go on from the newest valid checkpoint there, or start if there is none, as the
+      `resume` of a [`Checkpoints`][rcig_eqx.Checkpoints].
     - `workers`: processes that read a set on disk ahead; threads of this one do if 0. The batches
       are the same. A script that asks for workers guards its main part by
       `if __name__ == "__main__"`.
@@ -111,7 +116,8 @@ def distill(
     """
     asked = Asked(
         train, images_per_class, key, method, model, steps, batch_size, initialization,
-        preprocess, flip, recipe, checkpoints, workers, devices, callbacks, progress,
+        preprocess, flip, optimizer, recipe, checkpoint_dir, resume, workers, devices, callbacks,
+        progress,
     )  # fmt: skip
     return _run(resolve(asked), asked)
 
@@ -141,8 +147,7 @@ def _run(plan: Plan, asked: Asked) -> DistillResult:
         return _result(plan, state, history)
 
     with ProgressBar(enabled=asked.progress and leads(mesh)) as bar:
-        resume = isinstance(asked.checkpoints, Checkpoints) and asked.checkpoints.resume
-        if folder is not None and resume and plan.found is None:
+        if folder is not None and folder.resume and plan.found is None:
             bar.note(f"No checkpoint in {folder.folder} yet: starting at the beginning.")
         loop = Loop(
             batches, plan.steps, result, asked.callbacks, bar, folder, card, mesh, batch_size

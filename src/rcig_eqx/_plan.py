@@ -14,10 +14,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
-from ._checks import ArgumentError, check_counts, check_key
+from ._checks import ArgumentError, check_counts, check_flags, check_key
 from ._coreset import Coreset
 from ._describe import describe, described
-from ._recipe import Recipe, default_batch_size
+from ._recipe import Optimizer, Recipe, default_batch_size
 from ._types import Device
 from .data import (
     AbstractImages,
@@ -64,8 +64,10 @@ class Asked:
     initialization: str | Coreset | AbstractInitializer
     preprocess: AbstractPreprocess | None
     flip: bool | None
+    optimizer: Optimizer | None
     recipe: Recipe | None
-    checkpoints: str | os.PathLike[str] | Checkpoints | None
+    checkpoint_dir: str | os.PathLike[str] | Checkpoints | None
+    resume: bool
     workers: int
     devices: Sequence[Device] | None
     callbacks: Sequence[Callback]
@@ -196,7 +198,7 @@ def _check_kinds(asked: Asked) -> None:
 
 def _recipe(asked: Asked) -> Recipe:
     """The recipe, with what stands beside it in its place."""
-    given = {name: getattr(asked, name) for name in ("method", "model", "batch_size")}
+    given = {name: getattr(asked, name) for name in ("method", "model", "optimizer", "batch_size")}
     given = {name: value for name, value in given.items() if value is not None}
     return dataclasses.replace(asked.recipe or Recipe(), **given)
 
@@ -214,12 +216,23 @@ def _initializer(given: Any) -> AbstractInitializer:
     return INITIALIZERS.find("initialization", given)()
 
 
+def _kept(asked: Asked) -> Checkpoints | None:
+    """Where and how checkpoints are kept."""
+    check_flags(resume=asked.resume)
+    given = asked.checkpoint_dir
+    if given is None:
+        if asked.resume:
+            raise ArgumentError("resume", "is True without checkpoint_dir: name the run's folder.")
+        return None
+    given = given if isinstance(given, Checkpoints) else Checkpoints(given)
+    return dataclasses.replace(given, resume=given.resume or asked.resume)
+
+
 def _folder(asked: Asked, mesh: Mesh | None) -> tuple[CheckpointFolder | None, Found | None]:
     """Where checkpoints are kept, and the one to go on from."""
-    kept = asked.checkpoints
+    kept = _kept(asked)
     if kept is None:
         return None, None
-    kept = kept if isinstance(kept, Checkpoints) else Checkpoints(kept)
     folder = kept.opened(writes=leads(mesh))
     with raised_on_all(mesh):
         return folder, look(folder, resume=kept.resume)

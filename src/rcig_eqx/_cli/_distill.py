@@ -270,7 +270,7 @@ def _run(
             batch_size=asked.batch_size,
             flip=asked.flip,
             workers=asked.workers,
-            checkpoints=Checkpoints(
+            checkpoint_dir=Checkpoints(
                 asked.checkpoints, asked.checkpoint_every, keep=2, resume=asked.resume
             ),
             progress=not asked.quiet,

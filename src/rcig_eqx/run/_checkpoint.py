@@ -126,7 +126,8 @@ class Checkpoints:
 
     def opened(self, *, writes: bool) -> "CheckpointFolder":
         """The folder, of a process that writes or only reads."""
-        return CheckpointFolder(user_path(self.folder), self.every, self.keep, writes)
+        folder = user_path(self.folder)
+        return CheckpointFolder(folder, self.every, self.keep, writes, resume=self.resume)
 
 
 @dataclasses.dataclass
@@ -138,6 +139,7 @@ class CheckpointFolder:
     - `keep`: how many of the newest are left in place.
     - `writes`: whether this process is the one of several that writes.
     - `kept`: arrays of the run, by name, that go into every one.
+    - `resume`: whether the run goes on from the newest of them.
     """
 
     folder: Path
@@ -145,6 +147,7 @@ class CheckpointFolder:
     keep: int = 3
     writes: bool = True
     kept: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    resume: bool = False
     written: float = dataclasses.field(default_factory=time.monotonic)
 
     def files(self) -> list[Path]:
