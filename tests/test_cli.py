@@ -265,7 +265,10 @@ def command() -> Iterator[Callable[..., subprocess.Popen]]:
     started: list[subprocess.Popen] = []
 
     def start(*arguments: object, **options: Any) -> subprocess.Popen:
-        line = [sys.executable, "-c", "from rcig_eqx._cli import run; run()", *map(str, arguments)]
+        # A test may itself be run by nohup, which has what it starts ignore the signal.
+        usual = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)"
+        program = f"{usual}; from rcig_eqx._cli import run; run()"
+        line = [sys.executable, "-c", program, *map(str, arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         started.append(subprocess.Popen(line, **pipes, **options))
         return started[-1]

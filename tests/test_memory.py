@@ -71,6 +71,8 @@ def test_what_convolutions_make_on_the_side_is_counted():
     text = lambda f, *x: jax.jit(f).lower(*x).compile().as_text() or ""  # noqa: E731
     x, w, v = jnp.ones((64, 16, 16, 32)), jnp.ones((3, 3, 32, 64)), jnp.ones((3, 3, 64, 32))
     one = lambda x, w: conv2d(x, w, padding=1)  # noqa: E731
+    if "__ynn_fusion" not in text(one, x, w):
+        pytest.skip("this jaxlib hands no convolution to a library, which would make arrays")
     padded, between = 64 * 18 * 18 * 32 * 4, 64 * 16 * 16 * 64 * 4
     assert library_workspace(text(one, x, w)) == padded
     two = library_workspace(text(lambda x, w, v: one(jnp.exp(one(x, w)), v), x, w, v))

@@ -442,7 +442,8 @@ def test_the_command_line(tmp_path, capsys):
     file = out / "distilled.safetensors"
     assert load_result(file).recipe["model"]["normalization"] == "group"
     report = tmp_path / "report.json"
-    rest = ["--split", "train", "--networks", "1", "--steps", "1", "--json", str(report)]
+    rest = ["--data", str(data), "--split", "train", "--networks", "1", "--steps", "1"]
+    rest += ["--json", str(report)]
     for options, says in (
         ([], "(ConvNet, group normalisation)"),
         (["--normalization", "none"], "(ConvNet, without normalisation)"),

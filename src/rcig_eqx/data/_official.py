@@ -164,6 +164,8 @@ def _stamp(path: Path) -> Path:
 
 
 class _Hashing(io.RawIOBase):
+    name, mode = "", "rb"  # what a buffer around it is asked for
+
     def __init__(self, file: io.BufferedReader, digests: Any):
         self._file, self._digests = file, digests
 
