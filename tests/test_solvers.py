@@ -152,7 +152,7 @@ def test_dual_cg_reports_the_true_residual(network, l2):
         K = np.asarray(dual_gram(*wide)) + l2 * np.eye(b.size)
     x, right = (np.asarray(a, np.float64).ravel() for a in (solution.value, b))
     true = np.linalg.norm(right - K @ x) / np.linalg.norm(right)
-    assert float(solution.residual) == pytest.approx(true, rel=0.6)
+    assert 0.5 * true < solution.residual < 3 * true  # where rounding decides, a bound from above
     assert bool(solution.converged) == (solution.residual <= rtol) == (l2 == 1e-2)
     assert solution.products - solution.num_steps <= 4  # what it costs to know
 
