@@ -237,7 +237,7 @@ def test_a_solve_with_the_kernel_reports_the_true_residual(network, l2):
         K = np.asarray(NTK(*wide, l2).as_matrix())
     x, right = (np.asarray(a, np.float64).ravel() for a in (value, b))
     true = np.linalg.norm(right - K @ x) / np.linalg.norm(right)
-    assert float(stats["residual"]) == pytest.approx(true, rel=0.6)
+    assert 0.5 * true < stats["residual"] < 3 * true  # where rounding decides, a bound from above
     assert bool(stats["converged"]) == (stats["residual"] <= rtol) == (l2 == 1e-2)
     assert stats["products"] - stats["iterations"] <= 4  # what it costs to know
 
