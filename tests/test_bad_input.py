@@ -152,6 +152,7 @@ CASES: dict[str, tuple[str, str]] = {
     "evaluate_augment_unknown": ("ValueError", "did you mean 'flip'"),
     "augment_mode": ("ValueError", "mode is 'any': .*one, all"),
     "evaluate_labels": ("ValueError", "did you mean 'hard'"),
+    "cross_evaluate_list": ("ValueError", "distilled is a list"),
     "cross_evaluate_nothing": ("ValueError", "pass one set and one model"),
     "cross_evaluate_empty_row": ("ValueError", "no sets in row 'a'"),
     "hold_out_all": ("ValueError", "leaves none on one side"),
@@ -387,6 +388,7 @@ def collect() -> dict[str, list[str]]:
         "evaluate_augment_unknown": lambda: evaluate(augment="flop_crop"),
         "augment_mode": lambda: r.evaluation.Augment("flip", "any"),  # pyright: ignore[reportArgumentType]
         "evaluate_labels": lambda: evaluate(labels="hrad"),
+        "cross_evaluate_list": lambda: r.cross_evaluate([coreset], dataset, key=key),  # pyright: ignore
         "cross_evaluate_nothing": lambda: r.cross_evaluate(
             {}, (images, labels), key=key, models={}
         ),

@@ -85,6 +85,11 @@ def cross_evaluate(
     them.
     """
     columns = {"as distilled": None} if models is None else models
+    for name, value in (("distilled", distilled), ("models", columns)):
+        if not isinstance(value, Mapping):
+            raise ValueError(
+                f"{name} is a {type(value).__name__}: pass a mapping from a name to each of them."
+            )
     if not distilled or not columns:
         raise ValueError("There is nothing to evaluate: pass one set and one model at least.")
     test = in_memory(test)
