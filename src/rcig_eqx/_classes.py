@@ -1,12 +1,12 @@
 """Which class of one set is which of another."""
 
 import dataclasses
-import unicodedata
 
 import numpy as np
 from jaxtyping import Int32
 
 from .data import AbstractImages, Dataset
+from .data._names import nfc
 
 
 def match_classes(
@@ -26,10 +26,10 @@ def match_classes(
     Raises `ValueError`, naming the classes, for a class that is not among `names`.
     """
     there, in_order = data.class_names, np.arange(data.num_classes, dtype=np.int32)
-    known = {_normal(name): number for number, name in enumerate(names or ())}
-    missing = [name for name in there if _normal(name) not in known]
+    known = {nfc(name): number for number, name in enumerate(names or ())}
+    missing = [name for name in there if nfc(name) not in known]
     if names is not None and not missing:
-        by_name = np.array([known[_normal(name)] for name in there], np.int32)
+        by_name = np.array([known[nfc(name)] for name in there], np.int32)
         if _named(there) or np.array_equal(by_name, in_order):
             return by_name
         raise ValueError(
@@ -57,10 +57,6 @@ def renumbered(data: Dataset, names: tuple[str, ...] | None, count: int, *, what
     if names is None or np.array_equal(numbers, np.arange(len(numbers))):
         return data
     return dataclasses.replace(data, labels=numbers[data.labels], class_names=names)
-
-
-def _normal(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
 
 
 def _named(names: tuple[str, ...]) -> bool:

@@ -5,14 +5,13 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
-from unicodedata import normalize
 
 import numpy as np
 from jaxtyping import UInt8
 
 from ._dataset import DataError
 from ._images import AbstractImages
-from ._names import class_names_of
+from ._names import class_names_of, nfc
 from ._paths import user_path
 from ._pictures import is_image_like, is_readable
 from ._resize import check_channels, check_size, decode, with_channels
@@ -117,7 +116,7 @@ def _visible(folder: Path, *, folders: bool = False) -> list[Path]:
     """The files or the folders in a folder, without hidden ones, by name in one Unicode form."""
     with os.scandir(folder) as found:  # it knows which are folders without asking for each
         names = [x.name for x in found if x.is_dir() == folders and not _is_hidden(x.name)]
-    return [folder / name for name in sorted(names, key=lambda x: normalize("NFC", x))]
+    return [folder / name for name in sorted(names, key=nfc)]
 
 
 def _is_hidden(name: str) -> bool:

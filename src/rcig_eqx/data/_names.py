@@ -65,4 +65,9 @@ def text_of(name: Any, what: str) -> str:
             f"{what} holds {name!r} ({type(name).__name__}): pass text, as in "
             "[str(name) for name in names]."
         )
+    return nfc(name)
+
+
+def nfc(name: str) -> str:
+    """A name in Unicode's composed form, in which names are compared."""
     return unicodedata.normalize("NFC", name)
