@@ -126,6 +126,7 @@ def evaluate(
     assert coreset.preprocess is not None
     images = jnp.asarray(apply_in_chunks(coreset.preprocess, test.images))
     truth = numbers[test.labels]
+    tested_with = (images, jnp.asarray(truth))
     training = Training(steps, learning_rate, batch_size, loss, augmentation)
     kinds = [[coreset], draws] if draws else [[coreset]]
     if labels == "hard":
@@ -137,7 +138,7 @@ def evaluate(
         own = range(first, min(first + at_once, num_networks))
         trained_on = [kinds[k][i % len(kinds[k])].support() for i in own]
         X, y = jax.tree.map(lambda *x: jnp.stack(x), *trained_on)
-        given = (X, y, images, jnp.asarray(truth), keys[own.start : own.stop], training)
+        given = (X, y, *tested_with, keys[own.start : own.stop], training)
         found[k].append(jax.tree.map(np.asarray, _train_and_test(model, *given)))
     outcomes = [jax.tree.map(lambda *x: np.concatenate(x), *parts) for parts in found]
     recipe = training_recipe(model, **training._asdict()) | {"mirrored": coreset.flip}
