@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rcig_eqx import linearize, platt_loss, ridge_head
-from rcig_eqx._losses import squared_norm
-from rcig_eqx.methods._method import Hypergradient, accuracy
+from rcig_eqx import platt_loss
+from rcig_eqx._trees import squared_norm
+from rcig_eqx.bilevel import Hypergradient
+from rcig_eqx.methods import linearize, ridge_head
+from rcig_eqx.methods._method import accuracy
 
 
 def truncated_hypergradient(

@@ -32,8 +32,9 @@ from _common import (
     print_header,
     setting,
 )
-from rcig_eqx import convnet_for, data, linearize
-from rcig_eqx.solvers import dual_gram, dual_operator
+from rcig_eqx import convnet_for, data
+from rcig_eqx.operators import NTK
+from rcig_eqx.operators._gram import tangent_gram
 
 TOLERANCES = (0.3, 1e-1, 1e-2, 1e-3)
 CAP = 150
@@ -135,13 +136,15 @@ def time_class_blocks(model, X, y, l2, products):
 
     def blocks(model, X):
         def block(output):
-            return dual_gram(eqx.tree_at(lambda m: (m.head.kernel, m.head.bias), model, output), X)
+            return tangent_gram(
+                eqx.tree_at(lambda m: (m.head.kernel, m.head.bias), model, output), X
+            )
 
         head = model.head
         return jax.lax.map(block, (head.kernel.T[..., None], head.bias[:, None]))
 
     def power(model, X):
-        operator = dual_operator(linearize(model, X), l2)
+        operator = NTK(model, X, l2)
         unit = lambda u: u / jnp.linalg.norm(u)  # noqa: E731
         return jax.lax.fori_loop(0, products, lambda _, u: unit(operator.mv(u)), y)
 
@@ -179,7 +182,7 @@ def main():
     l2, identity = 5e-4 * n, np.eye(n * C)
     if args.time:
         return time_class_blocks(model, X, y, l2, args.products)
-    gram = lambda model, X: np.asarray(jax.jit(dual_gram)(model, X), np.float64)  # noqa: E731
+    gram = lambda model, X: np.asarray(jax.jit(tangent_gram)(model, X), np.float64)  # noqa: E731
     K0, h = gram(model, X), np.asarray(model.features(X), np.float64)
     K = K0 + l2 * identity
 

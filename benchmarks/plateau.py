@@ -22,20 +22,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import lineax as lx
 import numpy as np
 
 from _common import pool_network, print_header
-from rcig_eqx import (
-    convnet_for,
-    data,
-    linearize,
-    load_result,
-    methods,
-    platt_loss,
-    ridge_head,
-)
+from rcig_eqx import convnet_for, data, load_result, methods, platt_loss
 from rcig_eqx.data import apply_in_chunks
-from rcig_eqx.solvers import DualCholesky
+from rcig_eqx.methods import linearize, ridge_head
+from rcig_eqx.operators import NTK
 
 
 def components(draws):
@@ -65,7 +59,7 @@ def accuracies(model, X_S, y_S, images, labels):
     """Of the linearised network, the ridge head on its features, and the network itself."""
     l2 = 5e-4 * len(y_S)
     at_S = linearize(model, X_S)
-    alpha = DualCholesky().prepare(model, X_S, at_S, l2).solve(y_S).value
+    alpha = lx.linear_solve(NTK(model, X_S, l2, linearization=at_S), y_S, lx.Cholesky()).value
     linear = linearize(model, images).jvp(at_S.vjp(alpha))
     head = model.features(images) @ ridge_head(at_S.features, y_S, l2)
     return [jnp.mean(jnp.argmax(f, -1) == labels) for f in (linear, head, model(images))]

@@ -27,27 +27,17 @@ import numpy as np
 from _common import fresh_accuracies, print_header
 from rcig_eqx import (
     PoolSchedule,
+    Recipe,
     convnet_for,
     coreset_optimizer,
     data,
     distill,
     methods,
-    platt_loss,
 )
 from rcig_eqx.solvers import Adam
 
 LONG = 10**7  # steps: more than any budget has time for
-METHODS = {
-    "rcig": methods.rcig,
-    "rcig_paper": methods.rcig_paper,
-    "rig": methods.rig,
-    "cig": methods.cig,
-    "vig": methods.vig,
-    "frepo": methods.frepo,
-    "frepo_platt": functools.partial(methods.frepo, outer_loss=platt_loss),
-    "random": methods.random_subset,
-    "default": functools.partial(methods.default_method, LONG),
-}
+METHODS = {"default": functools.partial(methods.default_method, LONG), **methods.METHODS}
 
 
 def run(args):
@@ -62,10 +52,12 @@ def run(args):
     settings = {
         "method": method,
         "model": convnet_for(train.image_shape, train.num_classes, width=args.width),
-        "pool": PoolSchedule(**pool),
+        "recipe": Recipe(
+            optimizer=coreset_optimizer(args.rate),
+            pool=PoolSchedule(**pool),
+            fold=False if args.no_fold else None,
+        ),
     }
-    if args.rate is not None:
-        settings["optimizer"] = coreset_optimizer(args.rate)
     print_header(f"{args}")
     began = time.perf_counter()
     budgets, kept = iter([*sorted(args.seconds), None]), []
@@ -73,7 +65,7 @@ def run(args):
 
     def keep(progress):
         nonlocal due
-        jax.block_until_ready(progress.state.coreset)
+        jax.block_until_ready(progress.state.psi)
         seconds = time.perf_counter() - began
         while due is not None and seconds >= due:
             kept.append((due, seconds, progress.step, progress.result()))
@@ -86,7 +78,6 @@ def run(args):
         key=jr.key(args.seed),
         steps=1 if args.method == "random" else LONG,
         batch_size=args.batch_size,
-        fold=False if args.no_fold else None,
         callbacks=[keep],
         progress=False,
         **settings,

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from rcig_eqx import ConvNet, Coreset
+from rcig_eqx import Coreset, methods, platt_loss
+from rcig_eqx.models import ConvNet
 
 CLASSES = 3
 
@@ -33,3 +34,19 @@ def random_problem(n: int, batch: int, size: int, *, channels: int = 1, width: i
     images = jr.normal(keys[3], (batch, size, size, channels))
     targets = jax.nn.one_hot(jr.randint(keys[4], (batch,), 0, CLASSES), CLASSES, dtype=jnp.float64)
     return model, coreset, images, targets
+
+
+def exact_hypergradient(*problem, chosen=None, **options):
+    """That of `rcig(**options)`, without a key."""
+    return methods.rcig(**options).through(*problem, chosen)
+
+
+def head_hypergradient(*problem, chosen=None, **options):
+    """That of the ridge head with the paper's outer loss."""
+    return methods.frepo(**({"outer_loss": platt_loss} | options)).through(*problem, chosen)
+
+
+def implicit_hypergradient(*problem, chosen=None, linearized=True, reparameterized=True, **options):
+    """That of the primal route, RCIG's by default."""
+    method = methods.Implicit(linearized=linearized, reparameterized=reparameterized, **options)
+    return method.through(*problem, chosen)

@@ -14,10 +14,11 @@ import grain
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import lineax as lx
 import numpy as np
 
+from _run import distill
 from rcig_eqx import (
-    ConvNet,
     Coreset,
     PoolSchedule,
     Recipe,
@@ -25,18 +26,16 @@ from rcig_eqx import (
     _subsample,
     convnet_for,
     coreset_optimizer,
-    distill,
     growing_average,
     init,
-    make_mesh,
-    place,
     platt_loss,
-    shard_rows,
     step,
 )
-from rcig_eqx._devices import collective_bytes, on_mesh
 from rcig_eqx.methods import AbstractMethod, frepo, rcig, rcig_paper, staged
-from rcig_eqx.solvers import Adam, DualCholesky
+from rcig_eqx.models import ConvNet
+from rcig_eqx.run import make_mesh, place, shard_rows
+from rcig_eqx.run._devices import collective_bytes, on_mesh
+from rcig_eqx.solvers import Adam
 
 CLASSES, SIZE, BATCH = 3, 8, 16
 
@@ -47,7 +46,7 @@ def make_method(name: str) -> AbstractMethod:
     return {
         "frepo": frepo(outer_loss=platt_loss),
         "rcig": rcig(),
-        "cholesky": rcig(solver=DualCholesky()),
+        "cholesky": rcig(solver=lx.Cholesky()),
         "paper": rcig_paper(inner=Adam(0.01, 3), solver=Adam(0.01, 3)),
     }[name]
 
@@ -97,7 +96,7 @@ def advance(devices: int | None, method: str, networks: int, steps: int, batch_s
 
 
 def numbers(state: State) -> list[np.ndarray]:
-    matters = (state.coreset, state.average, state.pool.model, state.pool.age)
+    matters = (state.psi, state.average, state.pool.model, state.pool.age)
     return [np.asarray(x, np.float64) for x in jax.tree.leaves(eqx.filter(matters, eqx.is_array))]
 
 

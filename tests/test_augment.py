@@ -6,8 +6,8 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from rcig_eqx import Augment, paper_strategy
-from rcig_eqx._augment import OPERATIONS, as_augmentation
+from rcig_eqx.evaluation import Augment, paper_strategy
+from rcig_eqx.evaluation._augment import OPERATIONS, as_augmentation
 
 N, SIDE = 64, 16
 IMAGES = jr.normal(jr.key(0), (N, SIDE, SIDE, 3))

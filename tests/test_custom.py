@@ -9,39 +9,37 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import lineax as lx
 import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
+import _run
 import rcig_eqx
-from _problem import random_problem
+from _problem import exact_hypergradient, head_hypergradient, implicit_hypergradient, random_problem
 from rcig_eqx import (
-    AbstractParameterization,
     Coreset,
-    Hypergradient,
-    Network,
     PoolSchedule,
     Recipe,
     SquaredError,
     evaluate,
-    exact_hypergradient,
-    head_hypergradient,
     init,
     load_result,
-    partition,
     platt_loss,
-    ridge_head,
 )
+from rcig_eqx.bilevel import Hypergradient
 from rcig_eqx.data import AbstractPreprocess, DataError, Dataset, Identity, load, standardize
+from rcig_eqx.initializers import AbstractInitializer
 from rcig_eqx.methods import (
     AbstractMethod,
+    Staged,
     cig,
     default_method,
     frepo,
-    implicit_hypergradient,
     rcig,
     rcig_paper,
+    ridge_head,
     rig,
     staged,
     vig,
@@ -49,12 +47,15 @@ from rcig_eqx.methods import (
 from rcig_eqx.models import (
     AbstractNetwork,
     Head,
+    Network,
     average_pool,
     convnet_for,
+    partition,
     split_network,
 )
 from rcig_eqx.models._network import check_independent
-from rcig_eqx.solvers import Adam, ConjugateGradient, DualCG, DualCholesky
+from rcig_eqx.parameterizations import AbstractParameterization
+from rcig_eqx.solvers import Adam, ConjugateGradient, Dual
 
 N, BATCH, SIZE, L2_RATE = 3, 5, 6, 0.02
 CG = ConjugateGradient(1e-13, 2000)
@@ -98,7 +99,7 @@ def distill(train, **changed) -> rcig_eqx.DistillResult:
         "pool": PoolSchedule(size=2, max_visit=1),
         "progress": False,
     }
-    return rcig_eqx.distill(train, **(given | changed))
+    return _run.distill(train, **(given | changed))
 
 
 def finite(result: rcig_eqx.DistillResult) -> bool:
@@ -142,8 +143,8 @@ def test_a_weighted_squared_error_is_what_it_says():
 @pytest.mark.parametrize(
     ("shape", "solver", "flip"),
     [
-        ((N, 1), DualCholesky(), True),
-        pytest.param((1, 3), DualCG(1e-12, 500), False, marks=pytest.mark.slow),
+        ((N, 1), lx.Cholesky(), True),
+        pytest.param((1, 3), ConjugateGradient(1e-12, 500), False, marks=pytest.mark.slow),
     ],
 )
 def test_weighted_exact_equals_autodiff_through_closed_form(setting, shape, solver, flip):
@@ -179,7 +180,7 @@ def test_weights_reach_the_primal_route_and_the_ridge_head(setting):
         model, coreset, images, targets = setting
         loss = SquaredError(weights_of((N, 3)))
         given = {"l2_rate": L2_RATE, "inner_loss": loss}
-        exact = functools.partial(exact_hypergradient, solver=DualCholesky(), **given)
+        exact = functools.partial(exact_hypergradient, solver=lx.Cholesky(), **given)
         expected = jax.jit(exact)(model, coreset, images, targets)
         primal = functools.partial(implicit_hypergradient, inner=CG, solver=CG, **given)
         got = jax.jit(primal)(model, coreset, images, targets)
@@ -252,7 +253,7 @@ def test_cross_entropy_equals_finite_differences_of_the_whole_map(setting):
 def test_the_type_of_the_inner_loss_decides_and_wrong_methods_say_so():
     squared = SquaredError(jnp.ones((1, 3)))
     chosen = default_method(10, inner_loss=squared)
-    assert isinstance(chosen, staged)
+    assert isinstance(chosen, Staged)
     assert chosen.first.inner_loss is chosen.then.inner_loss is squared  # pyright: ignore[reportAttributeAccessIssue]
     chosen = default_method(10, inner_loss=cross_entropy)
     assert (chosen.linearized, chosen.reparameterized) == (True, False)  # pyright: ignore[reportAttributeAccessIssue]
@@ -269,7 +270,7 @@ def test_the_type_of_the_inner_loss_decides_and_wrong_methods_say_so():
         with pytest.raises(ValueError, match=r"is not quadratic: pass Adam\(\)"):
             cig(inner_loss=loss, inner=CG)
         with pytest.raises(ValueError, match="of a SquaredError: pass another"):
-            cig(inner_loss=loss, solver=DualCG())
+            cig(inner_loss=loss, solver=Dual())
         vig(inner_loss=loss)
     for weights, says in (
         (jnp.ones(3), r"pass \[n 1\]"),
@@ -390,7 +391,7 @@ def test_a_split_module_is_the_module():
 @pytest.mark.parametrize("model", [split, parts])
 def test_own_networks_are_distilled_and_evaluated(train, model):
     """The costly halves apart: one network through the exact method, one through `evaluate`."""
-    method = rcig(solver=DualCholesky()) if model is split else Known()
+    method = rcig(solver=lx.Cholesky()) if model is split else Known()
     result = distill(train, model=model, method=method)
     assert finite(result)
     assert result.recipe["model"] == {"name": "Network"}
@@ -487,8 +488,16 @@ def test_a_number_of_a_set_may_be_a_python_float():
     start = eqx.tree_at(lambda c: c.log_temperature, start, 0.5)
     recipe = Recipe(frepo(), convnet_for((7, 7, 1), 2, 2, 1))
     state = init(start, recipe, key=jr.key(0))
-    assert state.coreset.log_temperature.dtype == jnp.float32
-    assert not state.coreset.log_temperature.weak_type
+    assert state.psi.log_temperature.dtype == jnp.float32
+    assert not state.psi.log_temperature.weak_type
+
+
+class Blank(AbstractInitializer):
+    right: bool = True
+
+    def __call__(self, train, like, preprocess, *, key) -> Any:
+        images = 0.1 * jr.normal(key, like.images.shape)
+        return Coreset(images, jnp.eye(3), jnp.zeros(())) if self.right else jnp.zeros(3)
 
 
 def test_a_start_of_ones_own(train):
@@ -500,16 +509,12 @@ def test_a_start_of_ones_own(train):
     assert on.last.flip
     assert eqx.tree_equal(on.coreset.preprocess, earlier.coreset.preprocess)
 
-    def blank(key) -> Coreset:
-        images = 0.1 * jr.normal(key, (3, 7, 7, 1))
-        return Coreset(images, jnp.eye(3), jnp.zeros(()))
-
-    made = distill(train, initialization=blank, flip=True, **still)
+    made = distill(train, initialization=Blank(), flip=True, **still)
     assert 0.05 < float(made.last.images.std()) < 0.2
     assert same(made.last.labels, np.eye(3))
-    assert made.recipe["initialization"] == "custom"
+    assert made.recipe["initialization"] == "Blank"
     for wrong, says in (
-        (lambda key: jnp.zeros(3), "made a .*: it must make a Coreset"),
+        (Blank(False), "made a .*: it must make a Coreset"),
         (Coreset(jnp.zeros((2, 7, 7, 1)), jnp.eye(3)[:2], jnp.zeros(())), r"images \(2, 7, 7, 1\)"),
         (Coreset(jnp.full((3, 7, 7, 1), jnp.nan), jnp.eye(3), jnp.zeros(())), "NaN"),
         (eqx.tree_at(lambda c: c.preprocess, earlier.last, Identity()), "leave one out"),
@@ -599,7 +604,7 @@ def test_a_parameterisation_of_ones_own(train, parameterization, tmp_path):
     seen = []
 
     def look(report):
-        seen.append(jax.tree.map(jnp.copy, (report.state.coreset, report.state.average)))
+        seen.append(jax.tree.map(jnp.copy, (report.state.psi, report.state.average)))
 
     run = distill(train, parameterization=parameterization, optimizer=optax.sgd(0.1), fold=False,
                   callbacks=[look])  # fmt: skip
@@ -627,7 +632,7 @@ def test_the_gradient_goes_back_through_decode(train):
         parameterization=half,
         optimizer=optax.sgd(0.1),
         steps=1,
-        callbacks=[lambda report: states.append(jax.tree.map(jnp.copy, report.state.coreset))],
+        callbacks=[lambda report: states.append(jax.tree.map(jnp.copy, report.state.psi))],
     )
     psi = half.encode(start)
     decoded, transpose = jax.vjp(half.decode, psi)

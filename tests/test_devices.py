@@ -19,28 +19,18 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from devices_worker import BATCH, CLASSES, IMAGES, LABELS, RUN, SIZE
-from rcig_eqx import (
-    Coreset,
-    Hypergradient,
-    PoolSchedule,
-    Recipe,
-    convnet_for,
-    distill,
-    ema,
-    init,
-    make_mesh,
-    place,
-    step,
-)
-from rcig_eqx._devices import (
+from rcig_eqx import Coreset, PoolSchedule, Recipe, convnet_for, distill, ema, init, step
+from rcig_eqx.bilevel import Hypergradient
+from rcig_eqx.methods import AbstractMethod, frepo, rcig, staged
+from rcig_eqx.run import make_mesh, place
+from rcig_eqx.run._devices import (
     Agreement,
     check_batch_divides,
     collective_bytes,
     rows_of,
     shared_batch,
 )
-from rcig_eqx._pool import average_networks, draw
-from rcig_eqx.methods import AbstractMethod, frepo, rcig, staged
+from rcig_eqx.run._guard import average_networks
 
 QUICK = "--xla_backend_optimization_level=0"  # half the time to compile
 WORKER = Path(__file__).with_name("devices_worker.py")
@@ -157,7 +147,7 @@ def test_two_processes_do_what_one_does(tmp_path):
     assert 3 * BATCH // 2 <= len(first["decoded"]) < len(IMAGES) // 2
     for out in (first, second):
         assert "asked for different runs" in str(out["refused"])
-        assert "choose another checkpoint_dir" in str(out["unwritable"])
+        assert "choose another folder" in str(out["unwritable"])
     assert "loss" in errors[0]
     assert "loss" not in errors[1]  # process 0 alone shows progress
 
@@ -222,7 +212,7 @@ def test_a_step_averages_different_networks_and_visits_each(marked):
     assert len(set(index)) == 3
     after, metrics = advance(state, batch)
     assert float(metrics["loss"]) == pytest.approx(index.mean())
-    np.testing.assert_allclose(after.coreset.images, -index.mean(), rtol=1e-6)
+    np.testing.assert_allclose(after.psi.images, -index.mean(), rtol=1e-6)
     assert int(metrics["iterations"]) == 2
     assert np.flatnonzero(after.pool.age).tolist() == sorted(index)
     kept = np.setdiff1d(np.arange(5), index)
@@ -240,14 +230,14 @@ def test_a_network_without_a_finite_hypergradient_is_left_out_and_replaced(marke
     )
     after, metrics = advance(bad(state, index[0]), batch)
     assert not metrics["rejected"]
-    np.testing.assert_allclose(after.coreset.images, -index[1:].mean(), rtol=1e-6)
+    np.testing.assert_allclose(after.psi.images, -index[1:].mean(), rtol=1e-6)
     assert np.asarray(after.pool.age)[index].tolist() == [0, 1, 1]
     assert np.isfinite(after.pool.model.head.kernel).all()
     assert np.isfinite(after.pool.opt_state[0].mu.head.kernel).all()
 
     after, metrics = advance(bad(state, index), batch)
     assert metrics["rejected"]
-    np.testing.assert_array_equal(after.coreset.images, state.coreset.images)
+    np.testing.assert_array_equal(after.psi.images, state.psi.images)
     assert np.asarray(after.pool.age)[index].tolist() == [0, 0, 0]
     assert np.isfinite(after.pool.model.head.kernel).all()
 

@@ -13,27 +13,24 @@ import numpy as np
 import pytest
 
 from rcig_eqx import (
-    Augment,
     Coreset,
-    Evaluation,
     KeepBest,
     convnet_for,
-    correct,
-    cross_entropy,
     cross_evaluate,
     data,
     distill,
     evaluate,
     export,
-    hard_labels,
     load_result,
     privacy,
-    train_network,
 )
-from rcig_eqx._across import pooled
-from rcig_eqx._classes import match_classes
-from rcig_eqx._train_network import have_converged
+from rcig_eqx._coreset import hard_labels
 from rcig_eqx.data import Dataset, hold_out
+from rcig_eqx.evaluation import Augment, Evaluation, cross_entropy, train_network
+from rcig_eqx.evaluation._across import pooled
+from rcig_eqx.evaluation._classes import match_classes
+from rcig_eqx.evaluation._evaluate import correct
+from rcig_eqx.evaluation._train_network import have_converged
 from rcig_eqx.methods import frepo
 
 NETWORK = convnet_for((14, 14, 1), 3, width=4, depth=1, softplus=None)

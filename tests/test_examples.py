@@ -23,10 +23,10 @@ from rcig_eqx import (
     evaluate,
     export,
     platt_loss,
-    train_network,
-    training_recipe,
 )
 from rcig_eqx.data import Identity, standardize, to_state, zca
+from rcig_eqx.evaluation import train_network
+from rcig_eqx.evaluation._train_network import training_recipe
 from rcig_eqx.methods import frepo
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

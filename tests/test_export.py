@@ -17,19 +17,7 @@ import pytest
 from safetensors.numpy import load_file, save as serialize
 
 from _corrupt import damaged, every_byte, mutated
-from rcig_eqx import (
-    Coreset,
-    DistillResult,
-    Evaluation,
-    _export,
-    _files,
-    export,
-    load_export,
-    load_result,
-    training_recipe,
-)
-from rcig_eqx._export import ARRAYS, CARD, count_bytes
-from rcig_eqx._files import checksum, file_checksum
+from rcig_eqx import Coreset, DistillResult, export, load_export, load_result
 from rcig_eqx.data import (
     DataError,
     Identity,
@@ -39,6 +27,11 @@ from rcig_eqx.data import (
     write_records,
     zca,
 )
+from rcig_eqx.evaluation import Evaluation
+from rcig_eqx.evaluation._train_network import training_recipe
+from rcig_eqx.io import _export, _files
+from rcig_eqx.io._export import ARRAYS, CARD, count_bytes
+from rcig_eqx.io._files import checksum, file_checksum
 from rcig_eqx.models import AbstractNetwork, Head, convnet_for
 
 pytest.importorskip("matplotlib")

@@ -11,34 +11,41 @@ import numpy as np
 import optax
 import pytest
 
+from _run import distill
 from rcig_eqx import (
-    Hypergradient,
     PoolSchedule,
     Recipe,
     State,
     convnet_for,
     coreset_optimizer,
-    distill,
     growing_average,
     init,
-    real_coreset,
     step,
 )
-from rcig_eqx._faults import CAUSES, L2_FACTOR, MAX_RAISES, SOLVE, explain
-from rcig_eqx._loop import gave_up, interruptible, say_what_fell_short
+from rcig_eqx.bilevel import Hypergradient
 from rcig_eqx.data import Dataset, load, standardize
-from rcig_eqx.methods import AbstractMethod, cig, frepo
-from rcig_eqx.solvers import Adam
+from rcig_eqx.initializers import real_coreset
+from rcig_eqx.methods import AbstractMethod, cig, frepo, rcig_paper
+from rcig_eqx.run._guard import CAUSES, L2_FACTOR, MAX_RAISES, SOLVE, explain
+from rcig_eqx.run._loop import gave_up, interruptible, say_what_fell_short
+from rcig_eqx.solvers import Adam, Neumann
 
 make_model = convnet_for((14, 14, 1), 3, width=4, depth=1)
 L2_RATE = 1e-3
 
 
-class probe(AbstractMethod):
+class Probe(AbstractMethod):
     """Reports the λ it is given, and is broken in one place or none."""
 
     broken: str = eqx.field(static=True, default="")
     l2_rate: float = L2_RATE
+
+    @property
+    def head_l2_rate(self):
+        return self.l2_rate
+
+    def with_raised_l2(self, factor):
+        return dataclasses.replace(self, l2_rate=self.l2_rate * factor)
 
     def hypergradient(self, model, coreset, images, targets, *, key):
         bad = {name: jnp.where(self.broken == name, jnp.nan, 1.0) for name in ("loss", "gradient")}
@@ -85,8 +92,8 @@ def test_a_diverged_network_is_named_and_replaced(train, batch):
     assert metrics["rejected"]
     assert "diverged" in CAUSES[int(metrics["cause"])]
     for now, before in zip(
-        jax.tree.leaves((after.coreset, after.opt_state)),
-        jax.tree.leaves((state.coreset, state.opt_state)),
+        jax.tree.leaves((after.psi, after.opt_state)),
+        jax.tree.leaves((state.psi, state.opt_state)),
         strict=True,
     ):
         np.testing.assert_array_equal(now, before)
@@ -108,12 +115,12 @@ def test_pixels_that_are_not_finite_are_named(train, batch):
 )
 def test_the_first_thing_to_break_is_named(broken, cause, train, batch):
     """With the condition number of the ridge head at that network, against NumPy's."""
-    state = start(train, probe(broken))
+    state = start(train, Probe(broken))
     _, metrics = take(state, batch)
     assert metrics["rejected"]
     assert cause in CAUSES[int(metrics["cause"])]
     model = jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, state.pool.model)
-    h = np.asarray(model.features(state.coreset.images), np.float64)
+    h = np.asarray(model.features(state.psi.images), np.float64)
     K = h @ h.T + L2_RATE * len(h) * np.eye(len(h))
     np.testing.assert_allclose(metrics["condition"], np.linalg.cond(K), rtol=1e-3)
 
@@ -127,23 +134,23 @@ def test_a_trained_head_has_no_ridge_system_to_name(train, batch):
 
 
 def test_an_update_that_overflows_is_rejected(train, batch):
-    state = start(train, probe(), optax.scale(jnp.inf))
+    state = start(train, Probe(), optax.scale(jnp.inf))
     after, metrics = take(state, batch)
     assert "optimiser" in CAUSES[int(metrics["cause"])]
-    np.testing.assert_array_equal(after.coreset.images, state.coreset.images)
+    np.testing.assert_array_equal(after.psi.images, state.psi.images)
 
 
 def test_l2_is_raised_after_a_rejected_step_and_comes_back(train, batch):
     """The rule: ten times, up to the cap; an accepted step takes one raise back."""
-    state, images, labels = start(train, probe()), *batch
+    state, images, labels = start(train, Probe()), *batch
     bad = (images.at[0].set(jnp.nan), labels)
 
     class spoilable(probe):
         def hypergradient(self, model, coreset, images, targets, *, key):
-            result = probe.hypergradient(self, model, coreset, images, targets, key=key)
+            result = Probe.hypergradient(self, model, coreset, images, targets, key=key)
             return dataclasses.replace(result, value=result.value + 0 * jnp.sum(images))
 
-    state = start(train, spoilable())
+    state = start(train, Spoilable())
     seen, good = [], []
     for spoil in [False] + (MAX_RAISES + 1) * [True] + (MAX_RAISES + 1) * [False]:
         state, metrics = take(state, bad if spoil else batch)
@@ -161,7 +168,7 @@ def test_l2_as_it_is_where_nothing_was_rejected(train, batch):
     model = jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, state.pool.model)
     targets = jax.nn.one_hot(batch[1], 3)
     plain = eqx.filter_jit(frepo().hypergradient)(
-        model, state.coreset, batch[0], targets, key=jr.key(0)
+        model, state.psi, batch[0], targets, key=jr.key(0)
     )
     _, metrics = take(state, batch)
     np.testing.assert_allclose(metrics["loss"], plain.value, rtol=1e-6)
@@ -201,7 +208,7 @@ def test_a_run_gives_up_by_the_steps_since_it_was_resumed_and_says_so():
     assert not gave_up({"rejected": bad}, 0, 9)  # as a process that has not read the last one
     others = dict.fromkeys(("loss", "cause", "network", "condition"), [0.0] * 11)
     with pytest.warns(RuntimeWarning, match="Stopped: 10 steps in a row"):
-        say_what_fell_short({"rejected": [*bad, 0.0]} | others)
+        say_what_fell_short({"rejected": [*bad, 0.0]} | others, frepo())
 
 
 def test_a_run_given_up_for_its_solver_names_the_first_failure_and_no_larger_l2():
@@ -210,8 +217,9 @@ def test_a_run_given_up_for_its_solver_names_the_first_failure_and_no_larger_l2(
     history |= {"rejected": [0.0] + [1.0] * 10, "cause": [0.0] + [CAUSES.index(SOLVE)] * 10}
     history |= {"converged": [1.0] + [0.0] * 10}
     history |= {"step_times_curvature": [1.5, 2.5, 21.0] + [2e4] * 8}
+    method = rcig_paper(solver=Neumann(step_size=1e-3))
     with pytest.warns(RuntimeWarning) as caught:
-        say_what_fell_short(history)
+        say_what_fell_short(history, method)
     given_up, solve = (str(warning.message) for warning in caught)
     assert "Stopped: 10 steps in a row" in given_up
     assert "l2_rate" not in given_up
@@ -233,12 +241,12 @@ def test_an_optimiser_that_overflows_is_rejected(train, batch):
 
     class huge(probe):
         def hypergradient(self, model, coreset, images, targets, *, key):
-            result = probe.hypergradient(self, model, coreset, images, targets, key=key)
+            result = Probe.hypergradient(self, model, coreset, images, targets, key=key)
             return dataclasses.replace(
                 result, gradient=jax.tree.map(lambda x: x + 1e30, result.gradient)
             )
 
-    state = start(train, huge())
+    state = start(train, Huge())
     after, metrics = take(state, batch)
     assert metrics["rejected"]
     assert "update" in CAUSES[int(metrics["cause"])]

@@ -14,10 +14,10 @@ import optax
 import pytest
 
 from rcig_eqx import convnet_for, coreset_optimizer, ema, growing_average, platt_loss
-from rcig_eqx._identity import identity_of
 from rcig_eqx._losses import SquaredError
 from rcig_eqx.methods import frepo, rcig, rcig_paper
-from rcig_eqx.solvers import DualCG
+from rcig_eqx.run._identity import identity_of
+from rcig_eqx.solvers import ConjugateGradient
 
 
 def scaled(x, by=1.0):
@@ -111,7 +111,7 @@ MADE: dict[str, Any] = {
     "average": lambda by: ema(by / 10),
     "growing": lambda by: growing_average(float(by)),
     "network": lambda by: convnet_for((8, 8, 1), 3, width=by),
-    "method": lambda by: rcig(solver=DualCG(by / 100)),
+    "method": lambda by: rcig(solver=ConjugateGradient(by / 100)),
     "paper": lambda by: rcig_paper(l2_rate=by / 100),
     "loss": lambda by: frepo(outer_loss=weighted(by)),
 }
@@ -170,7 +170,7 @@ def test_the_same_in_every_process_and_without_a_source():
     program = (
         "import optax, jax.numpy as jnp\n"
         "from rcig_eqx import coreset_optimizer\n"
-        "from rcig_eqx._identity import identity_of\n"
+        "from rcig_eqx.run._identity import identity_of\n"
         "def loss(x, by={'a', 'b', 'c'}): return x * 2\n"
         "rate = optax.cosine_decay_schedule(0.1, 10)\n"
         "print(identity_of((loss, optax.adamw(rate), coreset_optimizer(rate))))\n"

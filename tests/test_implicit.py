@@ -12,42 +12,35 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from _problem import CLASSES, random_problem
-from rcig_eqx import (
-    Coreset,
-    PoolSchedule,
-    SquaredError,
+from _problem import (
+    CLASSES,
     exact_hypergradient,
     head_hypergradient,
-    mse_loss,
-    partition,
-    platt_loss,
-    presets,
+    implicit_hypergradient,
+    random_problem,
 )
-from rcig_eqx._faults import raise_l2
-from rcig_eqx._loop import say_what_fell_short
+from rcig_eqx import Coreset, PoolSchedule, SquaredError, mse_loss, platt_loss, presets
 from rcig_eqx.methods import (
-    RateRule,
     cig,
     clip_implicit,
     frepo,
-    implicit_hypergradient,
     rcig,
     rcig_paper,
     rig,
     staged,
     vig,
 )
+from rcig_eqx.models import partition
+from rcig_eqx.operators import gauss_newton_operator, hessian_operator
+from rcig_eqx.run._guard import raise_l2
+from rcig_eqx.run._loop import say_what_fell_short
 from rcig_eqx.solvers import (
-    AbstractDualSolver,
+    AbstractDefiniteSolver,
     Adam,
     ConjugateGradient,
-    DualCG,
-    DualCholesky,
+    Dual,
     Neumann,
-    Nystrom,
-    gauss_newton_operator,
-    hessian_operator,
+    Traits,
     largest_eigenvalue,
 )
 
@@ -90,7 +83,7 @@ def inner(setting):
 @pytest.fixture(scope="module")
 def exact(setting):
     """The exact hypergradient."""
-    return run(exact_hypergradient, setting, l2_rate=L2_RATE, solver=DualCholesky())
+    return run(exact_hypergradient, setting, l2_rate=L2_RATE, solver=lx.Cholesky())
 
 
 def run(function, arguments, **given):
@@ -122,7 +115,6 @@ SOLVERS = {
     "cg": (lambda shift: ConjugateGradient(1e-11, 500), 1e-9),
     "neumann": (lambda shift: Neumann(100_000, rtol=1e-9), 1e-6),
     "adam": (lambda shift: Adam(3e-2, 4000), 1e-2),
-    "nystrom": (lambda shift: Nystrom(N * CLASSES, shift), 1e-9),
 }
 
 
@@ -149,7 +141,7 @@ def test_solvers_against_a_dense_matrix(inner, name, damping):
     true = np.linalg.norm(flat(vector) - dense @ flat(x)) / np.linalg.norm(flat(vector))
     late = name == "adam"  # reports the gradient one step before the end
     assert float(stats["residual"]) == pytest.approx(true, rel=0.5 if late else 1e-3, abs=1e-10)
-    if name in (spent := {"adam": 4000, "nystrom": N * CLASSES + 1}):
+    if name in (spent := {"adam": 4000}):
         assert int(stats["num_steps"]) == spent[name]
     assert stats["num_steps"].dtype == jnp.int32
     if damping:
@@ -158,36 +150,33 @@ def test_solvers_against_a_dense_matrix(inner, name, damping):
         assert relative(second, x) < max(tolerance, 1e-8)
 
 
-def test_nystrom_of_too_low_a_rank_says_how_far_off_it_is(inner, setting):
-    outputs, convex, theta, vector, _, _ = inner
-    operator = gauss_newton_operator(outputs, convex, theta, damping=0.2)
-    low, full = (
-        lx.linear_solve(operator, vector, Nystrom(rank, 0.2), throw=False)
-        for rank in (2, N * CLASSES)
-    )
-    assert float(low.stats["residual"]) > 1
-    assert low.result == lx.RESULTS.breakdown
-    assert float(full.stats["residual"]) < 1e-9
-    assert full.result == lx.RESULTS.successful
-    given = {"l2_rate": L2_RATE, "inner": CG, "solver": Nystrom(2, 1e-4)}
-    assert not run(implicit_hypergradient, setting, **given).stats["converged"]
-
-
-class Looser(AbstractDualSolver):
-    """A dual solver of one's own, with a number in an array."""
+class Looser(AbstractDefiniteSolver):
+    """A solver of one's own, with a number in an array."""
 
     loosely: jax.Array
 
-    def prepare(self, model, images, linearization, l2, weights=None, head_weight=None):
-        l2 = l2 * self.loosely
-        return DualCholesky().prepare(model, images, linearization, l2, weights, head_weight)
+    @property
+    def traits(self):
+        return Traits(direct=True)
+
+    def advice(self, stats):
+        return "Tighten it."
+
+    def init(self, operator, options):
+        return lx.Cholesky().init(operator, options)
+
+    def compute(self, state, vector, options):
+        x, result, stats = lx.Cholesky().compute(state, vector, options)
+        return jax.tree.map(lambda x: x * self.loosely, x), result, stats
 
 
-def test_a_dual_solver_of_ones_own_may_hold_arrays(setting, exact):
-    one = Looser(jnp.ones(()))
+def test_a_solver_of_ones_own_may_hold_arrays(setting, exact):
+    one = Dual(Looser(jnp.ones(())))
     given = {"l2_rate": L2_RATE, "inner": one, "solver": one}
     got = run(implicit_hypergradient, setting, **given)
     assert relative(got.gradient, exact.gradient) < 1e-9
+    alone = run(exact_hypergradient, setting, l2_rate=L2_RATE, solver=one.solver)
+    assert relative(alone.gradient, exact.gradient) < 1e-12
 
 
 def test_neumann_names_the_condition_it_needs(inner):
@@ -215,21 +204,42 @@ def test_a_run_names_the_condition_that_its_neumann_series_broke(setting):
     assert stats["step_times_curvature"] > 2
     history = {name: [float(value)] for name, value in stats.items()} | {"loss": [1.0]}
     with pytest.warns(RuntimeWarning, match=r"below 2; that was \d+\.\d when it first failed"):
-        say_what_fell_short(history)
+        say_what_fell_short(history, method)
 
 
 def test_residuals_without_a_number_are_counted_apart():
     history = {"loss": [1.0] * 3, "converged": [0.0] * 3, "residual": [2e19, np.inf, np.nan]}
+    method = rcig_paper(inner=CG, solver=CG)
     with pytest.warns(RuntimeWarning, match=r"residual up to 2\.0e\+19, not finite in 2:"):
-        say_what_fell_short(history)
+        say_what_fell_short(history, method)
     history["residual"] = [np.nan] * 3
-    with pytest.warns(RuntimeWarning, match="not finite in 3: .*Nystrom needs a higher rank"):
-        say_what_fell_short(history)
+    with pytest.warns(RuntimeWarning, match="not finite in 3: .*raise max_steps"):
+        say_what_fell_short(history, method)
+
+
+# name: a method, statistics of a step in which a solve fell short, what it says
+ADVICE = {
+    "rcig": (rcig(), {}, r"rcig\(solver=ConjugateGradient\(1e-4, 1000\)"),
+    "rcig_cg": (rcig(solver=ConjugateGradient()), {}, r"raise max_steps"),
+    "rcig_lineax": (rcig(solver=lx.CG(1e-5, 1e-5)), {}, "Raise the max_steps of CG"),
+    "dual": (cig(inner=CG, solver=Dual(CG)), {"inner_converged": 1.0}, "an rtol of 1e-6"),
+    "inner": (cig(inner=CG, solver=Adam(1.0)), {"inner_converged": 0.0}, "raise max_steps"),
+    "adam": (rcig_paper(), {"inner_converged": 1.0}, "a lower learning_rate"),
+    "staged": (staged(frepo(), rcig(), 1), {}, r"rcig\(solver="),
+}
+
+
+@pytest.mark.parametrize("name", ADVICE)
+def test_advice_is_the_solvers_own(name):
+    method, stats, says = ADVICE[name]
+    history = {"loss": [1.0], "converged": [0.0]} | {k: [v] for k, v in stats.items()}
+    with pytest.warns(RuntimeWarning, match=says):
+        say_what_fell_short(history, method)
 
 
 def test_a_close_solve_far_from_a_trained_heads_minimum_is_warned_of(setting):
     """It magnifies what the inner descent left in directions of little curvature."""
-    short, close = Adam(1e-3, 20), DualCholesky()
+    short, close = Adam(1e-3, 20), Dual()
     exact = run(cig(inner=close, solver=close).hypergradient, setting, key=jr.key(0))
 
     def off(method):
@@ -244,21 +254,21 @@ def test_a_close_solve_far_from_a_trained_heads_minimum_is_warned_of(setting):
     assert magnified > 3
     assert magnified > 3 * off(cig(inner=short, solver=short))[0]
     with pytest.warns(RuntimeWarning, match="magnifies what the inner one leaves"):
-        say_what_fell_short(history, method=method)
+        say_what_fell_short(history, method)
     method = rcig_paper(inner=short, solver=close, outer_loss=mse_loss)
     error, history = off(method)
     truncated = rcig_paper(inner=short, solver=short, outer_loss=mse_loss)
     assert error < off(truncated)[0]  # where the head is solved for, closer is better
-    say_what_fell_short(history, method=method)  # warnings are errors here
+    say_what_fell_short(history, method)  # warnings are errors here
     method = cig(inner=close, solver=close)
-    say_what_fell_short(off(method)[1], method=method)
+    say_what_fell_short(off(method)[1], method)
 
 
 def test_a_dual_solve_under_a_trained_head_is_judged_by_v(setting):
     """Its own residual says little of v, a difference divided by λ."""
 
     def at(rtol):
-        method = cig(inner=DualCholesky(), solver=DualCG(rtol, 100))
+        method = cig(inner=Dual(), solver=Dual(ConjugateGradient(rtol, 100)))
         return run(method.hypergradient, setting, key=jr.key(0)).stats
 
     rough, fine = at(0.3), at(1e-8)
@@ -272,7 +282,7 @@ def test_a_run_whose_descents_diverge_says_so():
     """Each is a success to its solver, which is truncated on purpose."""
     history = {"loss": [1.0] * 5, "solver_diverged": [1.0, 1.0, 0.0, 0.0, 0.0]}
     with pytest.warns(RuntimeWarning, match=r"inverse-Hessian .* 2 of 5 steps.*solver=Adam\(1e-4"):
-        say_what_fell_short(history)
+        say_what_fell_short(history, rcig_paper())
 
 
 def test_a_neumann_series_that_grew_is_no_success(inner):
@@ -291,8 +301,9 @@ def test_a_neumann_series_that_grew_is_no_success(inner):
 
 
 def test_an_inner_solve_that_fell_short_is_reported(setting):
-    given = {"l2_rate": L2_RATE, "solver": DualCholesky()}
-    short = run(implicit_hypergradient, setting, inner=DualCG(max_steps=1), **given)
+    given = {"l2_rate": L2_RATE, "solver": Dual()}
+    once = Dual(ConjugateGradient(max_steps=1))
+    short = run(implicit_hypergradient, setting, inner=once, **given)
     assert not short.stats["converged"]
     assert float(short.stats["inner_residual"]) > 1e-3
     given["solver"] = lx.CG(1e-9, 1e-9)  # lineax's own solvers tell no residual: it is taken
@@ -328,8 +339,8 @@ def test_neumann_is_its_series(inner):
 # name: arguments with which the linearised problem is solved to convergence
 EXACT = {
     "cg": {"inner": CG, "solver": CG},
-    "dual": {"inner": DualCholesky(), "solver": DualCholesky()},
-    "nystrom": {"inner": Nystrom(2 * N * CLASSES), "solver": Nystrom(2 * N * CLASSES)},
+    "dual": {"inner": Dual(), "solver": Dual()},
+    "dual-cg": {"inner": Dual(CG), "solver": Dual(CG)},
     "neumann": {"inner": Neumann(200_000, rtol=1e-11), "solver": Neumann(200_000, rtol=1e-11)},
 }
 
@@ -344,7 +355,7 @@ def test_converged_is_exact(setting, reparameterized, name):
     problem = (model, flipped, images, targets)
     given = {"l2_rate": L2_RATE, "reparameterized": reparameterized} | EXACT[name]
     got = run(implicit_hypergradient, problem, **given)
-    exact = run(exact_hypergradient, problem, l2_rate=L2_RATE, solver=DualCholesky())
+    exact = run(exact_hypergradient, problem, l2_rate=L2_RATE, solver=lx.Cholesky())
     for part in ("images", "labels", "log_temperature"):
         assert relative(getattr(got.gradient, part), getattr(exact.gradient, part)) < 1e-7
     assert float(got.value) == pytest.approx(float(exact.value), rel=1e-10)
@@ -352,33 +363,20 @@ def test_converged_is_exact(setting, reparameterized, name):
     assert got.stats["converged"]
 
 
-def test_nystrom_follows_a_raised_l2_term(setting):
-    """After a rejected step λ is tenfold, the damping as before; a method's Nyström knows both."""
-    solver = Nystrom(N * CLASSES)
-    method = cig(inner=CG, solver=solver, l2_rate=L2_RATE, damping=0.2)
-    raised = raise_l2(method, jnp.asarray(1), jnp.float64)
-    got = eqx.filter_jit(raised.hypergradient)(*setting, key=jr.key(0))
-    assert float(got.stats["residual"]) < 1e-9
-    alone = lx.MatrixLinearOperator(jnp.eye(9), lx.positive_semidefinite_tag)
-    with pytest.raises(ValueError, match="give it λ"):
-        lx.linear_solve(alone, jnp.ones(9), solver)
-
-
 @pytest.mark.parametrize("reparameterized", [True, False], ids=["rcig", "cig"])
 @pytest.mark.parametrize(
     "solver",
-    [DualCholesky(), DualCG(1e-13, 500), Nystrom(2 * N * CLASSES), Neumann(200_000, rtol=1e-12)],
-    ids=lambda solver: type(solver).__name__,
+    [Dual(), Dual(ConjugateGradient(1e-13, 500)), Neumann(200_000, rtol=1e-12)],
+    ids=["dual_cholesky", "dual_cg", "neumann"],
 )
 def test_damping_of_a_linearised_network(setting, reparameterized, solver):
     """As conjugate gradients on the damped Hessian, of the body alone where the head is solved."""
-    weighted = reparameterized == isinstance(solver, DualCholesky)
+    weighted = reparameterized == (solver == Dual())
     weights = jnp.linspace(0.5, 2.0, N * CLASSES).reshape(N, CLASSES) if weighted else None
     given = {"l2_rate": L2_RATE, "reparameterized": reparameterized, "damping": 0.7}
-    given |= {"inner": DualCholesky(), "inner_loss": SquaredError(weights)}
+    given |= {"inner": Dual(), "inner_loss": SquaredError(weights)}
     got, primal = (run(implicit_hypergradient, setting, solver=s, **given) for s in (solver, CG))
-    # A sketch is taken with a shift that costs it digits.
-    assert relative(got.gradient, primal.gradient) < (1e-7 if isinstance(solver, Nystrom) else 1e-9)
+    assert relative(got.gradient, primal.gradient) < 1e-9
     assert got.stats["converged"]
 
 
@@ -421,7 +419,7 @@ ORDINARY = {
     "neumann": (lambda _: Neumann(10_000, rtol=1e-11), False, 1e-8),
     "adam": (lambda _: Adam(3e-3, 20), False, 1e-8),
     "gauss-newton-cg": (lambda _: CG, True, 1e-8),
-    "gauss-newton-nystrom": (Nystrom, True, 1e-8),
+    "gauss-newton-cholesky": (lambda _: lx.Cholesky(), True, 1e-8),
 }
 
 
@@ -535,7 +533,7 @@ def test_the_implicit_gradient_is_clipped_leaf_by_leaf(setting):
     )
     assert relative(clipped.gradient, jax.tree.map(jnp.add, direct.gradient, expected)) < 1e-9
     assert relative(clipped.gradient, free.gradient) > 1e-3
-    solver = DualCholesky()
+    solver = lx.Cholesky()
     exact = run(
         rcig(l2_rate=L2_RATE, solver=solver, clip=True).hypergradient, setting, key=jr.key(0)
     )
@@ -570,57 +568,65 @@ def rates(method) -> list[float]:
 
 def test_the_presets_differ_in_named_values_only():
     paper, code = presets.paper(), presets.authors_code()
-    assert code["method"] == dataclasses.replace(
-        paper["method"],
+    assert code.method == dataclasses.replace(
+        paper.method,
         clip=True,
         margin=True,
-        rule=RateRule(window=50, shrink_at=0.29, grow=1.05, grow_at=0.7, solver=False),
     )
-    assert paper["method"] == rcig_paper(below_largest=1.0)
-    assert paper["pool"] == PoolSchedule(30, 100, 1, 1, 5e-5)
-    assert code["pool"] == dataclasses.replace(paper["pool"], max_visit=15)
+    assert paper.method == rcig_paper(below_largest=1.0)
+    assert paper.pool == PoolSchedule(30, 100, 1, 1, 5e-5)
+    assert code.pool == dataclasses.replace(paper.pool, max_visit=15)
     late = jnp.asarray(10_000)
-    assert float(paper["average"](late)) == 1  # the last iterate
-    assert float(code["average"](late)) == pytest.approx(0.01, rel=1e-5)
+    assert float(paper.average(late)) == 1  # the last iterate
+    assert float(code.average(late)) == pytest.approx(0.01, rel=1e-5)
     same = ("optimizer", "fold", "batch_size")
-    assert paper.keys() == code.keys() == {"method", "pool", "average", *same}
-    assert all(paper[name] is code[name] for name in same)
-    assert (paper["fold"], paper["batch_size"]) == (False, 1024)
+    assert all(getattr(paper, name) == getattr(code, name) for name in same)
+    assert (paper.fold, paper.batch_size) == (False, 1024)
 
 
 def test_the_presets_take_other_methods():
-    assert presets.paper(rig, damping=0.1)["method"] == rig(damping=0.1, below_largest=1.0)
-    assert presets.paper(frepo, l2_rate=1e-3)["method"] == frepo(l2_rate=1e-3)
-    assert presets.authors_code(rcig)["method"] == rcig(clip=True, margin=True)
-    assert presets.authors_code(rcig, clip=False)["method"] == rcig(margin=True)
-    assert presets.authors_code(frepo)["method"] == frepo(margin=True)
-    assert presets.authors_code(rig)["method"].clip
-    trained_head = presets.authors_code(vig)["method"]
+    assert presets.paper(rig, damping=0.1).method == rig(damping=0.1, below_largest=1.0)
+    assert presets.paper(frepo, l2_rate=1e-3).method == frepo(l2_rate=1e-3)
+    assert presets.authors_code(rcig).method == rcig(clip=True, margin=True)
+    assert presets.authors_code(rcig, clip=False).method == rcig(margin=True)
+    assert presets.authors_code(frepo).method == frepo(margin=True)
+    assert presets.authors_code(rig).method.clip
+    trained_head = presets.authors_code(vig).method
     assert (trained_head.clip, trained_head.margin) == (False, False)  # both are of the head's loss
 
 
-def test_rates_follow_the_rule(setting):
-    good = {"inner_diverged": False, "inner_monotone": True, "solver_diverged": False}
-    bad = {"inner_diverged": True, "inner_monotone": False, "solver_diverged": True}
+def test_rates_shrink_after_a_descent_that_diverged(setting):
+    good = {"inner_diverged": jnp.asarray(False), "solver_diverged": jnp.asarray(False)}
+    bad = {"inner_diverged": jnp.asarray(True), "solver_diverged": jnp.asarray(False)}
     adams = {"inner": Adam(1.0), "solver": Adam(2.0)}
     paper = eqx.filter_jit(rcig_paper(**adams).tune)(*setting)
     assert rates(paper) == [1, 2]
     assert rates(paper.adapt(good)) == pytest.approx([1, 2])
-    assert rates(paper.adapt(good).adapt(bad)) == pytest.approx([0.9, 1.8])
-    rule = RateRule(window=4, shrink_at=0.5, grow=1.05, grow_at=0.75, solver=False)
-    windowed = eqx.filter_jit(rcig_paper(**adams, rule=rule).tune)(*setting)
+    assert rates(paper.adapt(good).adapt(bad)) == pytest.approx([0.9, 2])
+    assert rates(paper.adapt(bad).adapt(bad)) == pytest.approx([0.81, 2])
+    halved = eqx.filter_jit(rcig_paper(**adams, shrink=0.5).tune)(*setting)
+    assert rates(halved.adapt(bad)) == pytest.approx([0.5, 2])
+    untuned = rcig_paper(**adams)  # its rates are the caller's numbers
+    assert untuned.adapt(bad) == untuned
 
-    def after(*stats):
-        method = windowed
-        for s in stats:
-            method = method.adapt(s)
-        return rates(method)
 
-    assert after(bad, bad, bad) == [1, 2]
-    assert after(good, bad, good, bad) == pytest.approx([0.9, 2])
-    assert after(good, bad, good, good) == pytest.approx([1.05, 2])
-    assert after(*[good] * 4, bad, bad, good) == pytest.approx([1.05, 2])  # counted anew
-    assert after(*[bad] * 8) == pytest.approx([0.81, 2])
+def test_a_raised_l2_term_is_that_of_every_part(setting):
+    """After a rejected step λ is tenfold; what the head's system has is raised with it."""
+    for make in (rcig, frepo, rcig_paper, rig, cig, vig):
+        raised = raise_l2(make(l2_rate=0.01), jnp.asarray(2), jnp.float64)
+        assert float(raised.l2_rate) == pytest.approx(1.0)
+        solved = make not in (cig, vig)
+        assert raised.head_l2_rate is (raised.l2_rate if solved else None)
+    both = raise_l2(staged(frepo(l2_rate=0.3), cig(l2_rate=0.1), 5), jnp.asarray(1), jnp.float64)
+    found = [float(x) for x in (both.first.l2_rate, both.then.l2_rate, both.head_l2_rate)]
+    assert found == pytest.approx([3.0, 1.0, 3.0])
+    method = cig(inner=CG, solver=Dual(), l2_rate=L2_RATE, damping=0.2)
+    by_hand = cig(inner=CG, solver=Dual(), l2_rate=10 * L2_RATE, damping=0.2)
+    got, expected = (
+        eqx.filter_jit(m.hypergradient)(*setting, key=jr.key(0)).gradient
+        for m in (raise_l2(method, jnp.asarray(1), jnp.float64), by_hand)
+    )
+    assert relative(got, expected) < 1e-9
 
 
 def test_staged_adapts_the_method_in_use(setting):

@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import jax.random as jr
 import pytest
 
+from _run import distill
 from rcig_eqx import (
     Coreset,
     PoolSchedule,
     Recipe,
     convnet_for,
     coreset_optimizer,
-    distill,
     estimate_memory,
     growing_average,
     init,
@@ -87,7 +87,7 @@ def test_a_method_whose_rates_are_yet_to_be_found(coreset):
 def test_too_little_memory_is_said_before_the_first_step(monkeypatch):
     whole = load("fashion_mnist_small", "train")
     train = Dataset(whole.images[:60, ::2, ::2], whole.labels[:60], whole.class_names)
-    monkeypatch.setattr("rcig_eqx._memory.available_memory", lambda device: 1000)
+    monkeypatch.setattr("rcig_eqx.run._memory.available_memory", lambda device: 1000)
     with pytest.warns(RuntimeWarning, match=r"0 MB are free.*batch_size below 8"):
         distill(
             train,

@@ -10,13 +10,15 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from rcig_eqx import ConvNet, convnet_for, partition
+from rcig_eqx import convnet_for
 from rcig_eqx.models import (
+    ConvNet,
     _cpu_convolution,
     average_pool,
     conv2d,
     count_parameters,
     max_pool,
+    partition,
     softplus,
 )
 

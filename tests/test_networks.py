@@ -9,32 +9,31 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import jax.random as jr
+import lineax as lx
 import numpy as np
 import pytest
 
+from _problem import exact_hypergradient
+from _run import distill
 from rcig_eqx import (
     Coreset,
-    Hypergradient,
     PoolSchedule,
+    Recipe,
     coreset_optimizer,
-    distill,
     evaluate,
-    evaluation_schedule,
-    exact_hypergradient,
     growing_average,
     init,
-    linearize,
     load_result,
     methods,
     platt_loss,
     step,
-    train_network,
-    training_recipe,
 )
-from rcig_eqx._checkpoint import arrays_of
-from rcig_eqx._evaluate import fresh_network
 from rcig_eqx._pool import new_member, train_member
-from rcig_eqx._step import Recipe
+from rcig_eqx.bilevel import Hypergradient
+from rcig_eqx.evaluation import train_network
+from rcig_eqx.evaluation._evaluate import fresh_network
+from rcig_eqx.evaluation._train_network import evaluation_schedule, training_recipe
+from rcig_eqx.methods import linearize
 from rcig_eqx.models import (
     Normalize,
     conv2d,
@@ -45,7 +44,7 @@ from rcig_eqx.models import (
     with_statistics,
 )
 from rcig_eqx.models._network import check_independent
-from rcig_eqx.solvers import DualCholesky
+from rcig_eqx.run._checkpoint import arrays_of
 
 KINDS = ("none", "batch", "instance", "layer", "group")
 # The smallest of each: the side of its images, and options.
@@ -293,7 +292,7 @@ def test_the_hypergradient_is_that_of_frozen_statistics(kind):
 
         dense = jax.jit(jax.grad(loss))(coreset)
         result = eqx.filter_jit(exact_hypergradient)(
-            model, coreset, batch, targets, l2_rate=5e-3, solver=DualCholesky()
+            model, coreset, batch, targets, l2_rate=5e-3, solver=lx.Cholesky()
         )
         for a, b in zip(*map(jax.tree.leaves, (result.gradient, dense)), strict=True):
             assert jnp.abs(b).max() > 0
@@ -354,7 +353,7 @@ def test_a_step_is_at_the_statistics_of_the_set_as_it_is():
     take = eqx.filter_jit(step)
     for _ in range(2):
         model = jax.tree.map(lambda x: x[0], state.pool.model)
-        expected = statistics(with_statistics(model, state.coreset.images))
+        expected = statistics(with_statistics(model, state.psi.images))
         state, _ = take(state, batch)
         jax.effects_barrier()
         for a, b in zip(seen.pop(), expected, strict=True):
@@ -461,10 +460,8 @@ def test_the_command_line(tmp_path, capsys):
 
 
 WRONG = {
-    "architecture='resnet' is not known: did you mean 'resnet18'": lambda: tiny("resnet"),
-    "normalization='instancenorm' is not known: did you mean 'instance'": lambda: tiny(
-        kind="instancenorm"
-    ),
+    "architecture is 'resnet': did you mean 'resnet18'": lambda: tiny("resnet"),
+    "normalization is 'instancenorm': did you mean 'instance'": lambda: tiny(kind="instancenorm"),
     "depth is of a convnet alone": lambda: network_for("vgg11", SHAPE, 2, depth=2),
     "too small for this network": lambda: network_for("vgg11", SHAPE, 2, width=2)(jr.key(0)),
     "make 4 groups": lambda: Normalize("group", (2, 2, 6)),

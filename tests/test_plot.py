@@ -5,8 +5,10 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from rcig_eqx import Coreset, save_grid, to_pixels
-from rcig_eqx._plot import (
+from rcig_eqx import Coreset, save_grid
+from rcig_eqx.data import DataError, Identity, load, zca
+from rcig_eqx.io import to_pixels
+from rcig_eqx.io._plot import (
     _grid,
     _strips,
     drawing,
@@ -15,7 +17,6 @@ from rcig_eqx._plot import (
     save_class,
     write_figure,
 )
-from rcig_eqx.data import DataError, Identity, load, zca
 
 Image = pytest.importorskip("PIL.Image")
 

@@ -14,7 +14,9 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from rcig_eqx import Coreset, convnet_for, data, privacy, real_coreset, train_network
+from rcig_eqx import Coreset, convnet_for, data, privacy
+from rcig_eqx.evaluation import train_network
+from rcig_eqx.initializers import real_coreset
 from rcig_eqx.privacy import Observations, Shadows, Threshold
 
 PHI = NormalDist().cdf

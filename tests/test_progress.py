@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from rcig_eqx._progress import ProgressBar
+from rcig_eqx.run._progress import ProgressBar
 
 
 def metrics(seconds: float) -> dict[str, float]:

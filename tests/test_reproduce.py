@@ -10,10 +10,10 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from rcig_eqx import PoolSchedule, data, evaluate, load_result
-from rcig_eqx._distill import describe_model
+from rcig_eqx import PoolSchedule, Recipe, data, evaluate, load_result
 from rcig_eqx.data._sources import SOURCES
-from rcig_eqx.methods import frepo, implicit, rcig, staged
+from rcig_eqx.methods import Frepo, Implicit, Rcig, Staged, frepo
+from rcig_eqx.models._check import describe_model
 from rcig_eqx.reproduce import METHODS, ROWS, SCALES, SETTINGS, TARGETS, Workshop, dry_run
 from rcig_eqx.reproduce._figures import (
     _along,
@@ -120,7 +120,7 @@ def test_every_method_takes_the_rows_values(method, settings):
     assert given["model"].depth == 4
     assert given["model"].width == 128
     used: Any = given["method"]
-    parts: Any = (used.first, used.then) if isinstance(used, staged) else (used,)
+    parts: Any = (used.first, used.then) if isinstance(used, Staged) else (used,)
     for part in parts:
         if method != "random":
             assert (part.l2_rate, part.subset) == (5e-3, 500)
@@ -131,7 +131,7 @@ def test_every_method_takes_the_rows_values(method, settings):
         assert getattr(parts[0], "clip", False) == clips
     if settings == "paper":
         assert given["batch_size"] == 1024
-        assert isinstance(used, implicit) == (method in ("rcig_paper", "rig", "cig", "vig"))
+        assert isinstance(used, Implicit) == (method in ("rcig_paper", "rig", "cig", "vig"))
 
 
 def test_double_precision_is_asked_for_where_the_paper_has_it():
@@ -170,8 +170,8 @@ def test_the_small_scale_bounds_what_a_row_costs(name):
     assert networks == 1 or networks * trained * min(256, row.mirrored_images) <= 600_000
     given = arguments(row, small, "default")
     assert (given["steps"], given["model"].width) == (steps, width)
-    assert isinstance(given["method"], staged if exact else frepo)
-    assert isinstance(arguments(row, small, "rcig")["method"], rcig)
+    assert isinstance(given["method"], Staged if exact else Frepo)
+    assert isinstance(arguments(row, small, "rcig")["method"], Rcig)
     more = small.changed(steps=7, width=64, evaluation_steps=9)
     assert (more.steps_of(row), more.width_of(row), more.evaluation_steps_of(row)) == (7, 64, 9)
 
@@ -262,7 +262,7 @@ def test_a_filed_set_of_other_settings_is_refused(workshop):
     with pytest.raises(ValueError, match=r"has asked .*'l2_rate': 0.0005"):
         workshop.distilled(FASHION, changed={"method": frepo(l2_rate=0.1)})
     with pytest.raises(ValueError, match=r"'max_visit': 7.* is asked for"):
-        workshop.distilled(FASHION, changed={"pool": PoolSchedule(size=1, max_visit=7)})
+        workshop.distilled(FASHION, changed={"recipe": Recipe(pool=PoolSchedule(1, max_visit=7))})
 
 
 def test_sets_of_other_versions_are_taken_with_a_remark(workshop, monkeypatch):

@@ -16,17 +16,10 @@ from safetensors import safe_open
 from safetensors.numpy import save as serialize
 
 from _corrupt import damaged, every_byte, mutated
-from rcig_eqx import (
-    Coreset,
-    DistillResult,
-    _files,
-    export,
-    load_export,
-    load_result,
-    save_grid,
-)
-from rcig_eqx._files import checksum
+from rcig_eqx import Coreset, DistillResult, export, load_export, load_result, save_grid
 from rcig_eqx.data import AbstractPreprocess, DataError, Identity, standardize, zca
+from rcig_eqx.io import _files
+from rcig_eqx.io._files import checksum
 
 PREPROCESS = {
     "identity": lambda images: Identity(),

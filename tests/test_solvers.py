@@ -1,4 +1,4 @@
-"""Linearisation, ridge head, losses and dual solvers, each against its dense closed form."""
+"""Linearisation, ridge head, losses and the dual system, each against its dense closed form."""
 
 import equinox as eqx
 import jax
@@ -9,24 +9,14 @@ import lineax as lx
 import numpy as np
 import pytest
 
-from rcig_eqx import (
-    convnet_for,
-    inner_loss,
-    kernel_ridge,
-    label_margin,
-    linearize,
-    mse_loss,
-    platt_loss,
-    ridge_head,
-)
-from rcig_eqx.solvers import (
-    ConjugateGradient,
-    DualCG,
-    DualCholesky,
-    dual_gram,
-    dual_operator,
-    head_preconditioner,
-)
+from rcig_eqx import SquaredError, convnet_for, mse_loss, platt_loss
+from rcig_eqx._losses import label_margin
+from rcig_eqx._ridge import kernel_ridge
+from rcig_eqx.methods import linearize, ridge_head
+from rcig_eqx.operators import NTK, LeastSquaresKernel
+from rcig_eqx.operators._kernel import woodbury
+from rcig_eqx.solvers import ConjugateGradient
+from rcig_eqx.solvers._dual import prepare_kernel
 
 N, CLASSES = 6, 3
 
@@ -69,102 +59,197 @@ def test_linearization_is_centred(network):
     assert jnp.abs(model(images)).max() > 0.1
 
 
-@pytest.mark.parametrize("block_rows", [3, 9, 1000])
-def test_dual_gram_and_operator(network, monkeypatch, block_rows):
+# name: W [N classes] or None, what the head counts for or None
+KERNELS = {
+    "plain": (None, None),
+    "weighted": (jnp.linspace(0.3, 3.0, N * CLASSES).reshape(N, CLASSES), None),
+    "heavy_head": (None, 2.5),
+    "both": (jnp.linspace(2.0, 0.5, N * CLASSES).reshape(N, CLASSES), 0.4),
+}
+
+
+def dense_kernel(network, name, l2):
+    """J D⁻¹ Jᵀ + l2 W⁻¹ by the explicit Jacobian, and the options of the operator."""
+    _, _, J, unravel = network
+    weights, head_weight = KERNELS[name]
+    where = jax.tree.map(jnp.zeros_like, unravel(J[0]))
+    where = eqx.tree_at(lambda m: m.head.kernel, where, replace_fn=jnp.ones_like)
+    is_head = jax.flatten_util.ravel_pytree(where)[0]
+    D = 1 / (1 + is_head * ((head_weight or 1.0) - 1))
+    noise = l2 / (jnp.ones(J.shape[0]) if weights is None else weights.ravel())
+    return (
+        (J / D[None]) @ J.T + jnp.diag(noise),
+        D,
+        {"weights": weights, "head_weight": head_weight},
+    )
+
+
+@pytest.mark.parametrize(("block_rows", "name"), [(3, "plain"), (9, "both"), (1000, "weighted")])
+def test_the_kernel_as_product_and_as_matrix(network, monkeypatch, block_rows, name):
     """Blocks of one image, of three with two left over, and all at once."""
-    model, images, J, _ = network
-    monkeypatch.setattr("rcig_eqx.solvers._dual.JACOBIAN_ROWS", block_rows)
-    K = jax.jit(dual_gram)(model, images)
-    close(K, J @ J.T)
-    operator = dual_operator(linearize(model, images), 0.7)
-    u = jr.normal(jr.key(5), (N, CLASSES))
-    close(operator.mv(u).ravel(), (J @ J.T + 0.7 * jnp.eye(N * CLASSES)) @ u.ravel())
-
-
-def test_head_preconditioner(network):
     model, images, *_ = network
-    h = model.features(images)
-    u = jr.normal(jr.key(6), (N, CLASSES))
-    got = head_preconditioner(h, 0.5, CLASSES).mv(u)
-    close(got, jnp.linalg.solve(h @ h.T + 0.5 * jnp.eye(N), u), rtol=1e-3)
-
-
-@pytest.mark.parametrize("solver", [DualCholesky(), DualCG(rtol=1e-5)])
-def test_dual_solvers(network, solver):
-    model, images, J, _ = network
-    b, l2 = jr.normal(jr.key(7), (N, CLASSES)), 0.05
-    exact = jnp.linalg.solve(J @ J.T + l2 * jnp.eye(b.size), b.ravel()).reshape(b.shape)
+    monkeypatch.setattr("rcig_eqx.operators._gram.JACOBIAN_ROWS", block_rows)
+    dense, _, options = dense_kernel(network, name, 0.7)
+    u = jr.normal(jr.key(5), (N, CLASSES))
 
     @eqx.filter_jit
-    def solve():
-        return solver.prepare(model, images, linearize(model, images), l2).solve(b)
+    def forms(u):
+        K = NTK(model, images, 0.7, **options)
+        assert K.transpose() is lx.linearise(K) is lx.conj(K) is K
+        assert lx.is_symmetric(K)
+        assert lx.is_positive_semidefinite(K)
+        assert not lx.is_diagonal(K)
+        assert not lx.is_negative_semidefinite(K)
+        assert K.in_structure() == K.out_structure() == jax.eval_shape(lambda: u)
+        matrix = lx.materialise(K)
+        return K.mv(u), matrix.mv(u), K.as_matrix(), matrix.as_matrix(), lx.diagonal(matrix)
 
-    solution = solve()
-    assert solution.value.dtype == b.dtype
-    close(solution.value, exact, rtol=2e-3)
-    assert solution.residual < 1e-4
-    assert solution.result == lx.RESULTS.successful
+    product, of_matrix, matrix, same, diagonal = forms(u)
+    close(product.ravel(), dense @ u.ravel())
+    close(of_matrix.ravel(), dense @ u.ravel())
+    close(matrix, dense)
+    close(same, dense)
+    close(diagonal, jnp.diagonal(dense))
 
 
-def test_dual_solvers_of_nothing(network):
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_preconditioner_leaves_the_body_out(network, name):
+    model, images, *_ = network
+    weights, head_weight = KERNELS[name]
+    h, u = model.features(images), jr.normal(jr.key(6), (N, CLASSES))
+    noise = 0.5 / (jnp.ones((N, CLASSES)) if weights is None else weights)
+    options = {"weights": weights, "head_weight": head_weight}
+    got = jax.jit(lambda u: NTK(model, images, 0.5, **options).preconditioner().mv(u))(u)
+    for c in range(CLASSES):
+        A = (head_weight or 1.0) * h @ h.T + jnp.diag(noise[:, c])
+        close(got[:, c], jnp.linalg.solve(A, u[:, c]), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("solver", "name"),
+    [
+        (lx.Cholesky(), "both"),
+        (lx.LU(), "plain"),
+        (ConjugateGradient(rtol=1e-5), "plain"),
+        (ConjugateGradient(rtol=1e-5), "both"),
+        (lx.CG(1e-5, 1e-5), "weighted"),
+    ],
+)
+def test_solves_with_the_kernel(network, solver, name):
+    """With ours and with lineax's own, by itself and accounted for."""
+    model, images, *_ = network
+    b, l2 = jr.normal(jr.key(7), (N, CLASSES)), 0.05
+    dense, _, options = dense_kernel(network, name, l2)
+    exact = jnp.linalg.solve(dense, b.ravel()).reshape(b.shape)
+
+    @eqx.filter_jit
+    def solve(b):
+        K = NTK(model, images, l2, **options)
+        (prepared,) = prepare_kernel(K, solver)
+        return prepared.solve(b), lx.linear_solve(K, b, solver, throw=False).value
+
+    (value, stats), plain = solve(b)
+    assert value.dtype == b.dtype
+    close(value, exact, rtol=2e-3)
+    close(plain, exact, rtol=5e-3)
+    assert stats["residual"] < 1e-4
+    assert stats["converged"]
+    assert not stats["diverged"]
+    direct = isinstance(solver, lx.Cholesky | lx.LU)
+    assert (stats["iterations"] == 0) == direct
+    assert (stats["products"] == b.size) == direct
+
+
+def test_solves_with_the_kernel_of_nothing(network):
     """b = 0: x = 0 and no residual, by either route."""
     model, images, *_ = network
-    for solver in (DualCholesky(), DualCG()):
-        system = solver.prepare(model, images, linearize(model, images), 0.1)
-        solution = system.solve(jnp.zeros((N, CLASSES)))
-        assert not solution.value.any()
-        assert solution.residual == 0
+    for solver in (lx.Cholesky(), ConjugateGradient()):
+        (prepared,) = prepare_kernel(NTK(model, images, 0.1), solver)
+        value, stats = prepared.solve(jnp.zeros((N, CLASSES)))
+        assert not value.any()
+        assert stats["residual"] == 0
 
 
-@pytest.mark.parametrize("dtype", [None, "float64"])
-def test_dual_cholesky_keeps_dtypes_with_x64_on(network, dtype):
+@pytest.mark.parametrize("name", KERNELS)
+def test_woodbury(network, name):
+    """D⁻¹ (g − Jᵀβ) against the primal system of the explicit Jacobian."""
+    model, images, J, unravel = network
+    weights = KERNELS[name][0]
+    g, l2 = jr.normal(jr.key(9), (J.shape[1],)), 0.3
+    _, D, options = dense_kernel(network, name, l2)
+    W = jnp.ones(J.shape[0]) if weights is None else weights.ravel()
+    expected = jnp.linalg.solve(J.T @ (W[:, None] * J) + jnp.diag(l2 * D), g)
+
+    @jax.jit
+    def solve(g):
+        K = NTK(model, images, l2, **options)
+        (prepared,) = prepare_kernel(K, lx.Cholesky())
+        Dv, _, _ = woodbury(K, unravel(g), prepared.solve)
+        return jax.tree.map(lambda x: x / K.scale, K.weigh(Dv))
+
+    close(jax.flatten_util.ravel_pytree(solve(g))[0], expected, rtol=2e-3)
+
+
+def test_the_kernel_of_a_general_least_squares_problem():
+    A, d = jr.normal(jr.key(0), (6, 4)), jnp.array([0.5, 1.0, 2.0, 4.0])
+    K = LeastSquaresKernel(lambda w: {"a": A[:2] @ w, "b": A[2:] @ w}, jnp.zeros(4), d)
+    dense = A @ jnp.diag(1 / d) @ A.T + jnp.eye(6)
+    close(K.as_matrix(), dense)
+    close(K.mv(jnp.arange(6.0)), dense @ jnp.arange(6.0))
+    assert K.preconditioner() is None
+
+
+def test_solves_with_the_kernel_keep_dtypes_with_x64_on(network):
     model, images, *_ = network
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         b = jnp.ones((N, CLASSES), jnp.float32)
-        assert dual_gram(model, images).dtype == jnp.float32
-        system = DualCholesky(dtype).prepare(model, images, linearize(model, images), 0.1)
-        solution = system.solve(b)
-    assert solution.value.dtype == solution.residual.dtype == jnp.float32
-    assert 0 < solution.residual < (1e-12 if dtype else 1e-4)  # not rounded away
+        K = NTK(model, images, 0.1)
+        assert K.as_matrix().dtype == jnp.float32
+        (prepared,) = prepare_kernel(K, lx.Cholesky())
+        value, stats = prepared.solve(b)
+    assert value.dtype == stats["residual"].dtype == jnp.float32
+    assert 0 < stats["residual"] < 1e-4  # not rounded away
 
 
-def test_labels_have_a_tolerance_of_their_own(network):
+def test_one_solver_twice_is_prepared_once(network):
     model, images, *_ = network
-    system = DualCG(1e-5, label_rtol=1e-1).prepare(model, images, linearize(model, images), 1e-3)
+    K, cg = NTK(model, images, 1e-3), ConjugateGradient(1e-5)
+    tight, rough, again = prepare_kernel(K, cg, ConjugateGradient(1e-1), ConjugateGradient(1e-5))
+    assert again is tight
     b = jr.normal(jr.key(8), (N, CLASSES))
-    rough, close_ = system.solve(b, labels=True), system.solve(b)
-    assert rough.converged
-    assert 1e-5 < rough.residual <= 1e-1
-    assert rough.num_steps < close_.num_steps
-    assert close_.residual <= 1e-5
+    (_, loose), (_, close_) = rough.solve(b), tight.solve(b)
+    assert loose["converged"]
+    assert 1e-5 < loose["residual"] <= 1e-1
+    assert loose["iterations"] < close_["iterations"]
+    assert close_["residual"] <= 1e-5
 
 
 @pytest.mark.parametrize("l2", [1e-6, 1e-4, 1e-2])
-def test_dual_cg_reports_the_true_residual(network, l2):
+def test_a_solve_with_the_kernel_reports_the_true_residual(network, l2):
     """In float32, where its recurrence falls on and b − K x, taken in float64, does not."""
     model, images, *_ = network
     rtol, b = 1e-4, jr.normal(jr.key(8), (N, CLASSES))
     small = 1e-2 * images
-    system = DualCG(rtol, 300).prepare(model, small, linearize(model, small), l2)
-    solution = system.solve(b)
+    (prepared,) = prepare_kernel(NTK(model, small, l2), ConjugateGradient(rtol, 300))
+    value, stats = prepared.solve(b)
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (model, small))
-        K = np.asarray(dual_gram(*wide)) + l2 * np.eye(b.size)
-    x, right = (np.asarray(a, np.float64).ravel() for a in (solution.value, b))
+        K = np.asarray(NTK(*wide, l2).as_matrix())
+    x, right = (np.asarray(a, np.float64).ravel() for a in (value, b))
     true = np.linalg.norm(right - K @ x) / np.linalg.norm(right)
-    assert 0.5 * true < solution.residual < 3 * true  # where rounding decides, a bound from above
-    assert bool(solution.converged) == (solution.residual <= rtol) == (l2 == 1e-2)
-    assert solution.products - solution.num_steps <= 4  # what it costs to know
+    assert 0.5 * true < stats["residual"] < 3 * true  # where rounding decides, a bound from above
+    assert bool(stats["converged"]) == (stats["residual"] <= rtol) == (l2 == 1e-2)
+    assert stats["products"] - stats["iterations"] <= 4  # what it costs to know
 
 
-def test_dual_cg_reports_its_cap(network):
+def test_a_solve_with_the_kernel_reports_its_cap(network):
     model, images, *_ = network
-    system = DualCG(rtol=1e-6, max_steps=2).prepare(model, images, linearize(model, images), 1e-3)
-    solution = system.solve(jnp.ones((N, CLASSES)))
-    assert solution.num_steps == 2
-    assert solution.residual > 1e-6
-    assert solution.result == lx.RESULTS.max_steps_reached
-    assert not solution.converged
+    (prepared,) = prepare_kernel(NTK(model, images, 1e-3), ConjugateGradient(1e-6, max_steps=2))
+    _, stats = prepared.solve(jnp.ones((N, CLASSES)))
+    assert (stats["iterations"], stats["products"]) == (2, 3)  # one closes, for the residual
+    assert stats["residual"] > 1e-6
+    assert not stats["converged"]
+    assert not stats["diverged"]
 
 
 def spd(n, condition):
@@ -267,8 +352,7 @@ def test_ridge_in_float64_is_more_exact_and_casts_back():
 def test_losses():
     f = jnp.array([[2.0, -1.0, 0.5], [0.0, 0.0, 3.0]])
     t = jax.nn.one_hot(jnp.array([0, 1]), 3)
-    theta = {"a": jnp.array([1.0, 2.0]), "b": jnp.array([[3.0]])}
-    close(inner_loss(f, t, theta, 0.1), 0.5 * jnp.sum((t - f) ** 2) + 0.05 * 14)
+    close(SquaredError()(f, t), 0.5 * jnp.sum((t - f) ** 2))
     scaled = 2.0 * f
     cross_entropy = -jnp.mean(jnp.sum(t * jax.nn.log_softmax(scaled), -1))
     close(platt_loss(f, t, jnp.log(2.0)), cross_entropy)

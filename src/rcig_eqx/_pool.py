@@ -8,18 +8,16 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Scalar
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Scalar
 
 from ._checks import check_counts, check_number
-from ._devices import NETWORK, split
-from ._hypergradient import Hypergradient
+from ._sharding import NETWORK, replicate, split
 from ._subsample import in_chunks
 from ._types import PyTree
-from .models import AbstractNetwork, split_parameters
+from .models import AbstractNetwork, MakeModel, split_parameters
 from .models._training import has_statistics, running_rate, split_for_training, training_outputs
 
 T = TypeVar("T")
-MakeModel = Callable[[PRNGKeyArray], AbstractNetwork]
 
 
 class PoolSchedule(eqx.Module):
@@ -87,7 +85,7 @@ def new_pool(make_model: MakeModel, schedule: PoolSchedule, *, key: PRNGKeyArray
     return eqx.filter_vmap(make)(jr.split(key, schedule.size))
 
 
-def draw(schedule: PoolSchedule, *, key: PRNGKeyArray) -> Int[Array, "..."]:
+def choose(schedule: PoolSchedule, *, key: PRNGKeyArray) -> Int[Array, "..."]:
     """The index of a random network, or those of `networks_per_step` different ones."""
     if schedule.networks_per_step == 1:
         return jr.randint(key, (), 0, schedule.size)
@@ -102,7 +100,7 @@ def get_member(pool: T, index: Int[Array, "..."]) -> T:
 def set_member(pool: Member, index: Int[Array, "..."], member: Member) -> Member:
     """The pool with what is at `index` replaced; in place where the pool is donated."""
     put = lambda x, y: x.at[index].set(y) if eqx.is_array(x) else x  # noqa: E731
-    return jax.tree.map(put, pool, member)
+    return jax.tree.map(put, pool, replicate(member))
 
 
 def each_network(
@@ -120,34 +118,6 @@ def each_network(
         return function(member, key)
     each = split(NETWORK, (member, jr.split(key, schedule.networks_per_step)))
     return split(NETWORK, eqx.filter_vmap(function)(*each))
-
-
-def average_networks(each: Hypergradient, sound: Bool[Array, " networks"]) -> Hypergradient:
-    """The mean of several networks' hypergradients, without those that are not sound.
-
-    Not a number if none is. Of the statistics, a fraction is averaged likewise; counts, residuals
-    and `step_times_curvature` are the largest, as networks side by side wait for the slowest and
-    one that breaks a condition breaks it; something holds, as `converged` does, if it holds of all
-    networks, and one that diverged is enough.
-    """
-
-    def mean(x: Float[Array, "networks ..."]) -> Array:
-        weight = sound.reshape(-1, *[1] * (x.ndim - 1))
-        total = jnp.sum(jnp.where(weight, x, jnp.zeros_like(x)), axis=0)
-        return total / jnp.sum(sound).astype(x.dtype)
-
-    def statistic(name: str, x: Array) -> Array:
-        if x.dtype == jnp.bool_:
-            return jnp.any(x, axis=0) if "diverged" in name else jnp.all(x, axis=0)
-        largest = "residual" in name or name == "step_times_curvature"
-        largest = largest or jnp.issubdtype(x.dtype, jnp.integer)
-        return jnp.max(x, axis=0) if largest else mean(x)
-
-    return Hypergradient(
-        mean(each.value),
-        jax.tree.map(mean, each.gradient),
-        {name: statistic(name, x) for name, x in each.stats.items()},
-    )
 
 
 def train_member(
@@ -195,12 +165,21 @@ def visit(
     *,
     key: PRNGKeyArray,
 ) -> Member:
-    """Train a visited network on, and replace it once it is old (Algorithm 1, last two lines)."""
-    steps_key, fresh_key = jr.split(key)
-    steps = jr.randint(steps_key, (), schedule.min_visit, schedule.max_visit + 1, jnp.int32)
-    member = train_member(member, images, labels, steps, schedule)
-    fresh = new_member(make_model, schedule, key=fresh_key)
-    old = member.age >= schedule.max_steps
-    return jax.tree.map(
-        lambda new, kept: jnp.where(old, new, kept) if eqx.is_array(new) else kept, fresh, member
-    )
+    """Train a visited network on, and replace it once it is old (Algorithm 1, last two lines).
+
+    Of several, each.
+    """
+
+    def one(member: Member, key: PRNGKeyArray) -> Member:
+        steps_key, fresh_key = jr.split(key)
+        steps = jr.randint(steps_key, (), schedule.min_visit, schedule.max_visit + 1, jnp.int32)
+        member = train_member(member, images, labels, steps, schedule)
+        fresh = new_member(make_model, schedule, key=fresh_key)
+        old = member.age >= schedule.max_steps
+        return jax.tree.map(
+            lambda new, kept: jnp.where(old, new, kept) if eqx.is_array(new) else kept,
+            fresh,
+            member,
+        )
+
+    return each_network(one, member, schedule, key=key)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ._backend import IMAGES_AT_ONCE, IMAGES_HELD
 from ._checks import check_counts
-from ._devices import batch_parts
+from ._sharding import batch_parts
 from ._types import PyTree
 
 T = TypeVar("T")

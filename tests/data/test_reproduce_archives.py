@@ -22,7 +22,7 @@ from official_files import (
 )
 
 from rcig_eqx import load_result
-from rcig_eqx._distill import default_batch_size
+from rcig_eqx._recipe import default_batch_size
 from rcig_eqx.data import _imagenet, _load
 from rcig_eqx.data._layouts import IMAGENETTE_CLASSES, IMAGEWOOF_CLASSES
 from rcig_eqx.reproduce import ROWS, SCALES, Workshop

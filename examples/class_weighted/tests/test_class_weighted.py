@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from class_weighted import WeightedCrossEntropy, cross_entropy, distil, measure, one_class
-from rcig_eqx import ConvNet, Coreset, data, methods, platt_loss
+from rcig_eqx import Coreset, data, methods, platt_loss
+from rcig_eqx.models import ConvNet
 from rcig_eqx.solvers import Adam, ConjugateGradient
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from continual import NewImages, accuracies, distil, empty, extend, random_real, split, up_to
 from continual.memory import with_memory
-from rcig_eqx import data, to_pixels
+from rcig_eqx import data
+from rcig_eqx.io import to_pixels
 
 
 def test_tasks_share_no_image_and_leave_none_out():

@@ -22,5 +22,21 @@ from ._records import Records as Records, write_records as write_records
 from ._resize import resize as resize
 from ._stream import sample as sample, stream as stream
 
-# So that help() lists them.
-__all__ = [name for name in dir() if not name.startswith("_")]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "AbstractImages",
+    "AbstractPreprocess",
+    "DataError",
+    "Dataset",
+    "Identity",
+    "ImageFolder",
+    "Records",
+    "adapt",
+    "default_preprocess",
+    "hold_out",
+    "load",
+    "open_records",
+    "standardize",
+    "stream",
+    "write_records",
+    "zca",
+]

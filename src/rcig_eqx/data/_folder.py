@@ -27,7 +27,7 @@ class ImageFolder(AbstractImages):
         composed form (NFC).
     - `channels`: 1 reads every image as grey, 3 as RGB; by default, what the first image is.
     - `size`: the middle square of every image at so many pixels, as
-        [`resize`][rcig_eqx.data.resize] makes it; as they are if `None`.
+        `resize` makes it; as they are if `None`.
 
     `folder[i]` is `(image uint8 [h w c], label)`; without `size`, all images must have one.
     `.labels` [n], `.class_names` and `.files` are known without decoding. Files are of the formats

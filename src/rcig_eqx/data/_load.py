@@ -41,7 +41,7 @@ def load(
 
     - `name`: "mnist", "fashion_mnist", "cifar10", "cifar100"; "tiny_imagenet" (64 pixels, 200
         classes), "cub200" (32, 200), "imagenette" and "imagewoof" (128, 10 each), whose images are
-        brought to these sizes by [`resize`][rcig_eqx.data.resize]; "fashion_mnist_small", which
+        brought to these sizes by `resize`; "fashion_mnist_small", which
         comes with the package (500 train and 100 test images of each class, the first ones); or a
         path:
         an `.npz` with `images`, `labels` and perhaps `class_names`; a folder with `train.npz` and
@@ -119,7 +119,7 @@ def _load_named(
 def check_directory(directory: str | os.PathLike[str] | None) -> None:
     """Raise `DataError` for a directory that is given and not there."""
     if directory is not None and not user_path(directory).is_dir():
-        raise DataError(f"directory={str(directory)!r} is not a folder: check the path.")
+        raise DataError(f"the directory {str(directory)!r} is not a folder: check the path.")
 
 
 def folders_of(

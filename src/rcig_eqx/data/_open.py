@@ -37,7 +37,7 @@ def open_records(
 
     ImageNet is taken as the official tars with the devkit, as `train/<wnid>/` and `val/<wnid>/`, or
     as the official down-sampled 64x64 images in npz, zipped or not, and read image by image.
-    Images are brought to 64 pixels by [`resize`][rcig_eqx.data.resize]; the down-sampled ones are
+    Images are brought to 64 pixels by `resize`; the down-sampled ones are
     as they are. Raises as `load` and `write_records` do.
     """
     if name not in (NAME, *KNOWN):

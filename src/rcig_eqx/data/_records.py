@@ -183,7 +183,7 @@ def write_records(
         Hugging Face dataset or a TFDS data source. Read in order, one image at a time.
     - `folder`: where to; it must not exist. It takes h w c bytes per image of uint8.
     - `size`: bring every image to the middle square of so many pixels, as
-        [`resize`][rcig_eqx.data.resize] does; of a set on disk that has no one size, give it to
+        `resize` does; of a set on disk that has no one size, give it to
         `ImageFolder` or [`adapt`][rcig_eqx.data.adapt].
     - `progress`: whether to show a bar.
 

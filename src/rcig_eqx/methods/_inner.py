@@ -10,11 +10,11 @@ from jaxtyping import Array, Float, PyTree, Scalar
 
 from .._backend import zeros
 from .._linearize import Linearization, linearize
-from .._losses import SQUARED_ERROR, InnerLoss, squared_norm
+from .._losses import SQUARED_ERROR, InnerLoss, check_quadratic, is_quadratic
 from .._ridge import ridge_head
 from .._subsample import in_chunks
+from .._trees import squared_norm
 from ..models import AbstractNetwork, partition, split_parameters
-from ._method import check_quadratic, is_quadratic
 
 # What a network makes of some images before its head: features and offset, its predictions being
 # offset + features @ θ_F. The images of a set meet in these and nowhere else.
@@ -26,14 +26,7 @@ Expansion = Callable[[PyTree], Nodes]
 class InnerProblem(eqx.Module):
     """ℓ(f(X_S), y_S) + λ/2 ‖θ‖² over θ = (θ_B, θ_F), λ = l2_rate·n, with two switches.
 
-    ℓ is the paper's ½‖y_S − f(X_S)‖² unless another `inner_loss` is given; its weights, if any,
-    are of all the images, mirrored ones counted.
-
-    |                  | `reparameterized` | head trained |
-    |------------------|-------------------|--------------|
-    | `linearized`     | RCIG              | CIG          |
-    | not linearised   | RIG               | VIG          |
-
+    The weights of ℓ, if any, are of all the images, mirrored ones counted.
     A linearised network's θ is a displacement from the model's parameters, zero at the start;
     another's are the parameters themselves. Reparameterised, the inner variable is θ_B alone, and
     θ_F the ridge solution θ_F*(θ_B) (paper, equations 3 to 5). The θ_B of the L2 term is how far
@@ -106,6 +99,12 @@ class InnerProblem(eqx.Module):
         """Nodes at θ_B and their tangent along v_B; linearised features have none."""
         nodes, (features_dot, offset_dot) = jax.jvp(at, (theta_B,), (v_B,))
         return nodes, (zeros(nodes[0]) if self.linearized else features_dot, offset_dot)
+
+    def no_nodes(self, labels: Float[Array, "n classes"]) -> Nodes:
+        """Nodes of zero, which are no constants to the compiler, as in `zeros`."""
+        kernel, zero = self.model.head.kernel, 0 * labels[0, 0]
+        features = jnp.zeros((len(labels), kernel.shape[0]), kernel.dtype)
+        return features + zero.astype(kernel.dtype), zeros(labels)
 
     def split(
         self, theta: PyTree, nodes: Nodes, labels: Float[Array, "n classes"]

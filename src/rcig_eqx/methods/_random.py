@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-from .._hypergradient import Hypergradient
+from ..bilevel import Hypergradient
 from ._method import AbstractMethod
 
 
-class random_subset(AbstractMethod):
+class RandomSubset(AbstractMethod):
     """Leaves the start as it is: with real images, a random subset of the training set (Table 1).
 
     One step is as good as many. It has no outer loss: the one in the history is 0. `evaluate` shows
@@ -17,3 +17,8 @@ class random_subset(AbstractMethod):
     def hypergradient(self, model, coreset, images, targets, *, key):
         del model, images, targets, key
         return Hypergradient(jnp.zeros(()), jax.tree.map(jnp.zeros_like, coreset), {})
+
+
+def random_subset() -> RandomSubset:
+    """A `RandomSubset`."""
+    return RandomSubset()

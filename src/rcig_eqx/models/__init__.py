@@ -1,6 +1,10 @@
 """Networks as Equinox modules with a body and a head."""
 
-from ._architectures import describe_network as describe_network, network_for as network_for
+from ._architectures import (
+    NETWORKS as NETWORKS,
+    describe_network as describe_network,
+    network_for as network_for,
+)
 from ._blocks import ConvBlock as ConvBlock
 from ._conv import (
     average_pool as average_pool,
@@ -12,6 +16,7 @@ from ._convnet import ConvNet as ConvNet, convnet_for as convnet_for
 from ._network import (
     AbstractNetwork as AbstractNetwork,
     Head as Head,
+    MakeModel as MakeModel,
     Network as Network,
     count_parameters as count_parameters,
     partition as partition,
@@ -27,5 +32,18 @@ from ._training import (
     with_statistics as with_statistics,
 )
 
-# So that help() lists them.
-__all__ = [name for name in dir() if not name.startswith("_")]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "NETWORKS",
+    "AbstractBatchNetwork",
+    "AbstractNetwork",
+    "ConvNet",
+    "Head",
+    "Network",
+    "Normalize",
+    "Statistics",
+    "average_pool",
+    "conv2d",
+    "convnet_for",
+    "network_for",
+    "partition",
+]

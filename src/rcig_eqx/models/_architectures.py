@@ -5,13 +5,21 @@ from typing import Any, Literal, TypeGuard
 import equinox as eqx
 from jaxtyping import PRNGKeyArray
 
+from .._checks import check_known
+from .._registry import Registry
 from ._blocks import AbstractBlockNetwork
 from ._convnet import ConvNet, convnet_for
-from ._normalize import check_known, check_normalization
+from ._network import AbstractNetwork
+from ._normalize import check_normalization
 from ._plain import VGG11, AlexNet
 from ._resnet import ResNet18
 
-ARCHITECTURES = {"convnet": ConvNet, "resnet18": ResNet18, "vgg11": VGG11, "alexnet": AlexNet}
+NETWORKS: Registry[AbstractNetwork] = Registry(
+    "networks", convnet=ConvNet, resnet18=ResNet18, vgg11=VGG11, alexnet=AlexNet
+)
+"""Networks by name: functions of `in_channels`, `image_size`, `num_classes` and `key`, and of those
+of the options of [`network_for`][rcig_eqx.models.network_for] that they are to take."""
+_READY = (ConvNet, ResNet18, VGG11, AlexNet)
 _CONVNET_ONLY = ("depth", "growth")
 
 
@@ -53,7 +61,7 @@ class network_for(eqx.Module):
             if getattr(self, option) is not None and name != "convnet":
                 raise ValueError(f"{option} is of a convnet alone: leave it out for {self.name}.")
 
-    def __call__(self, key: PRNGKeyArray) -> AbstractBlockNetwork:
+    def __call__(self, key: PRNGKeyArray) -> AbstractNetwork:
         """A fresh network."""
         name = architecture_name(self.name)
         options = {option: getattr(self, option) for option in ("width", *_CONVNET_ONLY)}
@@ -67,28 +75,32 @@ class network_for(eqx.Module):
                 **options,
             )(key)
         height, width, channels = self.image_shape
-        return ARCHITECTURES[name](
+        given = {
+            "normalization": self.normalization,
+            "softplus": None if self.softplus == "paper" else self.softplus,
+        }
+        return NETWORKS[name](
             in_channels=channels,
             image_size=(height, width),
             num_classes=self.num_classes,
-            normalization=self.normalization,
-            softplus=None if self.softplus == "paper" else self.softplus,
             key=key,
             **options,
+            **{option: value for option, value in given.items() if value is not None},
         )
 
 
 def architecture_name(name: str) -> str:
     """The plain form of a name; `ValueError` with the nearest for one that is none."""
     plain = name.lower().replace("-", "").replace("_", "")
-    if plain not in ARCHITECTURES:
-        check_known("architecture", name, ARCHITECTURES)
-    return plain
+    if plain in NETWORKS:
+        return plain
+    check_known("architecture", name, NETWORKS)
+    return name
 
 
 def is_ready(model: Any) -> TypeGuard[AbstractBlockNetwork]:
     """Whether a network is one of the ready ones."""
-    return isinstance(model, tuple(ARCHITECTURES.values()))
+    return isinstance(model, _READY)
 
 
 def describe_network(model: eqx.Module) -> dict[str, Any]:

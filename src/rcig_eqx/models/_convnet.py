@@ -95,8 +95,8 @@ class convnet_for(eqx.Module):
     - `width`: filters of the first block.
     - `depth`: blocks; `None` is the paper's 3, 4 or 5 for images of up to 32, 64 or more pixels.
     - `softplus`: `"paper"` distils depth 3 with β = 60 and the rest with ReLU (appendix C); a
-      number or `None` as in [`ConvNet`][rcig_eqx.ConvNet].
-    - `normalization`, `growth`: as in [`ConvNet`][rcig_eqx.ConvNet].
+      number or `None` as in [`ConvNet`][rcig_eqx.models.ConvNet].
+    - `normalization`, `growth`: as in [`ConvNet`][rcig_eqx.models.ConvNet].
 
     Raises `ValueError` for a size below one, an activation that is none, and a normalisation that
     is none, naming the nearest.

@@ -78,6 +78,10 @@ class AbstractNetwork(eqx.Module):
         return self.head(self.features(images))
 
 
+MakeModel = Callable[[PRNGKeyArray], AbstractNetwork]
+"""A function from a key to a network."""
+
+
 class Network(AbstractNetwork):
     """A network out of your own parts: a body that takes one image, and a linear head.
 

@@ -1,14 +1,12 @@
 """Normalisation layers, and what batch normalisation stores."""
 
-import difflib
-from collections.abc import Iterable
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Scalar
+
+from .._checks import check_known
 
 NORMALIZATIONS = ("none", "batch", "instance", "layer", "group")
 _GROUPS = 4
@@ -114,13 +112,3 @@ def check_normalization(kind: str | None) -> str:
     kind = "none" if kind is None else kind
     check_known("normalization", kind, NORMALIZATIONS)
     return kind
-
-
-def check_known(what: str, name: Any, known: Iterable[str]) -> None:
-    """Raise `ValueError` for a name that is not known, with the nearest ones that are."""
-    known = list(known)
-    if name in known:
-        return
-    near = difflib.get_close_matches(str(name).lower(), known, n=2, cutoff=0.5)
-    meant = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    raise ValueError(f"{what}={name!r} is not known: {meant}pass one of {', '.join(known)}.")

@@ -40,7 +40,7 @@ class VGG11(AbstractBlockNetwork):
       with one channel.
     - `num_classes`: outputs of the head.
     - `width`: filters of the first convolution; the last four have eight times as many.
-    - `normalization`, `softplus`, `dtype`, `key`: as in [`ConvNet`][rcig_eqx.ConvNet].
+    - `normalization`, `softplus`, `dtype`, `key`: as in [`ConvNet`][rcig_eqx.models.ConvNet].
     """
 
     blocks: tuple[ConvBlock, ...]
@@ -79,7 +79,7 @@ class AlexNet(AbstractBlockNetwork):
     - `image_size`: height and width in pixels, one integer if they are equal; at least 8.
     - `num_classes`: outputs of the head.
     - `width`: filters of the first convolution, an even number.
-    - `normalization`, `softplus`, `dtype`, `key`: as in [`ConvNet`][rcig_eqx.ConvNet]; the usual
+    - `normalization`, `softplus`, `dtype`, `key`: as in `ConvNet`; the usual
       form has no normalisation.
     """
 

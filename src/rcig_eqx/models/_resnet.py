@@ -67,7 +67,7 @@ class ResNet18(AbstractBlockNetwork):
     - `image_size`: height and width in pixels, one integer if they are equal.
     - `num_classes`: outputs of the head.
     - `width`: filters of the first stage.
-    - `normalization`, `softplus`, `dtype`, `key`: as in [`ConvNet`][rcig_eqx.ConvNet].
+    - `normalization`, `softplus`, `dtype`, `key`: as in [`ConvNet`][rcig_eqx.models.ConvNet].
     """
 
     blocks: tuple[ConvBlock | ResidualBlock | GlobalMean, ...]

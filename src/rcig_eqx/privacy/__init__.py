@@ -30,5 +30,14 @@ from ._train import (
     train_with_snapshots as train_with_snapshots,
 )
 
-# So that help() lists them.
-__all__ = [name for name in dir() if not name.startswith("_")]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "AbstractAttack",
+    "all_attacks",
+    "distil_then_train",
+    "lira",
+    "membership_inference",
+    "save_curves",
+    "save_roc",
+    "train_on",
+    "train_shadows",
+]

@@ -19,10 +19,9 @@ from jaxtyping import Array, Bool, Float, Float64, Int, Num, PRNGKeyArray, Shape
 from rich.progress import track
 
 from .._backend import networks_at_once
-from .._checks import check_counts
-from .._distill import check_key
-from .._evaluate import each_row
+from .._checks import check_counts, check_key
 from ..data._arrays import plain_array
+from ..evaluation._evaluate import each_row
 from ._roc import Auc, Roc, roc
 from ._train import Images, Train, confidence, outputs_of
 
@@ -255,7 +254,7 @@ def lira(
     - `shadows`: of [`train_shadows`][rcig_eqx.privacy.train_shadows].
     - `key`: of the bootstrap.
     - `offline`, `fixed_variance`: as in
-      [`likelihood_ratio`][rcig_eqx.privacy.likelihood_ratio].
+      `likelihood_ratio`.
     """
     check_key(key)
     inside = shadows.inside

@@ -12,16 +12,16 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 from rich.progress import track
 
 from .._backend import networks_at_once
-from .._checks import check_counts
-from .._classes import renumbered
-from .._coreset import Coreset, centred_labels, check_coreset
-from .._distill import check_key, check_model, describe_model
-from .._evaluate import each_row, fresh_network
+from .._checks import check_counts, check_key
+from .._coreset import Coreset, centered_labels, check_coreset
 from .._losses import InnerLoss
-from .._pool import MakeModel
-from .._result import DistillResult
-from .._train_network import mean_squared
 from ..data import Dataset, apply_in_chunks, default_preprocess
+from ..evaluation._classes import renumbered
+from ..evaluation._evaluate import each_row, fresh_network
+from ..evaluation._train_network import mean_squared
+from ..io._result import DistillResult
+from ..models import MakeModel
+from ..models._check import check_model, describe_model
 from ._attacks import AbstractAttack, Observations, all_attacks
 from ._report import PrivacyCurve, PrivacyReport
 from ._roc import Auc
@@ -65,7 +65,7 @@ def membership_inference(
     - `at`: training steps at which the networks are attacked. The learning rate falls towards the
       last.
     - `num_networks`: fresh networks of each set.
-    - `learning_rate`, `batch_size`: of Adam, as in [`train_network`][rcig_eqx.train_network].
+    - `learning_rate`, `batch_size`: of Adam, as in `train_network`.
     - `loss`: what the networks minimise; the attackers see it too, image by image, at the true
       label one-hot − 1/C times the mean height of the labels trained on.
     - `at_once`: networks trained together by `vmap`; chosen by the backend if `None`.
@@ -161,7 +161,7 @@ def _train_and_observe(
     """Logits and losses of all images by networks trained on (X, y), at each snapshot."""
     top = y.max(axis=1)
     height = jnp.mean(top - (y.sum(axis=1) - top) / (y.shape[1] - 1))  # 1 for one-hot - 1/C
-    targets = centred_labels(labels, y.shape[1]) * height
+    targets = centered_labels(labels, y.shape[1]) * height
 
     def one(key: PRNGKeyArray) -> tuple[Array, Array]:
         model_key, train_key = jr.split(key)
@@ -243,7 +243,7 @@ def _training_sets(sets: Any, train: Any, test: Any) -> tuple[dict[str, Coreset]
                 continue  # the coreset without one is refused below
             value = renumbered(value, names, count, what=f"the set {name!r}")
             images = jnp.asarray(apply_in_chunks(preprocess, value.images))
-            labels = centred_labels(value.labels, count)
+            labels = centered_labels(value.labels, count)
             value = Coreset(images, labels, jnp.zeros(()), preprocess)
         if not isinstance(value, Coreset):
             raise ValueError(

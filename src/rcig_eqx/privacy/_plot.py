@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .._plot import label, matplotlib_figure, write_figure
+from ..io._plot import label, matplotlib_figure, write_figure
 from ._lira import LiraReport
 from ._report import PrivacyReport
 

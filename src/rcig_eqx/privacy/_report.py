@@ -45,7 +45,7 @@ class PrivacyReport:
     """Membership inference against networks trained on several sets.
 
     - `steps`: training steps at each snapshot.
-    - `curves`: a [`PrivacyCurve`][rcig_eqx.privacy.PrivacyCurve] by the set's name.
+    - `curves`: a `PrivacyCurve` by the set's name.
     - `members`, `others`: how many images of either.
     - `settings`: how the networks were trained, in plain values.
     """

@@ -11,14 +11,13 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Integer, Num, PRNGKeyArray
 
-from .._coreset import Coreset, centred_labels
+from .._coreset import Coreset, centered_labels
 from .._losses import InnerLoss
-from .._pool import MakeModel
-from .._result import DistillResult
-from .._train_network import Training, mean_squared, train_network, training_steps
 from .._types import PyTree
 from ..data import AbstractPreprocess
-from ..models import AbstractNetwork
+from ..evaluation._train_network import Training, mean_squared, train_network, training_steps
+from ..io._result import DistillResult
+from ..models import AbstractNetwork, MakeModel
 
 _BATCH = 500  # images whose outputs are computed together
 
@@ -38,7 +37,7 @@ def train_with_snapshots(
     loss: InnerLoss = mean_squared,
     key: PRNGKeyArray,
 ) -> AbstractNetwork:
-    """[`train_network`][rcig_eqx.train_network] for `at[-1]` steps, with the networks on the way.
+    """`train_network` for `at[-1]` steps, with the networks on the way.
 
     **Arguments:** those of `train_network`, and `at`: rising numbers of steps.
 
@@ -104,10 +103,10 @@ class train_on(eqx.Module):
     - `model`: a function from a key to a network.
     - `preprocess`: of raw images, the same for all networks, as `data.standardize(train.images)`.
     - `steps`, `learning_rate`, `batch_size`, `loss`: as in
-      [`train_network`][rcig_eqx.train_network], with labels one-hot − 1/C.
+      [`train_network`][rcig_eqx.evaluation.train_network], with labels one-hot − 1/C.
 
     It maps `(images [n h w c], labels [n], key)` to a
-    [`Preprocessed`][rcig_eqx.privacy.Preprocessed] network. Jittable.
+    `Preprocessed` network. Jittable.
     """
 
     model: MakeModel
@@ -125,7 +124,7 @@ class train_on(eqx.Module):
         network = train_network(
             network,
             x,
-            centred_labels(labels, classes),
+            centered_labels(labels, classes),
             steps=self.steps,
             learning_rate=self.learning_rate,
             batch_size=self.batch_size,
@@ -152,10 +151,10 @@ def distil_then_train(
       [`distill`][rcig_eqx.distill] returns.
     - `model`: a function from a key to the network trained on the distilled set.
     - `steps`, `learning_rate`, `batch_size`, `loss`: as in
-      [`train_network`][rcig_eqx.train_network].
+      [`train_network`][rcig_eqx.evaluation.train_network].
 
     **Returns:** a function `(images [n h w c], labels [n], key)` to a
-    [`Preprocessed`][rcig_eqx.privacy.Preprocessed] network, to pass with `jit=False`.
+    `Preprocessed` network, to pass with `jit=False`.
     """
 
     @eqx.filter_jit

@@ -12,5 +12,9 @@ from ._rows import DATASETS as DATASETS, ROWS as ROWS, DatasetFacts as DatasetFa
 from ._targets import TARGETS as TARGETS, Target as Target
 from ._workshop import Workshop as Workshop
 
-# So that help() lists them.
-__all__ = [name for name in dir() if not name.startswith("_")]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "ROWS",
+    "SCALES",
+    "Workshop",
+    "dry_run",
+]

@@ -1,5 +1,6 @@
 """What a row would take, without running it."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -8,9 +9,9 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from .._coreset import Coreset
-from .._memory import estimate_memory
-from .._step import Recipe
+from .._recipe import Recipe
 from ..models import split_parameters
+from ..run._memory import estimate_memory
 from ._plan import arguments
 from ._rows import Row
 from ._workshop import Workshop
@@ -31,9 +32,7 @@ def parts_of(
             flip=row.flip,
         )
     )
-    parts = {"optimizer": "optimizer", "pool": "schedule", "average": "average"}
-    given_parts = {name: given[part] for part, name in parts.items() if part in given}
-    recipe = Recipe(given["method"], given["model"], **given_parts)
+    recipe = dataclasses.replace(given["recipe"], model=given["model"])
     return recipe, coreset, min(given["batch_size"], facts.images)
 
 
@@ -46,7 +45,7 @@ def dry_run(row: Row, workshop: Workshop, **how: Any) -> dict[str, Any]:
     """
     with jax.enable_x64(row.float64):
         recipe, coreset, batch_size = parts_of(row, workshop, **how)
-        fresh = lambda k: split_parameters(recipe.make_model(k))[0]  # noqa: E731
+        fresh = lambda k: split_parameters(recipe.chosen()[1](k))[0]  # noqa: E731
         parameters = eqx.filter_eval_shape(fresh, jr.key(0))
         memory = estimate_memory(recipe, coreset, batch_size)
     return {

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .._across import percent
-from .._evaluation import Evaluation
-from .._memory import estimate_memory
-from .._plot import drawing, matplotlib_figure, save_grid, write_figure
-from .._result import load_result
+from ..evaluation._across import percent
+from ..evaluation._report import Evaluation
+from ..io._plot import drawing, matplotlib_figure, save_grid, write_figure
+from ..io._result import load_result
+from ..run._memory import estimate_memory
 from ..solvers import Adam
 from ._dry import parts_of
 from ._plan import Scale, arguments, model_of

@@ -7,23 +7,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from .. import presets
-from .._distill import default_batch_size
-from .._evaluate import default_steps
-from .._losses import platt_loss
-from .._pool import PoolSchedule
+from .. import methods, presets
+from .._recipe import Recipe, default_batch_size
 from ..data import AbstractPreprocess, standardize, zca
-from ..methods import (
-    AbstractMethod,
-    cig,
-    default_method,
-    frepo,
-    random_subset,
-    rcig,
-    rcig_paper,
-    rig,
-    vig,
-)
+from ..evaluation._evaluate import default_steps
+from ..methods import AbstractMethod, default_method
 from ..models import network_for
 from ..privacy._membership import SNAPSHOTS
 from ._rows import Row
@@ -145,24 +133,10 @@ def _at_most(number: int, total: int | None, each: int) -> int:
     return max(1, number if total is None else min(number, total // each))
 
 
-def frepo_platt(**options: Any) -> AbstractMethod:
-    return frepo(outer_loss=platt_loss, **options)
-
-
-METHODS: dict[str, Callable[..., AbstractMethod] | None] = {
-    "default": None,  # by the number of steps
-    "rcig": rcig,
-    "rcig_paper": rcig_paper,
-    "rig": rig,
-    "cig": cig,
-    "vig": vig,
-    "frepo": frepo,
-    "frepo_platt": frepo_platt,
-    "random": random_subset,
-}
+METHODS: dict[str, Callable[..., AbstractMethod] | None] = {"default": None, **methods.METHODS}
 """Methods by name; `"default"`, which goes by the number of steps, is `None`."""
-SETTINGS: dict[str, Callable[..., dict[str, Any]]] = {
-    "library": lambda method, **changed: {"method": method(**changed)},
+SETTINGS: dict[str, Callable[..., Recipe]] = {
+    "library": lambda method, **changed: Recipe(method(**changed)),
     "paper": presets.paper,
     "authors_code": presets.authors_code,
 }
@@ -207,17 +181,17 @@ def arguments(
     method = scale.method(row, method)
     steps = 1 if method == "random" else scale.steps_of(row)
     make = METHODS[method] or functools.partial(default_method, steps)
-    given = SETTINGS[settings](make, **_options(row, method))
-    if scale.batch_size is not None:
-        given["batch_size"] = scale.batch_size
-    elif settings == "library" or scale.part < 1:
-        given["batch_size"] = default_batch_size(row.images)
-    if scale.pool is not None:
-        pool = given.get("pool", PoolSchedule())
-        given["pool"] = dataclasses.replace(pool, size=scale.pool)
-    return given | {
+    recipe = SETTINGS[settings](make, **_options(row, method))
+    batch_size = scale.batch_size or recipe.batch_size
+    if scale.batch_size is None and (settings == "library" or scale.part < 1):
+        batch_size = default_batch_size(row.images)
+    pool = dataclasses.replace(recipe.pool, size=scale.pool or recipe.pool.size)
+    return {
         "images_per_class": row.images_per_class,
         "steps": steps,
+        "method": recipe.method,
         "model": model_of(row, scale, normalization),
         "flip": row.flip,
+        "batch_size": batch_size,
+        "recipe": dataclasses.replace(recipe, pool=pool),
     }

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax.random as jr
 
-from .._plot import drawing
-from .._result import DistillResult
 from ..data import Dataset
+from ..io._plot import drawing
+from ..io._result import DistillResult
 from ..privacy import PrivacyReport, chunks, join, membership_inference, save_curves
 from ._plan import Scale
 from ._report import Report, counted

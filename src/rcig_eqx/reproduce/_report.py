@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .._across import markdown_table
-from .._files import write_atomically
+from ..evaluation._across import markdown_table
+from ..io._files import write_atomically
 from ._rows import Number
 
 

@@ -3,11 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .._across import percent
-from .._distill import versions
-from .._evaluate import default_steps
-from .._pool import MakeModel
-from ..models import network_for
+from .._describe import versions
+from ..evaluation._across import percent
+from ..evaluation._evaluate import default_steps
+from ..models import MakeModel, network_for
 from ._plan import Scale, model_of
 from ._report import Report, counted, of_paper
 from ._rows import RANDOM, TABLE_1, TABLE_3, TABLE_3_FREPO, Row

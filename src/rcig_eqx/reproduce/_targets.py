@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..models._normalize import check_known
+from .._checks import check_known
 from ._figures import (
     ALONG,
     TIMED,

@@ -13,22 +13,25 @@ import jax
 import jax.random as jr
 import numpy as np
 
-from .._across import pooled
 from .._coreset import Coreset
-from .._devices import make_mesh, shared_batch
-from .._distill import describe, describe_model, distill, versions
-from .._evaluate import evaluate
-from .._evaluation import Evaluation
-from .._files import read_checked, write_atomically, write_checked
-from .._lock import hold, releasing
-from .._loop import gave_up
-from .._pool import MakeModel, PoolSchedule
-from .._result import DistillResult, load_result
-from .._resume import digest
+from .._describe import describe, versions
+from .._distill import distill
 from .._types import Device
 from ..data import AbstractPreprocess, DataError, Dataset, load, open_records
 from ..data._preprocess import from_state, to_state
 from ..data._sources import SPLITS
+from ..evaluation._across import pooled
+from ..evaluation._evaluate import evaluate
+from ..evaluation._report import Evaluation
+from ..io._files import read_checked, write_atomically, write_checked
+from ..io._lock import hold, releasing
+from ..io._result import DistillResult, load_result
+from ..models import MakeModel
+from ..models._check import describe_model
+from ..run._checkpoint import Checkpoints
+from ..run._devices import make_mesh, shared_batch
+from ..run._loop import gave_up
+from ..run._resume import digest
 from ._plan import Scale, arguments, model_of, preprocess_of
 from ._report import counted
 from ._rows import Row
@@ -172,14 +175,13 @@ class Workshop:
             self._remark(what, result)
             return result
         self.say(f"Distilling {what}: {settings['steps']:,} steps")
+        kept = folder / "checkpoints"
         with jax.enable_x64(row.float64):
             result = distill(
                 train,
                 key=jr.key(seed),
                 preprocess=preprocess(),
-                checkpoint_dir=folder / "checkpoints",
-                keep_checkpoints=2,
-                resume=any((folder / "checkpoints").glob("*.safetensors")),
+                checkpoints=Checkpoints(kept, keep=2, resume=any(kept.glob("*.safetensors"))),
                 devices=self.devices,
                 workers=self.workers,
                 progress=self.progress,
@@ -191,7 +193,7 @@ class Workshop:
         result = dataclasses.replace(result, recipe=result.recipe | of)
         result.save(file)
         self._remark(what, result)
-        for old in (folder / "checkpoints").glob("*.safetensors"):
+        for old in kept.glob("*.safetensors"):
             old.unlink(missing_ok=True)
         return result
 
@@ -303,8 +305,7 @@ def filed(
 
 def _asked(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The method and the pool of a run as they were before it, in plain values."""
-    pool = settings.get("pool", PoolSchedule())
-    return {"method": describe(settings["method"]), "pool": describe(pool)}
+    return {"method": describe(settings["method"]), "pool": describe(settings["recipe"].pool)}
 
 
 def _check_filed(

@@ -3,16 +3,9 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from rcig_eqx import (
-    DistillResult,
-    Evaluation,
-    PoolSchedule,
-    convnet_for,
-    distill,
-    evaluate,
-    methods,
-)
+from rcig_eqx import DistillResult, PoolSchedule, Recipe, convnet_for, distill, evaluate, methods
 from rcig_eqx.data import Dataset
+from rcig_eqx.evaluation import Evaluation
 
 from .losses import WeightedCrossEntropy, cross_entropy
 
@@ -48,7 +41,7 @@ def distil(
         ),
         model=convnet_for(train.image_shape, train.num_classes, width=width, depth=depth),
         steps=steps,
-        pool=PoolSchedule(size=5),
+        recipe=Recipe(pool=PoolSchedule(size=5)),
         progress=progress,
     )
 

@@ -14,8 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Scalar
 
-from rcig_eqx import ConvNet, LeastSquares, centred_labels, linearize, ridge_head
+from rcig_eqx.bilevel import LeastSquares
 from rcig_eqx.data import AbstractPreprocess, Dataset
+from rcig_eqx.initializers import centered_labels
+from rcig_eqx.methods import linearize, ridge_head
+from rcig_eqx.models import ConvNet
 
 Layers = tuple[Float[Array, " _"], ...]
 """θ: the displacement of each layer's parameters, flattened."""
@@ -39,7 +42,7 @@ def examples(network: ConvNet, data: Dataset, preprocess: AbstractPreprocess) ->
 
     images = jnp.asarray(preprocess(data.images), dtype)
     jacobian = cast(tuple[Array, ...], jax.lax.map(rows, images))
-    targets = centred_labels(np.asarray(data.labels), data.num_classes).astype(dtype)
+    targets = centered_labels(np.asarray(data.labels), data.num_classes).astype(dtype)
     return Examples(tuple(j.reshape(targets.size, j.shape[-1]) for j in jacobian), targets.ravel())
 
 

@@ -1,0 +1,18 @@
+"""`distill` with all its options side by side, as tables of cases have them."""
+
+from typing import Any
+
+import rcig_eqx
+from rcig_eqx import Checkpoints, DistillResult, Recipe
+
+_STRATEGIES = ("optimizer", "pool", "average", "parameterization", "fold")
+_KEPT = {"checkpoint_dir": "folder", "checkpoint_every": "every", "keep_checkpoints": "keep"}
+
+
+def distill(train: Any, **given: Any) -> DistillResult:
+    """`given` has arguments of `distill`, fields of a `Recipe`, and `Checkpoints` as above."""
+    strategies = {name: given.pop(name) for name in _STRATEGIES if name in given}
+    kept = {_KEPT.get(name, name): given.pop(name) for name in [*_KEPT, "resume"] if name in given}
+    recipe = Recipe(**{name: value for name, value in strategies.items() if value is not None})
+    checkpoints = Checkpoints(**kept) if "folder" in kept else None
+    return rcig_eqx.distill(train, recipe=recipe, checkpoint_dir=checkpoints, **given)
