@@ -33,7 +33,7 @@ class DistillResult:
     - `psi`: the averaged ψ of a parameterisation, which `coreset` is decoded from, before its
       labels took the temperature; `None` without one. It is not in the file:
       `equinox.tree_serialise_leaves` keeps any pytree.
-    - `draws`: `[draws n h w c]`, the images of further random draws such as `baseline`, which show
+    - `draws`: `[draws n *shape]`, the images of further random draws such as `baseline`, which show
       how much one draw differs from another; `None` in a file of an earlier version.
     """
 
@@ -44,7 +44,7 @@ class DistillResult:
     recipe: dict[str, Any]
     history: dict[str, np.ndarray]
     psi: PyTree = None
-    draws: Float[np.ndarray, "draws n h w c"] | None = None
+    draws: Float[np.ndarray, "draws n *shape"] | None = None
 
     @property
     def baselines(self) -> tuple[Coreset, ...]:
@@ -87,7 +87,7 @@ class DistillResult:
             "format": FORMAT,
             "class_names": self.class_names,
             "labels": "one row an image, learned from one-hot - 1/classes; not probabilities",
-            "images": "n h w c, preprocessed",
+            "images": "[n *shape], images n h w c, preprocessed",
             "flip": self.coreset.flip,
             "preprocess": preprocess_config,
             "recipe": self.recipe,
@@ -147,7 +147,8 @@ def _assemble(
     for name in _CORESETS:
         images, labels, log_temperature = (arrays[f"{name}.{field}"] for field in _FIELDS)
         if (
-            images.ndim != 4
+            images.ndim < 2
+            or (flip and images.ndim != 4)
             or 0 in images.shape
             or labels.shape != (len(images), len(names))
             or log_temperature.shape != ()
