@@ -18,7 +18,7 @@ from ._describe import describe, versions
 from ._plan import Asked, Plan, Train, resolve
 from ._recipe import Optimizer, Recipe
 from ._types import Device, PyTree
-from .data import AbstractPreprocess, DataError, Dataset, apply_in_chunks, stream
+from .data import AbstractImages, AbstractPreprocess, DataError, Dataset, apply_in_chunks, stream
 from .initializers import AbstractInitializer
 from .io._lock import releasing
 from .io._result import DistillResult
@@ -44,12 +44,10 @@ def distill(
     batch_size: int | None = None,
     initialization: str | Coreset | AbstractInitializer = "real",
     preprocess: AbstractPreprocess | None = None,
-    flip: bool | None = None,
     optimizer: Optimizer | None = None,
     recipe: Recipe | None = None,
     checkpoint_dir: str | os.PathLike[str] | Checkpoints | None = None,
     resume: bool = False,
-    workers: int = 0,
     devices: Sequence[Device] | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
@@ -79,19 +77,14 @@ def distill(
       along.
     - `preprocess`: an `AbstractPreprocess`, such as `data.standardize(images)` or your own; fitted
       on the training images if `None`: standardised if grey, whitened if RGB.
-    - `flip`: whether the set also stands for its mirror images; if `None`, for RGB sets of up to
-      1,000 images (paper, appendix C), or as the `flip` of a `Coreset` to start from says.
     - `optimizer`: of the distilled set, any of optax. `None`: the recipe's, or
       `coreset_optimizer()`.
-    - `recipe`: all strategies as one value: [`Recipe`][rcig_eqx.Recipe] has those beside method
-      and model, [`presets.paper()`][rcig_eqx.presets.paper] returns the paper's.
+    - `recipe`: all strategies as one value: [`Recipe`][rcig_eqx.Recipe] has more of them, `flip`
+      and `pool` among them, [`presets.paper()`][rcig_eqx.presets.paper] returns the paper's.
     - `checkpoint_dir`: a folder for checkpoints of the whole state, or a
       [`Checkpoints`][rcig_eqx.Checkpoints] to say how often. `None`: none are kept.
     - `resume`: go on from the newest valid checkpoint there, or start if there is none, as the
       `resume` of a [`Checkpoints`][rcig_eqx.Checkpoints].
-    - `workers`: processes that read a set on disk ahead; threads of this one do if 0. The batches
-      are the same. A script that asks for workers guards its main part by
-      `if __name__ == "__main__"`.
     - `devices`: those to share the outer batch, and the networks of a step where the recipe's
       `pool` asks for several; JAX's default one if `None`. `jax.devices()` are all of this
       process, and after `jax.distributed.initialize()` all of every process: see below.
@@ -116,8 +109,7 @@ def distill(
     """
     asked = Asked(
         train, images_per_class, key, method, model, steps, batch_size, initialization,
-        preprocess, flip, optimizer, recipe, checkpoint_dir, resume, workers, devices, callbacks,
-        progress,
+        preprocess, optimizer, recipe, checkpoint_dir, resume, devices, callbacks, progress,
     )  # fmt: skip
     return _run(resolve(asked), asked)
 
@@ -141,7 +133,7 @@ def _run(plan: Plan, asked: Asked) -> DistillResult:
                     "at least as many.",
                 )
     first, state = int(state.step), place(state, mesh) if mesh else state
-    batches = _batches(plan, first, asked.workers)
+    batches = _batches(plan, first)
 
     def result(state: State, history: dict[str, list[float]]) -> DistillResult:
         return _result(plan, state, history)
@@ -181,13 +173,14 @@ def _copied(tree: PyTree) -> PyTree:
     return jax.tree.map(jnp.copy, tree)
 
 
-def _batches(plan: Plan, start: int, workers: int) -> Iterator[tuple[Any, Any]]:
+def _batches(plan: Plan, start: int) -> Iterator[tuple[Any, Any]]:
     """Preprocessed batches from number `start` on; sets in memory are preprocessed at once."""
     train, preprocess, mesh, size = plan.train, plan.preprocess, plan.mesh, plan.batch_size
     order = {"seed": plan.seed, "start": start, "rows": own_rows(mesh, size) if mesh else None}
     if isinstance(train, Dataset) and not isinstance(train.images, np.memmap):
         images = apply_in_chunks(preprocess, train.images)
         return stream((images, train.labels), size, **order)
+    workers = train.workers if isinstance(train, AbstractImages) else 0
     raw = stream(train, size, workers=workers, **order)
     if mesh:  # the preprocessing once, not with every batch
         preprocess = place(preprocess, mesh)

@@ -64,12 +64,10 @@ class Asked:
     batch_size: int | None
     initialization: str | Coreset | AbstractInitializer
     preprocess: AbstractPreprocess | None
-    flip: bool | None
     optimizer: Optimizer | None
     recipe: Recipe | None
     checkpoint_dir: str | os.PathLike[str] | Checkpoints | None
     resume: bool
-    workers: int
     devices: Sequence[Device] | None
     callbacks: Sequence[Callback]
     progress: bool
@@ -135,7 +133,7 @@ def resolve(asked: Asked) -> Plan:
         check_batch_size(batch_size, len(train), mesh)
     folder, found = _folder(asked, mesh)
     preprocess = _preprocess(asked, train, seen, mesh, found)
-    flip = asked.flip
+    flip = recipe.flip
     if flip is None and isinstance(asked.initialization, Coreset):
         flip = asked.initialization.flip
     elif flip is None:
@@ -192,8 +190,6 @@ def _check_kinds(asked: Asked) -> None:
         value = getattr(asked, name)
         if value is not None and not isinstance(value, right):
             raise ArgumentError(name, f"is {value!r}: pass a value such as {such_as}.")
-    if not isinstance(asked.flip, bool | np.bool_ | None):
-        raise ArgumentError("flip", f"is {asked.flip!r}: pass True, False or None.")
     _initializer(asked.initialization)
     if not isinstance(asked.callbacks, Sequence) or not all(map(callable, asked.callbacks)):
         raise ArgumentError("callbacks", f"is {asked.callbacks!r}: pass a sequence of functions.")

@@ -190,7 +190,9 @@ class Recipe(eqx.Module):
       multiplies predictions by τ, as `platt_loss` says of itself, the inner loss is a
       `SquaredError`, and the network is linearised or its body frozen. A loss of your own says so
       as an [`AbstractOuterLoss`][rcig_eqx.AbstractOuterLoss], a method of your own by `folds`.
-    - `batch_size`: images of an outer batch. `None`: 64 for every 16 distilled images, at least 64
+    - `flip`: whether the set also stands for its mirror images. `None`: for RGB sets of up to 1,000
+      images (paper, appendix C), or as a `Coreset` to start from says.
+    - `batch_size`: inputs of an outer batch. `None`: 64 for every 16 distilled images, at least 64
       and at most 1,024.
 
     `distill` fills in what is `None`; [`init`][rcig_eqx.init] needs a method and a model.
@@ -203,6 +205,7 @@ class Recipe(eqx.Module):
     average: Average = growing_average()
     parameterization: AbstractParameterization = plain()
     fold: bool | None = None
+    flip: bool | None = None
     batch_size: int | None = None
 
     def __check_init__(self) -> None:
@@ -212,6 +215,7 @@ class Recipe(eqx.Module):
             ("pool", self.pool, PoolSchedule, "PoolSchedule(size=30)"),
             ("parameterization", self.parameterization, AbstractParameterization, "plain()"),
             ("fold", self.fold, bool | np.bool_ | None, "True, False or None"),
+            ("flip", self.flip, bool | np.bool_ | None, "True, False or None"),
         ):
             if not isinstance(value, right):
                 raise ArgumentError(name, f"is {value!r}: pass a value such as {such_as}.")

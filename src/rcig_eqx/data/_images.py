@@ -26,12 +26,16 @@ class AbstractImages(ABC):
     - `image_shape`: height, width and channels, the same for all.
     - `dtype`: uint8 unless said otherwise.
     - `labels` [n]: the class number of each image, known without reading the images.
+    - `workers`: processes that read it ahead for `distill`; threads do if 0, as it is unless set on
+      the instance. The batches are the same. A script that asks for workers guards its main part
+      by `if __name__ == "__main__"`.
     """
 
     name: str
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     dtype: np.dtype = np.dtype(np.uint8)
+    workers: int = 0
     labels: Int32[np.ndarray, " n"]
 
     @abstractmethod
