@@ -117,10 +117,7 @@ CIFAR10 = CifarLayout(
     binary_archive="cifar-10-binary.tar.gz",
     python="cifar-10-batches-py",
     python_archive="cifar-10-python.tar.gz",
-    batches={
-        "train": tuple(f"data_batch_{i}" for i in range(1, 6)),
-        "test": ("test_batch",),
-    },
+    batches={"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
     label_bytes=1,
     label_key=b"labels",
 )

@@ -196,10 +196,7 @@ TINY_IMAGENET = ImageLayout(
     folder="tiny-imagenet-200",
     archive="tiny-imagenet-200.zip",
     size=64,
-    images={
-        "train": r"train/n\d+/images/[^/.][^/]*\.JPEG",
-        "test": r"val/images/[^/.][^/]*\.JPEG",
-    },
+    images={"train": r"train/n\d+/images/[^/.][^/]*\.JPEG", "test": r"val/images/[^/.][^/]*\.JPEG"},
     tables=("wnids.txt", "words.txt", "val/val_annotations.txt"),
     label=_tiny_labels,
 )
@@ -209,10 +206,7 @@ CUB200 = ImageLayout(
     size=32,
     # Which split an image is of may come after it in the archive.
     images=dict.fromkeys(("train", "test"), r"images/[^/]+/[^/.][^/]*\.jpg"),
-    tables=(
-        *("classes.txt", "images.txt", "image_class_labels.txt"),
-        "train_test_split.txt",
-    ),
+    tables=(*("classes.txt", "images.txt", "image_class_labels.txt"), "train_test_split.txt"),
     label=_cub_labels,
 )
 IMAGENETTE = _imagenette("imagenette2-160", IMAGENETTE_CLASSES)

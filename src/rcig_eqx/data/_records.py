@@ -169,11 +169,7 @@ class Records(AbstractImages):
 
 
 def write_records(
-    source: Any,
-    folder: str | os.PathLike[str],
-    *,
-    size: int | None = None,
-    progress: bool = True,
+    source: Any, folder: str | os.PathLike[str], *, size: int | None = None, progress: bool = True
 ) -> Records:
     """Write a labelled set to disk once, as [`Records`][rcig_eqx.data.Records] to stream from.
 

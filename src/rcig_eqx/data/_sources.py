@@ -139,11 +139,7 @@ _FAST_AI = "https://s3.amazonaws.com/fast-ai-imageclas/"
 
 SOURCES: dict[str, Source] = {
     "mnist": _idx(
-        "MNIST",
-        "https://ossci-datasets.s3.amazonaws.com/mnist/",
-        "mnist",
-        _DIGITS,
-        "MNIST/raw",
+        "MNIST", "https://ossci-datasets.s3.amazonaws.com/mnist/", "mnist", _DIGITS, "MNIST/raw"
     ),
     "fashion_mnist": _idx(
         "Fashion-MNIST",
@@ -169,19 +165,9 @@ SOURCES: dict[str, Source] = {
         (5_994, 5_794),
     ),
     "imagenette": _images(
-        "Imagenette",
-        _FAST_AI,
-        "imagenette",
-        IMAGENETTE,
-        (9_469, 3_925),
-        IMAGENETTE_CLASSES,
+        "Imagenette", _FAST_AI, "imagenette", IMAGENETTE, (9_469, 3_925), IMAGENETTE_CLASSES
     ),
     "imagewoof": _images(
-        "ImageWoof",
-        _FAST_AI,
-        "imagewoof",
-        IMAGEWOOF,
-        (9_025, 3_929),
-        IMAGEWOOF_CLASSES,
+        "ImageWoof", _FAST_AI, "imagewoof", IMAGEWOOF, (9_025, 3_929), IMAGEWOOF_CLASSES
     ),
 }

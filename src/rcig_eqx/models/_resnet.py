@@ -8,14 +8,7 @@ import jax.random as jr
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar
 
-from ._blocks import (
-    AbstractBlockNetwork,
-    ConvBlock,
-    Shape,
-    check_options,
-    conv_block,
-    pair,
-)
+from ._blocks import AbstractBlockNetwork, ConvBlock, Shape, check_options, conv_block, pair
 from ._conv import rectify
 from ._network import Head
 from ._normalize import check_normalization

@@ -12,11 +12,7 @@ from ._report import PrivacyReport
 
 
 def save_curves(
-    report: PrivacyReport,
-    path: str | os.PathLike[str],
-    *,
-    attack: str = "MLP",
-    title: str = "",
+    report: PrivacyReport, path: str | os.PathLike[str], *, attack: str = "MLP", title: str = ""
 ) -> Path:
     """Test accuracy and an attack's AUC against training steps (Figures 3, 6 and 7 of the paper).
 

@@ -119,9 +119,7 @@ def table7(workshop: Workshop, rows: Rows) -> Report:
         values[row.name] = {"seconds": each, "median": step}
         steps = workshop.scale.steps_of(row)
         hours = [f"{sum(each) / 3600:.2f}", f"{row.seconds * row.steps / 3600:.2f}"]
-        lines.append(
-            [*_where(row), f"{steps:,}", f"{step:.3f}", f"{row.seconds:.2f}", *hours],
-        )
+        lines.append([*_where(row), f"{steps:,}", f"{step:.3f}", f"{row.seconds:.2f}", *hours])
     head = [*_WHERE, "Iterations", "s/iteration", "Paper's", "Hours", "Paper's hours"]
     more = [
         "Of the first seed's run: the median iteration of its latter half, and the sum of all but "

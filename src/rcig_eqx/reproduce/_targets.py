@@ -114,9 +114,7 @@ TARGETS: dict[str, Target] = {
     ),
     "table2": _table(table2, [row.name for row in TABLE_2]),
     "table3": _table(
-        table3,
-        ["cifar10/10"],
-        ways=lambda row, scale: [normalized(kind) for kind in TABLE_3],
+        table3, ["cifar10/10"], ways=lambda row, scale: [normalized(kind) for kind in TABLE_3]
     ),
     "table4": _table(table4, [row.name for row in TABLE_4]),
     "table5": _attacks("table5", "mnist/50"),

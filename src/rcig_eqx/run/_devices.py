@@ -29,11 +29,7 @@ from ..data import DataError
 T = TypeVar("T")
 
 
-def make_mesh(
-    devices: Sequence[Device],
-    *,
-    networks_per_step: int = 1,
-) -> Mesh:
+def make_mesh(devices: Sequence[Device], *, networks_per_step: int = 1) -> Mesh:
     """A mesh with the axes ("network", "batch") of devices, which may be of several processes.
 
     The networks of a step are divided as far as their number and that of the devices have a
