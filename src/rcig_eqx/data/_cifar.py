@@ -99,10 +99,7 @@ def _read(path: Path) -> bytes:
 
 def _read_tar(path: Path, members: list[str]) -> dict[str, bytes]:
     """The named regular files of an archive, read in memory in one pass to its end."""
-    contents: dict[str, bytes] = {}
-    for entry in entries(path):
-        if entry.name in members:
-            contents[entry.name] = entry.read(_MAX_BATCH)
+    contents = {e.name: e.read(_MAX_BATCH) for e in entries(path) if e.name in members}
     missing = [name for name in members if name not in contents]
     if missing:
         raise DataError(

@@ -21,7 +21,15 @@ from ..data._paths import user_path
 from ..evaluation._evaluate import default_steps, fresh_network
 from ..evaluation._report import Evaluation
 from ..evaluation._train_network import training_recipe
-from ._files import MAX_TEXT, check_length, checksum, file_checksum, write_atomically
+from ._files import (
+    MAX_TEXT,
+    check_length,
+    checksum,
+    file_checksum,
+    under,
+    within,
+    write_atomically,
+)
 from ._plot import VISIBLE, drawing, printable, save_class, save_grid, to_pixels
 from ._result import DistillResult
 
@@ -162,12 +170,12 @@ def check_place(folder: Path, overwrite: bool, called: Path | None = None) -> No
         raise FileExistsError(f"{called} is there and no export: choose another place.")
     others = sorted({path.name for path in folder.iterdir()} - {CARD, *card.get("files", ())})
     if others:
-        raise FileExistsError(
-            f"{called} holds {others[0]}, which is no part of an export: move it or choose another "
-            "place."
-        )
+        what = f"{others[0]}, which is no part of an export"
+        raise FileExistsError(f"{called} holds {what}: move it or choose another place.")
     if not overwrite:
-        raise FileExistsError(f"{called} is there already: choose another place, or overwrite it.")
+        raise FileExistsError(
+            f"{called} is there already: choose another place, or overwrite it with overwrite=True."
+        )
 
 
 def _card_of(folder: Path) -> dict[str, Any] | None:
@@ -195,8 +203,7 @@ def _write(result: DistillResult, folder: Path, evaluation: Evaluation | None) -
     coreset = result.coreset
     assert coreset.preprocess is not None, "a result's coreset carries its preprocessing"
     config, preprocess = to_state(coreset.preprocess)
-    arrays = {"images": coreset.images, "labels": coreset.labels}
-    arrays |= {f"preprocess.{name}": value for name, value in preprocess.items()}
+    arrays = {"images": coreset.images, "labels": coreset.labels} | under("preprocess", preprocess)
     arrays = {name: np.asarray(value, np.float32, order="C") for name, value in arrays.items()}
     card = _card(result, config, evaluation) | {"bytes": count_bytes(arrays)}
     _check_readable(card, arrays)
@@ -289,8 +296,8 @@ def _card(
 
 def count_bytes(arrays: dict[str, np.ndarray]) -> dict[str, int]:
     """What a set takes, and how many real images of uint8, with a byte of label, take as much."""
-    sizes = {"images": arrays["images"].nbytes, "labels": arrays["labels"].nbytes}
-    sizes["preprocess"] = sum(a.nbytes for k, a in arrays.items() if k.startswith("preprocess."))
+    sizes = {name: arrays[name].nbytes for name in ("images", "labels")}
+    sizes["preprocess"] = sum(a.nbytes for a in within("preprocess", arrays).values())
     total = sum(sizes.values())
     real = math.prod(arrays["images"].shape[1:]) + 1
     return sizes | {"total": total, "real_images_of_as_many_bytes": total // real}

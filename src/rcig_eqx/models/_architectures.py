@@ -64,29 +64,18 @@ class network_for(eqx.Module):
     def __call__(self, key: PRNGKeyArray) -> AbstractNetwork:
         """A fresh network."""
         name = architecture_name(self.name)
-        options = {option: getattr(self, option) for option in ("width", *_CONVNET_ONLY)}
+        options: dict[str, Any] = {o: getattr(self, o) for o in ("width", *_CONVNET_ONLY)}
         options = {option: value for option, value in options.items() if value is not None}
         if name == "convnet":
-            return convnet_for(
-                self.image_shape,
-                self.num_classes,
-                softplus=self.softplus,
-                normalization=self.normalization,
-                **options,
-            )(key)
+            options |= {"softplus": self.softplus, "normalization": self.normalization}
+            return convnet_for(self.image_shape, self.num_classes, **options)(key)
         height, width, channels = self.image_shape
-        given = {
-            "normalization": self.normalization,
-            "softplus": None if self.softplus == "paper" else self.softplus,
-        }
-        return NETWORKS[name](
-            in_channels=channels,
-            image_size=(height, width),
-            num_classes=self.num_classes,
-            key=key,
-            **options,
-            **{option: value for option, value in given.items() if value is not None},
-        )
+        sizes = {"in_channels": channels, "image_size": (height, width)}
+        if self.normalization is not None:
+            options["normalization"] = self.normalization
+        if self.softplus not in (None, "paper"):
+            options["softplus"] = self.softplus
+        return NETWORKS[name](num_classes=self.num_classes, key=key, **sizes, **options)
 
 
 def architecture_name(name: str) -> str:
@@ -112,9 +101,8 @@ def describe_network(model: eqx.Module) -> dict[str, Any]:
     description = {"name": name, "width": first.kernel.shape[-1]}
     if isinstance(model, ConvNet):
         description["depth"] = len(model.blocks)
-        widths = [block.kernel.shape[-1] for block in model.blocks[:2]]
-        if len(widths) == 2 and widths[1] != 2 * widths[0]:
-            description["growth"] = widths[1] // widths[0]
+        growth = model.blocks[1].kernel.shape[-1] // description["width"] if model.blocks[1:] else 2
+        description |= {"growth": growth} if growth != 2 else {}
     description["normalization"] = first.normalize.kind if first.normalize else "none"
     beta = model.softplus
     description["activation"] = "relu" if beta is None else f"softplus({beta} x) / {beta}"

@@ -1,7 +1,7 @@
 """The convolutional network of dataset distillation."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -64,21 +64,14 @@ class ConvNet(AbstractBlockNetwork):
         if min((side + 2 * first_padding - 2) // 2**depth for side in (height, width_px)) < 1:
             raise ValueError(
                 f"Images of {height}×{width_px} pixels are too small for depth={depth}: every "
-                f"block halves them. Use a smaller depth."
+                "block halves them. Use a smaller depth."
             )
         *block_keys, head_key = jr.split(key, depth + 1)
         shape, blocks = (height, width_px, in_channels), []
-        for i in range(depth):
-            block, shape = conv_block(
-                shape,
-                width * growth**i,
-                padding=first_padding if i == 0 else 1,
-                normalization=normalization,
-                pool="average",
-                softplus=softplus,
-                dtype=dtype,
-                key=block_keys[i],
-            )
+        given: Any = {"normalization": normalization, "softplus": softplus, "dtype": dtype}
+        for i, block_key in enumerate(block_keys):
+            given |= {"padding": 1 if i else first_padding, "key": block_key}
+            block, shape = conv_block(shape, width * growth**i, pool="average", **given)
             blocks.append(block)
         self.blocks = tuple(blocks)
         self.head = Head(math.prod(shape), num_classes, dtype=dtype, key=head_key)
@@ -113,9 +106,8 @@ class convnet_for(eqx.Module):
     def __check_init__(self):
         check_normalization(self.normalization)
         softplus = None if self.softplus == "paper" else self.softplus
-        depth = 3 if self.depth is None else self.depth
         sizes = {"num_classes": self.num_classes, "width": self.width, "growth": self.growth}
-        check_options(softplus, **sizes, depth=depth)
+        check_options(softplus, **sizes, depth=3 if self.depth is None else self.depth)
 
     def __call__(self, key: PRNGKeyArray) -> ConvNet:
         """A fresh network."""
@@ -127,14 +119,7 @@ class convnet_for(eqx.Module):
         softplus = self.softplus
         if softplus == "paper":
             softplus = 60.0 if depth == 3 else None
-        return ConvNet(
-            in_channels=channels,
-            image_size=(height, width_px),
-            num_classes=self.num_classes,
-            width=self.width,
-            depth=depth,
-            normalization=self.normalization,
-            softplus=softplus,
-            growth=self.growth,
-            key=key,
-        )
+        sizes = {"in_channels": channels, "image_size": (height, width_px), "depth": depth}
+        options = {name: getattr(self, name) for name in ("num_classes", "width", "growth")}
+        options |= {"normalization": self.normalization, "softplus": softplus}
+        return ConvNet(**sizes, **options, key=key)
