@@ -17,7 +17,7 @@ from .bilevel import Hypergradient
 from .models import AbstractNetwork, with_statistics
 from .parameterizations import check_parameterization
 
-Batch = tuple[Float[Array, "b h w c"], Integer[Array, " b"]]
+Batch = tuple[Float[Array, "b *shape"], Integer[Array, " b"]]
 
 
 class State(eqx.Module):
@@ -80,7 +80,7 @@ class Drawn(NamedTuple):
     member: Member
     key: PRNGKeyArray
     visit_key: PRNGKeyArray
-    images: Float[Array, "b h w c"]
+    inputs: Float[Array, "b *shape"]
     targets: Float[Array, "b classes"]
 
 
@@ -95,12 +95,12 @@ class Moved(NamedTuple):
 
 def draw(state: State, batch: Batch) -> Drawn:
     """A random network of the pool, or several where the recipe's pool asks for several a step."""
-    images, labels = batch
+    inputs, labels = batch
     index_key, key, visit_key = jr.split(jr.fold_in(state.key, state.step), 3)
     index = choose(state.recipe.pool, key=index_key)
     classes = state.recipe.parameterization.decode(state.psi).num_classes
-    targets = jax.nn.one_hot(labels, classes, dtype=images.dtype)
-    return Drawn(index, get_member(state.pool, index), key, visit_key, images, targets)
+    targets = jax.nn.one_hot(labels, classes, dtype=inputs.dtype)
+    return Drawn(index, get_member(state.pool, index), key, visit_key, inputs, targets)
 
 
 def on_set(model: AbstractNetwork, coreset: Coreset) -> AbstractNetwork:
@@ -116,7 +116,7 @@ def move(state: State, drawn: Drawn) -> Moved:
     recipe, member = state.recipe, drawn.member
     method, _ = recipe.chosen()
     coreset, pull_back = jax.vjp(recipe.parameterization.decode, state.psi)
-    problem = on_set(member.model, coreset), coreset, drawn.images, drawn.targets
+    problem = on_set(member.model, coreset), coreset, drawn.inputs, drawn.targets
     result = method.hypergradient(*problem, key=drawn.key)
     (gradient,) = pull_back(result.gradient)
     psi, opt_state = updated(recipe.optimizer, gradient, state.opt_state, state.psi, result.value)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
+from ._checks import ArgumentError
 from .data import AbstractPreprocess
 from .data._arrays import plain_array
 
@@ -15,8 +16,9 @@ from .data._arrays import plain_array
 class Coreset(eqx.Module):
     """A distilled set, class after class.
 
-    - `images`: preprocessed images X_S `[n h w c]`; `preprocess.inverse` gives pixels.
-    - `labels`: y_S `[n classes]`, one row an image. They start as one-hot − 1/C and are learned:
+    - `images`: X_S `[n *shape]`, preprocessed images `[n h w c]` or whatever the set holds;
+      `preprocess.inverse` gives pixels.
+    - `labels`: y_S `[n classes]`, one row per input. They start as one-hot − 1/C and are learned:
       they need not be positive nor sum to one.
     - `log_temperature`: log τ, the Platt scaling of the outer loss.
     - `preprocess`: what the images went through and a test image must; `None` inside the loop.
@@ -29,7 +31,7 @@ class Coreset(eqx.Module):
     bits, another byte order.
     """
 
-    images: Float[Array, "n h w c"]
+    images: Float[Array, "n *shape"]
     labels: Float[Array, "n classes"]
     log_temperature: Float[Array, ""]
     preprocess: AbstractPreprocess | None = None
@@ -43,8 +45,10 @@ class Coreset(eqx.Module):
                     f"{name} is {array.dtype} {type(array).__name__}, which JAX does not take: "
                     f"pass {name}.astype(np.float32)."
                 )
+        if self.flip:
+            check_mirrored(np.shape(self.images)[1:])
 
-    def support(self) -> tuple[Float[Array, "m h w c"], Float[Array, "m classes"]]:
+    def support(self) -> tuple[Float[Array, "m *shape"], Float[Array, "m classes"]]:
         """The images and labels to train on: mirrored copies are appended under `flip`."""
         if not self.flip:
             return self.images, self.labels
@@ -55,6 +59,14 @@ class Coreset(eqx.Module):
     def num_classes(self) -> int:
         """The length of a label."""
         return self.labels.shape[-1]
+
+
+def check_mirrored(shape: tuple[int, ...]) -> None:
+    """Raise `ValueError` for inputs that have no mirror images."""
+    if len(shape) != 3:
+        raise ArgumentError(
+            "flip", f"mirrors images [h w c], and each input here is {list(shape)}: leave flip out."
+        )
 
 
 def hard_labels(coreset: Coreset) -> Coreset:
@@ -71,10 +83,10 @@ def check_coreset(coreset: Any, name: str) -> None:
             f"{name} is a {type(coreset).__name__}: pass what distill or load_result returned."
         )
     images, labels = np.shape(coreset.images), np.shape(coreset.labels)
-    if len(images) != 4 or len(labels) != 2 or labels[0] != images[0]:
+    if len(images) < 2 or len(labels) != 2 or labels[0] != images[0]:
         raise ValueError(
-            f"{name} has images {images} and labels {labels}: make them [n h w c] and [n classes], "
-            "one row of labels per image."
+            f"{name} has images {images} and labels {labels}: make them [n, …], such as [n h w c], "
+            "and [n classes], one row of labels per input."
         )
     for field in ("images", "labels"):
         if not jnp.issubdtype(getattr(coreset, field).dtype, jnp.floating):

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from ._checks import ArgumentError, check_counts, check_flags, check_key
-from ._coreset import Coreset
+from ._coreset import Coreset, check_mirrored
 from ._describe import describe, described
 from ._recipe import Optimizer, Recipe, default_batch_size
 from ._types import Device
@@ -30,7 +30,8 @@ from .data import (
 from .data._adapt import Examples, adapted, is_foreign
 from .initializers import INITIALIZERS, AbstractInitializer, Given, check_start, real_coreset
 from .methods import AbstractMethod, default_method
-from .models import MakeModel, convnet_for
+from .models import MakeModel
+from .models._architectures import default_network
 from .models._check import check_model, describe_model
 from .parameterizations import check_parameterization
 from .run._checkpoint import CheckpointFolder, Checkpoints
@@ -126,7 +127,7 @@ def resolve(asked: Asked) -> Plan:
     if not isinstance(train, Dataset):
         seen = sample(train, 10_000, at_least=images_per_class, seed=seed)
     if seen.num_classes < 2:
-        raise ArgumentError("train", "has one class: pass images of two or more, to tell apart.")
+        raise ArgumentError("train", "has one class: pass two or more, to tell apart.")
     count = images_per_class * seen.num_classes
     batch_size = recipe.batch_size
     if batch_size is None:
@@ -138,13 +139,15 @@ def resolve(asked: Asked) -> Plan:
     if flip is None and isinstance(asked.initialization, Coreset):
         flip = asked.initialization.flip
     elif flip is None:
-        flip = seen.image_shape[2] == 3 and count <= _FLIP_UP_TO
+        flip = len(seen.image_shape) == 3 == seen.image_shape[-1] and count <= _FLIP_UP_TO
     flip = bool(flip)
+    if flip:
+        check_mirrored(seen.image_shape)
     baseline = real_coreset(seen, images_per_class, preprocess, flip=flip, key=coreset_key)
     draws = _further_draws(seen, baseline, preprocess, key=coreset_key)
     initializer = _initializer(asked.initialization)
     start = check_start(initializer(seen, baseline, preprocess, key=noise_key), baseline)
-    model = recipe.model or convnet_for(seen.image_shape, seen.num_classes)
+    model = recipe.model or default_network(seen.image_shape, seen.num_classes)
     check_model(model, baseline)
     decoded = check_parameterization(recipe.parameterization, start)
     asked_first = found[0]["steps"] if found else steps
@@ -281,15 +284,17 @@ def check_preprocess(preprocess: AbstractPreprocess, images: np.ndarray) -> None
         if made.shape != images.shape or made.dtype != jnp.float32:
             raise ArgumentError(
                 name,
-                f"made {made.dtype} images {made.shape} of {images.shape}: it must make float32 "
-                "ones of the same shape.",
+                f"made {made.dtype} {made.shape} of {images.shape}: it must make float32 of the "
+                "same shape.",
             )
 
 
 def check_batch_size(batch_size: int, images: int, mesh: Mesh | None) -> None:
     """Raise `ValueError` for a batch larger than the set, or that devices cannot share."""
     if batch_size > images:
-        raise ArgumentError("batch_size", f"is {batch_size}: choose it in 1..{images}, the images.")
+        raise ArgumentError(
+            "batch_size", f"is {batch_size}: choose it in 1..{images}, the training set."
+        )
     if mesh is not None:
         check_batch_divides(mesh, batch_size)
 

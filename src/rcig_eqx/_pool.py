@@ -122,7 +122,7 @@ def each_network(
 
 def train_member(
     member: Member,
-    images: Float[Array, "n h w c"],
+    inputs: Float[Array, "n *shape"],
     labels: Float[Array, "n classes"],
     steps: Int[Array, ""] | int,
     schedule: PoolSchedule,
@@ -138,9 +138,9 @@ def train_member(
     def loss(parameters: PyTree, stored: PyTree, rate: Scalar) -> tuple[Array, PyTree]:
         model = eqx.combine(parameters, stored, static)
         if whole:
-            outputs, model = training_outputs(model, images, rate=rate)
+            outputs, model = training_outputs(model, inputs, rate=rate)
         else:
-            outputs = in_chunks(model, images)
+            outputs = in_chunks(model, inputs)
         value = jnp.mean(jnp.sum((outputs - labels) ** 2, axis=-1))
         return value, split_for_training(model)[1]
 
@@ -158,7 +158,7 @@ def train_member(
 
 def visit(
     member: Member,
-    images: Float[Array, "n h w c"],
+    inputs: Float[Array, "n *shape"],
     labels: Float[Array, "n classes"],
     make_model: MakeModel,
     schedule: PoolSchedule,
@@ -173,7 +173,7 @@ def visit(
     def one(member: Member, key: PRNGKeyArray) -> Member:
         steps_key, fresh_key = jr.split(key)
         steps = jr.randint(steps_key, (), schedule.min_visit, schedule.max_visit + 1, jnp.int32)
-        member = train_member(member, images, labels, steps, schedule)
+        member = train_member(member, inputs, labels, steps, schedule)
         fresh = new_member(make_model, schedule, key=fresh_key)
         old = member.age >= schedule.max_steps
         return jax.tree.map(

@@ -176,7 +176,8 @@ class Recipe(eqx.Module):
 
     - `method`: how the hypergradient is computed. `None`: `methods.default_method(steps)`, FRePo
       with `platt_loss` for the first `min(1000, steps // 2)` steps, then RCIG.
-    - `model`: a function from a key to a network. `None`: the paper's `ConvNet` of width 128.
+    - `model`: a function from a key to a network. `None`: the paper's `ConvNet` of
+      width 128 for images, an `MLP` for rows [n d].
     - `optimizer`: of the distilled set, any of optax.
     - `pool`: how the pool's networks are trained and replaced.
     - `average`: weights of the averaged ψ: a function from the number of iterates averaged so far

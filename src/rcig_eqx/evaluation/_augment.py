@@ -10,7 +10,7 @@ import jax.random as jr
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from .._checks import check_known
+from .._checks import ArgumentError, check_known
 
 OPERATIONS = ("flip", "color", "crop", "rotate", "scale", "translate", "cutout")
 
@@ -155,13 +155,19 @@ def paper_strategy(channels: int) -> str:
 
 
 def as_augmentation(
-    augment: bool | str | Augmentation | None, channels: int
+    augment: bool | str | Augmentation | None, shape: tuple[int, ...]
 ) -> Augmentation | None:
     """What `evaluate(augment=…)` takes as a function, or `None` for none."""
     if augment is None or augment is False:
         return None
+    if len(shape) != 3 and (augment is True or isinstance(augment, str | Augment)):
+        raise ArgumentError(
+            "augment",
+            f"changes images [h w c], and each input is {list(shape)}: pass a function (inputs, *, "
+            "key) -> inputs, or leave it out.",
+        )
     if augment is True:
-        augment = paper_strategy(channels)
+        augment = paper_strategy(shape[2])
     if isinstance(augment, str):
         return Augment(augment)
     if not callable(augment):

@@ -121,7 +121,7 @@ def evaluate(
     model = model or fresh_network(distilled)
     check_model(model, coreset)
     draws = _random_sets(distilled, baseline, names, num_networks, key)
-    augmentation = as_augmentation(augment, coreset.images.shape[3])
+    augmentation = as_augmentation(augment, coreset.images.shape[1:])
     steps = int(steps or default_steps(len(coreset.images)))
     at_once = min(at_once or networks_at_once(num_networks), num_networks)
     test = in_memory(test)
@@ -143,7 +143,9 @@ def evaluate(
         given = (X, y, *tested_with, keys[own.start : own.stop], training)
         found[k].append(jax.tree.map(np.asarray, _train_and_test(model, *given)))
     outcomes = [jax.tree.map(lambda *x: np.concatenate(x), *parts) for parts in found]
-    recipe = training_recipe(model, **training._asdict()) | {"mirrored": coreset.flip}
+    recipe = training_recipe(model, **training._asdict())
+    if coreset.images.ndim == 4:
+        recipe["mirrored"] = coreset.flip
     if labels == "hard":
         recipe["labels"] = "hard: one-hot, of the class that the learned label ranks first"
     tested = {"dataset": test.name, "images": len(test)}
@@ -226,22 +228,23 @@ def fresh_network(
     """A ready network with ReLU for a distilled set: as distilled, but for what is given here.
 
     The network a set was distilled with is in the recipe of a `DistillResult`; where it is not
-    known, or none of the ready ones, it is the paper's `ConvNet`. Another architecture has its
+    known, or none of the ready ones, it is the paper's `ConvNet`, or an `MLP` for rows [n d]. Another architecture has its
     usual size, and the normalisation distilled with; `normalization="none"` leaves that out.
     """
     is_result = isinstance(distilled, DistillResult)
     coreset = distilled.coreset if is_result else distilled
     known = dict(distilled.recipe.get("model", {})) if is_result else {}
     name = str(known.get("name")).lower()
+    shape = coreset.images.shape[1:]
     if name not in NETWORKS:
-        name, known = "convnet", {k: known[k] for k in ("width", "depth") if k in known}
+        name = "mlp" if len(shape) == 1 else "convnet"
+        known = {k: known[k] for k in ("width", "depth") if k in known}
     wanted = architecture_name(architecture or name)
     if wanted != name:
         known = {"normalization": known.get("normalization")}
-    _, height, width_px, channels = coreset.images.shape
     return network_for(
         wanted,
-        (height, width_px, channels),
+        shape,
         coreset.num_classes,
         width=width or known.get("width"),
         depth=depth or known.get("depth"),
@@ -277,9 +280,9 @@ def _check_fit(
 @eqx.filter_jit
 def _train_and_test(
     make_model: MakeModel,
-    X: Float[Array, "networks n h w c"],
+    X: Float[Array, "networks n *shape"],
     y: Float[Array, "networks n classes"],
-    images: Float[Array, "t h w c"],
+    images: Float[Array, "t *shape"],
     labels: Int[Array, " t"],
     keys: Shaped[Array, "networks ..."],
     training: Training,
@@ -343,7 +346,7 @@ def default_steps(num_distilled: int) -> int:
 
 def correct(
     model: AbstractNetwork,
-    images: Float[Array, "n h w c"],
+    images: Float[Array, "n *shape"],
     labels: Int[Array, " n"],
 ) -> Bool[Array, " n"]:
     """Whether the network's largest output is the label, image by image. Jittable.
@@ -353,7 +356,7 @@ def correct(
     return answers(model, images) == labels
 
 
-def answers(model: AbstractNetwork, images: Float[Array, "n h w c"]) -> Int[Array, " n"]:
+def answers(model: AbstractNetwork, images: Float[Array, "n *shape"]) -> Int[Array, " n"]:
     """The class of the largest output, image by image; −1 where an output is not finite."""
 
     def one(image: Array) -> Array:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, Scalar
 
 from .._losses import InnerLoss
 from .._types import PyTree
-from ..models import AbstractNetwork, ConvNet, MakeModel
+from ..models import AbstractNetwork, MakeModel
 from ..models._architectures import describe_network
 from ..models._training import running_rate, split_for_training, training_outputs
 from ._augment import Augmentation, describe_augmentation
@@ -70,24 +70,12 @@ def training_recipe(
 ) -> dict[str, Any]:
     """What `train_network` does to a fresh network, in plain values.
 
-    For a `ConvNet` without normalisation it is enough to build and train it without this library;
+    For a `ConvNet` without normalization and an `MLP` it is enough to do so without this library;
     of another ready network it has the name and options, of one's own, and of a loss of one's own,
     the name alone.
     """
     network = eqx.filter_eval_shape(model, jr.key(0))
-    layout = describe_network(network)
-    if isinstance(network, ConvNet):
-        normalized = layout["normalization"] != "none"
-        filters = f"width * {layout.get('growth', 2)}^i"
-        layout |= {
-            "padding": [block.padding for block in network.blocks],
-            "blocks": f"convolution 3x3 of {filters} filters with bias, stride 1, zero-padded by "
-            f"padding[i]; {'normalization; ' if normalized else ''}activation; mean over 2x2, "
-            "stride 2, an odd last row or column dropped",
-            "head": "features flattened in the order h, w, c; one linear layer with bias",
-            "initialization": "kernels: normal of standard deviation s, cut off at 2 s, where s is "
-            "1 / sqrt(inputs of a unit) / 0.87962566; biases: 0",
-        }
+    layout = describe_network(network) | network.layout()
     changed = {"augmentation": describe_augmentation(augment)} if augment else {}
     own = f"{getattr(loss, '__name__', type(loss).__name__)}, which is not described here"
     return changed | {
@@ -109,7 +97,7 @@ def training_recipe(
 
 def train_network(
     model: AbstractNetwork,
-    images: Float[Array, "n h w c"],
+    images: Float[Array, "n *shape"],
     labels: Float[Array, "n classes"],
     *,
     steps: int,
@@ -132,7 +120,7 @@ def train_network(
 
 def fit(
     model: AbstractNetwork,
-    images: Float[Array, "n h w c"],
+    images: Float[Array, "n *shape"],
     labels: Float[Array, "n classes"],
     training: Training,
     *,
@@ -179,7 +167,7 @@ def have_converged(
 
 def training_steps(
     model: AbstractNetwork,
-    images: Float[Array, "n h w c"],
+    images: Float[Array, "n *shape"],
     labels: Float[Array, "n classes"],
     training: Training,
     *,

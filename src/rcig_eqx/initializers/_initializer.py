@@ -54,7 +54,7 @@ def check_start(given: object, like: Coreset) -> Coreset:
         if np.shape(own) != right.shape:
             raise ValueError(
                 f"initialization has {name} {np.shape(own)}, where images_per_class and the data "
-                f"make them {right.shape}: pass preprocessed images [n h w c], labels [n classes]."
+                f"make them {right.shape}: pass preprocessed ones."
             )
     check_finite(given, "initialization")
     fields = (given.images, given.labels, given.log_temperature)

@@ -30,7 +30,15 @@ from ._files import (
     within,
     write_atomically,
 )
-from ._plot import VISIBLE, drawing, printable, save_class, save_grid, to_pixels
+from ._plot import (
+    VISIBLE,
+    drawing,
+    has_pictures,
+    printable,
+    save_class,
+    save_grid,
+    to_pixels,
+)
 from ._result import DistillResult
 
 SCHEMA = "rcig_eqx.export/1"
@@ -211,8 +219,9 @@ def _write(result: DistillResult, folder: Path, evaluation: Evaluation | None) -
 
     write_atomically(folder / ARRAYS, serialize(arrays))
     card["pictures"] = None
-    with drawing(but=OSError):
-        card["pictures"] = _pictures(result, folder, title)
+    if has_pictures(coreset):
+        with drawing(but=OSError):
+            card["pictures"] = _pictures(result, folder, title)
     if card["pictures"] is None:
         for half_done in folder.glob("*.png"):
             half_done.unlink()
@@ -263,12 +272,14 @@ def _card(
     else:
         steps = default_steps(len(coreset.images))
         training = training_recipe(fresh_network(result), steps=steps)
+    is_images = has_pictures(coreset)
+    layout = "n h w c" if is_images else "n, then the shape of one input"
     return {
         "schema": SCHEMA,
         "dataset": {"name": recipe["dataset"], "class_names": list(result.class_names)},
         "images": {
             "shape": list(coreset.images.shape),
-            "layout": "n h w c, float32, preprocessed; class after class, per_class of each",
+            "layout": f"{layout}, float32, preprocessed; class after class, per_class of each",
             "per_class": len(coreset.images) // coreset.num_classes,
             "flip": coreset.flip,
             "flip_means": "whether to train on the mirror images (left to right) as well, with the "
@@ -282,7 +293,9 @@ def _card(
             "image's class is its largest output.",
         },
         "preprocess": {
-            "pixels": "in [0, 1]: uint8 values / 255, n h w c",
+            "pixels": "in [0, 1]: uint8 values / 255, n h w c"
+            if is_images
+            else "values as they are",
             **preprocess,
             **FORMULAS[preprocess["kind"]],
             "arrays": "those of arrays.safetensors whose names begin with preprocess.",
@@ -295,11 +308,13 @@ def _card(
 
 
 def count_bytes(arrays: dict[str, np.ndarray]) -> dict[str, int]:
-    """What a set takes, and how many real images of uint8, with a byte of label, take as much."""
+    """What a set takes, and how many real images of uint8 take as much, or inputs of float32, with
+    a byte of label."""
     sizes = {name: arrays[name].nbytes for name in ("images", "labels")}
     sizes["preprocess"] = sum(a.nbytes for a in within("preprocess", arrays).values())
     total = sum(sizes.values())
-    real = math.prod(arrays["images"].shape[1:]) + 1
+    shape = arrays["images"].shape[1:]  # a real image is stored as bytes, another input as float32
+    real = math.prod(shape) * (1 if len(shape) == 3 else 4) + 1
     return sizes | {"total": total, "real_images_of_as_many_bytes": total // real}
 
 
@@ -323,13 +338,17 @@ def _readme(title: str, card: dict[str, Any]) -> str:
     flip = " and their mirror images" if images["flip"] else ""
     known = (f"{name} {network[name]}" for name in ("width", "depth") if name in network)
     network_parts = [network["name"], *known, network.get("activation", "as its authors say")]
-    n, h, w, c = images["shape"]
+    n, *shape = images["shape"]
+    is_images = len(shape) == 3
+    what, dtype = ("images", "uint8") if is_images else ("inputs", "float32")
+    picture = "Pictures of them could not be drawn." if is_images else "They are no images."
+    picture = f"![The distilled images]({GRID})" if card["pictures"] else picture
     return f"""# Distilled {_escaped(title)}
 
-{n} synthetic images of {h}×{w}×{c}, {images["per_class"]} of each of
+{n} synthetic {what} of {"×".join(map(str, shape))}, {images["per_class"]} of each of
 {len(card["dataset"]["class_names"])} classes, to train fresh networks on.
 
-{f"![The distilled images]({GRID})" if card["pictures"] else "Pictures of them could not be drawn."}
+{picture}
 
 ## What it is worth
 
@@ -342,22 +361,24 @@ def _readme(title: str, card: dict[str, Any]) -> str:
 | preprocessing | {size["preprocess"]:,} |
 | all | {size["total"]:,} |
 
-That is as much as {size["real_images_of_as_many_bytes"]:,} real images take as uint8, with a
+That is as much as {size["real_images_of_as_many_bytes"]:,} real {what} take as {dtype}, with a
 byte of label each.
 
 ## How to train on it
 
 `card.json` has all of this in exact terms, and the SHA-256 of every file; `{ARRAYS}` has
-`images` [n h w c], `labels` [n classes] and the arrays of the preprocessing.
+`images` {"[n h w c]" if is_images else images["shape"]}, `labels` [n classes] and the arrays of
+the preprocessing.
 
-- **Images** are preprocessed already. Test images must be, the same way, with pixels in [0, 1]:
+- **{what.capitalize()}** are preprocessed already. Those to test on must be, the same way,
+  {"with pixels in [0, 1]" if is_images else "as raw values"}:
   {card["preprocess"]["forward"]}. The way back: {card["preprocess"]["inverse"]}.
 - **Labels** are regression targets, not probabilities: no softmax, no one-hot.
-- **Loss**: {_escaped(training["loss"])}, on the images{flip}.
+- **Loss**: {_escaped(training["loss"])}, on the {what}{flip}.
 - **Network**: {_escaped(", ".join(network_parts))}.
 - **Optimiser**: Adam at a peak rate of {rate["peak"]:g}, {rate["warmup_steps"]} steps of linear
   warm-up, cosine decay to {rate["final"]:g}; {training["steps"]} steps in all, of up to
-  {training["batch_size"]} images.
+  {training["batch_size"]} {what}.
 
 ```python
 import json
@@ -366,7 +387,7 @@ from safetensors.numpy import load_file
 card, arrays = json.load(open("card.json")), load_file("{ARRAYS}")
 images, labels = arrays["images"], arrays["labels"]
 ```
-{_gallery(card["pictures"], c)}"""
+{_gallery(card["pictures"], shape[-1])}"""
 
 
 def _gallery(pictures: dict[str, Any] | None, channels: int) -> str:

@@ -179,11 +179,13 @@ def _read_coreset(path: Path, card: dict[str, Any]) -> Coreset:
     """The arrays, after their names, types and shapes alone have been checked."""
     check_header(path)
     shape, classes = tuple(card["images"]["shape"]), len(card["dataset"]["class_names"])
-    if len(shape) != 4 or min(shape) < 1 or shape[0] != card["images"]["per_class"] * classes:
+    if len(shape) < 2 or min(shape) < 1 or shape[0] != card["images"]["per_class"] * classes:
         raise ValueError(f"the card's images {shape} are no whole number for each class")
+    if len(shape) != 4 and (card["images"]["flip"] or card["preprocess"]["kind"].startswith("zca")):
+        raise ValueError(f"inputs {shape[1:]} are neither mirrored nor whitened")
     if card["labels"]["shape"] != [shape[0], classes]:
         raise ValueError("the card's labels are not one an image and class")
-    d, channels = math.prod(shape[1:]), shape[3:]
+    d, channels = math.prod(shape[1:]), shape[-1:]
     if card["preprocess"]["kind"] == "zca_blocks":
         check_block(shape[1:], card["preprocess"]["block"])
         d = card["preprocess"]["block"] ** 2 * shape[3]

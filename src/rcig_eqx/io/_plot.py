@@ -32,12 +32,21 @@ def to_pixels(coreset: Coreset, *, compress: bool = False) -> Float[np.ndarray, 
     preprocess = getattr(coreset, "preprocess", None)
     if preprocess is None:
         raise ValueError("This is no coreset with its preprocessing: pass result.coreset.")
+    if not has_pictures(coreset):
+        raise ValueError(
+            f"Pictures are of images [h w c], and each input is {list(coreset.images.shape[1:])}."
+        )
     pixels = np.asarray(preprocess.inverse(coreset.images))
     if compress:
         low = np.minimum(pixels.min((1, 2, 3), keepdims=True), 0.0)
         high = np.maximum(pixels.max((1, 2, 3), keepdims=True), 1.0)
         return (pixels - low) / (high - low)
     return np.clip(pixels, 0.0, 1.0)
+
+
+def has_pictures(coreset: Coreset) -> bool:
+    """Whether what is distilled are images."""
+    return len(coreset.images.shape) == 4
 
 
 def save_grid(

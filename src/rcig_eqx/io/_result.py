@@ -33,7 +33,7 @@ class DistillResult:
     - `psi`: the averaged ψ of a parameterisation, which `coreset` is decoded from, before its
       labels took the temperature; `None` without one. It is not in the file:
       `equinox.tree_serialise_leaves` keeps any pytree.
-    - `draws`: `[draws n h w c]`, the images of further random draws such as `baseline`, which show
+    - `draws`: `[draws n *shape]`, the images of further random draws such as `baseline`, which show
       how much one draw differs from another; `None` in a file of an earlier version.
     """
 
@@ -44,7 +44,7 @@ class DistillResult:
     recipe: dict[str, Any]
     history: dict[str, np.ndarray]
     psi: PyTree = None
-    draws: Float[np.ndarray, "draws n h w c"] | None = None
+    draws: Float[np.ndarray, "draws n *shape"] | None = None
 
     @property
     def baselines(self) -> tuple[Coreset, ...]:
@@ -85,7 +85,7 @@ class DistillResult:
             "format": FORMAT,
             "class_names": self.class_names,
             "labels": "one row an image, learned from one-hot - 1/classes; not probabilities",
-            "images": "n h w c, preprocessed",
+            "images": "[n *shape], images n h w c, preprocessed",
             "flip": self.coreset.flip,
             "preprocess": preprocess_config,
             "recipe": self.recipe,
@@ -139,7 +139,8 @@ def _assemble(
     coresets = {}
     for name in _CORESETS:
         images, labels, log_temperature = parts = [arrays[f"{name}.{part}"] for part in _FIELDS]
-        fits = images.ndim == 4 and 0 not in images.shape and log_temperature.shape == ()
+        fits = images.ndim == 4 if flip else images.ndim > 1
+        fits = fits and 0 not in images.shape and log_temperature.shape == ()
         if not fits or labels.shape != (len(images), len(names)):
             raise ValueError(
                 f"{name} has images {images.shape}, labels {labels.shape} and log_temperature "

@@ -53,11 +53,11 @@ class Frepo(AbstractRegularizedMethod):
         check_dtype(self.dtype)
         AbstractRegularizedMethod.check(self, coreset, batch_size)
 
-    def through(self, model, coreset, images, targets, chosen=None):
+    def through(self, model, coreset, inputs, targets, chosen=None):
         weights = weights_of(self.inner_loss, coreset)
         (X_S, y_S), pull_back = support_vjp(coreset)
-        h_T = in_chunks(model.features, images)
-        h_S, to_images = partial_vjp(model.features, X_S, chosen)
+        h_T = in_chunks(model.features, inputs)
+        h_S, to_inputs = partial_vjp(model.features, X_S, chosen)
 
         def loss(h_S: Array, y: Array, temperature: Array) -> tuple[Array, Array]:
             l2 = self.l2_rate * len(y)
@@ -67,7 +67,7 @@ class Frepo(AbstractRegularizedMethod):
         (value, f_T), (h_bar, y_bar, temperature_bar) = jax.value_and_grad(
             loss, argnums=(0, 1, 2), has_aux=True
         )(h_S, y_S, coreset.log_temperature)
-        gradient = pull_back(to_images(h_bar), y_bar, temperature_bar)
+        gradient = pull_back(to_inputs(h_bar), y_bar, temperature_bar)
         return Hypergradient(value, gradient, {"accuracy": accuracy(f_T, targets)})
 
 

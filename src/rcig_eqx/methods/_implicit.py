@@ -30,7 +30,7 @@ from ..bilevel._engine import differentiate
 from ..models import AbstractNetwork
 from ..solvers import AbstractDescent, Adam
 from ..solvers._adam import check_trend, rate_of, with_rate
-from ..solvers._definite import advice, check_solver
+from ..solvers._definite import advice, check_solver, traits
 from ._inner import InnerProblem, Nodes
 from ._method import (
     AbstractRegularizedMethod,
@@ -52,7 +52,7 @@ class Meeting(eqx.Module):
     """What the distilled set reaches the losses by, to be differentiated in: φ of the engine.
 
     - `nodes`, `tangents`: what is added to the nodes at θ_B, and to their tangent along v: zero.
-    - `labels`, `log_temperature`: of all the images the set stands for.
+    - `labels`, `log_temperature`: of all the inputs the set stands for.
     """
 
     nodes: Nodes
@@ -165,12 +165,12 @@ class Implicit(AbstractRegularizedMethod):
         AbstractRegularizedMethod.check(self, coreset, batch_size)
 
     @full_precision
-    def through(self, model, coreset, images, targets, chosen=None):
+    def through(self, model, coreset, inputs, targets, chosen=None):
         problem = self.problem(model, coreset)
         (X_S, y_S), pull_back = support_vjp(coreset)
         at = InnerSolution.of(problem, X_S, y_S, self.inner, self.gauss_newton)
         theta_B = at.theta[0]
-        at_T = problem.expand(images)
+        at_T = problem.expand(inputs)
 
         def outer(theta: PyTree, phi: Meeting) -> tuple[Scalar, Array]:
             nodes = add(at.at_S(theta[0]), phi.nodes)
@@ -198,11 +198,11 @@ class Implicit(AbstractRegularizedMethod):
         def nodes_at(X: Array) -> tuple[Nodes, Nodes]:
             return problem.along(problem.expand(X), theta_B, parts.adjoint[0])
 
-        _, to_images = partial_vjp(nodes_at, X_S, chosen, held=IMAGES_AT_ONCE)
+        _, to_inputs = partial_vjp(nodes_at, X_S, chosen, held=IMAGES_AT_ONCE)
 
         def gradient_of(bar: Meeting) -> Coreset:
             tangents = add(bar.tangents, zero)  # what is no constant to the compiler
-            return pull_back(to_images((bar.nodes, tangents)), bar.labels, bar.log_temperature)
+            return pull_back(to_inputs((bar.nodes, tangents)), bar.labels, bar.log_temperature)
 
         if self.clip:
             direct, implicit = gradient_of(parts.direct), gradient_of(parts.implicit)
@@ -221,7 +221,7 @@ class Implicit(AbstractRegularizedMethod):
         return True
 
     @full_precision
-    def tune(self, model, coreset, images, targets):
+    def tune(self, model, coreset, inputs, targets):
         problem = self.problem(model, coreset)
         X_S, y_S = coreset.support()
 
@@ -234,7 +234,7 @@ class Implicit(AbstractRegularizedMethod):
             largest = find_rate(lambda rate: inner_at(rate).stats["inner_monotone"], 1e-5)
             inner_rate = self.below_largest * largest
         if solver_rate is None:
-            at, at_T = inner_at(inner_rate), problem.expand(images)
+            at, at_T = inner_at(inner_rate), problem.expand(inputs)
 
             def outer(theta: PyTree) -> Scalar:
                 f_T = problem.outputs(theta, at.at_S(theta[0]), y_S, at_T)

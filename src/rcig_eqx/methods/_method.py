@@ -42,14 +42,14 @@ class AbstractMethod(eqx.Module):
         self,
         model: AbstractNetwork,
         coreset: Coreset,
-        images: Float[Array, "b h w c"],
+        inputs: Float[Array, "b *shape"],
         targets: Float[Array, "b classes"],
         *,
         key: PRNGKeyArray,
     ) -> Hypergradient:
         """The hypergradient at one network and one outer batch; `targets` are one-hot.
 
-        `key` is for what a method draws at random, such as the images of a partial backward pass.
+        `key` is for what a method draws at random, such as the inputs of a partial backward pass.
         """
 
     def check(self, coreset: Coreset, batch_size: int) -> None:
@@ -96,11 +96,11 @@ class AbstractMethod(eqx.Module):
         self,
         model: AbstractNetwork,
         coreset: Coreset,
-        images: Float[Array, "b h w c"],
+        inputs: Float[Array, "b *shape"],
         targets: Float[Array, "b classes"],
     ) -> "AbstractMethod":
         """The method to begin with, fitted to one network and one outer batch, if it `adapts`."""
-        del model, coreset, images, targets
+        del model, coreset, inputs, targets
         return self
 
     def adapt(self, stats: dict[str, Array]) -> "AbstractMethod":
@@ -110,13 +110,13 @@ class AbstractMethod(eqx.Module):
 
 
 class AbstractRegularizedMethod(AbstractMethod):
-    """A method whose inner problem is ℓ(f(X_S), y_S) + λ/2 ‖θ‖², n distilled images counted.
+    """A method whose inner problem is ℓ(f(X_S), y_S) + λ/2 ‖θ‖², n distilled inputs counted.
 
     - `l2_rate`: λ/n.
     - `inner_loss`, `outer_loss`: ℓ, and the loss on the outer batch.
-    - `subset`: distilled images, mirrored ones counted, that a step's last backward pass goes
+    - `subset`: distilled inputs, mirrored ones counted, that a step's last backward pass goes
       through, drawn anew each time; all if `None` or if there are no more. The gradient in the
-      images is then an unbiased estimate, that in labels and log τ what it was.
+      inputs is then an unbiased estimate, that in labels and log τ what it was.
     - `margin`: subtract the label margin from the outer loss, as the authors' code does.
     """
 
@@ -131,18 +131,18 @@ class AbstractRegularizedMethod(AbstractMethod):
         self,
         model: AbstractNetwork,
         coreset: Coreset,
-        images: Float[Array, "b h w c"],
+        inputs: Float[Array, "b *shape"],
         targets: Float[Array, "b classes"],
         chosen: Int[Array, " m"] | None = None,
     ) -> Hypergradient:
-        """The hypergradient without the margin, its last backward pass through `chosen` images.
+        """The hypergradient without the margin, its last backward pass through `chosen` inputs.
 
-        `chosen` are indices, mirrored ones counted; all images if `None`.
+        `chosen` are indices, mirrored ones counted; all inputs if `None`.
         """
 
-    def hypergradient(self, model, coreset, images, targets, *, key):
+    def hypergradient(self, model, coreset, inputs, targets, *, key):
         chosen = choose(len(coreset.support()[1]), self.subset, key)
-        result = self.through(model, coreset, images, targets, chosen)
+        result = self.through(model, coreset, inputs, targets, chosen)
         return subtract_margin(result, coreset) if self.margin else result
 
     @property
@@ -187,14 +187,14 @@ def accuracy(predictions: Float[Array, "b classes"], targets: Float[Array, "b cl
 def support_vjp(
     coreset: Coreset,
 ) -> tuple[tuple[Array, Array], Callable[[Array, Array, Array], Coreset]]:
-    """The images and labels to train on, and what takes their cotangents back to the set.
+    """The inputs and labels to train on, and what takes their cotangents back to the set.
 
     The latter has the cotangent of log τ for its third argument.
     """
     support, transpose = jax.vjp(lambda c: c.support(), coreset)
 
-    def pull_back(images: Array, labels: Array, log_temperature: Array) -> Coreset:
-        (gradient,) = transpose((images, labels))
+    def pull_back(inputs: Array, labels: Array, log_temperature: Array) -> Coreset:
+        (gradient,) = transpose((inputs, labels))
         return eqx.tree_at(lambda c: c.log_temperature, gradient, log_temperature)
 
     return support, pull_back
@@ -224,7 +224,7 @@ def clip_implicit(direct: PyTree, implicit: PyTree) -> PyTree:
 
 
 def over_support(inner_loss: InnerLoss, coreset: Coreset) -> InnerLoss:
-    """The inner loss of all the images a set stands for: mirrored ones share their weights."""
+    """The inner loss of all the inputs a set stands for: mirrored ones share their weights."""
     if not is_quadratic(inner_loss) or inner_loss.weights is None:
         return inner_loss
     weights = inner_loss.spread(coreset.labels)
@@ -232,7 +232,7 @@ def over_support(inner_loss: InnerLoss, coreset: Coreset) -> InnerLoss:
 
 
 def weights_of(inner_loss: InnerLoss, coreset: Coreset) -> Float[Array, "n classes"] | None:
-    """The weights of a `SquaredError` over all the images, mirrored ones counted."""
+    """The weights of a `SquaredError` over all the inputs, mirrored ones counted."""
     loss = over_support(inner_loss, coreset)
     return loss.weights if is_quadratic(loss) else None
 

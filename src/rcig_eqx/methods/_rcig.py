@@ -67,7 +67,7 @@ class Rcig(AbstractRegularizedMethod):
       (J Jᵀ + λ diag(w)⁻¹) α = y_S, and nothing else changes.
 
     The statistics are `accuracy`; `iterations` and `residual` of the solve for β, on which the
-    gradient in the images depends most, and `inner_iterations` and `inner_residual` of that for α:
+    gradient in the inputs depends most, and `inner_iterations` and `inner_residual` of that for α:
     products, 0 for a factorisation, and relative residuals; and `converged`, whether both reached
     their tolerance.
     """
@@ -106,18 +106,18 @@ class Rcig(AbstractRegularizedMethod):
         return advice(self.solver, first_short(history))
 
     @full_precision
-    def through(self, model, coreset, images, targets, chosen=None):
+    def through(self, model, coreset, inputs, targets, chosen=None):
         (X_S, y_S), pull_back = support_vjp(coreset)
         solvers = self._solvers(y_S.size, count_parameters(model))
         if self.clip:  # the exact parts one by one
-            return self._by_parts(*solvers).through(model, coreset, images, targets, chosen)
+            return self._by_parts(*solvers).through(model, coreset, inputs, targets, chosen)
         weights = weights_of(self.inner_loss, coreset)
         K = NTK(model, X_S, self.l2_rate * len(y_S), weights=weights)
         for_beta, for_alpha = prepare_kernel(K, *solvers)
 
         alpha, alpha_stats = for_alpha.solve(y_S)
         theta = K.cotangent(alpha)
-        at_T = linearize(model, images)
+        at_T = linearize(model, inputs)
         f_T = at_T.jvp(theta)
         value, (f_bar, temperature_bar) = jax.value_and_grad(
             lambda f, t: self.outer_loss(f, targets, t), argnums=(0, 1)
@@ -128,8 +128,8 @@ class Rcig(AbstractRegularizedMethod):
             at = linearize(model, X)
             return at.jvp(mu), at.jvp(theta)
 
-        _, to_images = partial_vjp(products, X_S, chosen, held=IMAGES_AT_ONCE)
-        gradient = pull_back(to_images((alpha, negative(beta))), beta, temperature_bar)
+        _, to_inputs = partial_vjp(products, X_S, chosen, held=IMAGES_AT_ONCE)
+        gradient = pull_back(to_inputs((alpha, negative(beta))), beta, temperature_bar)
         said = {
             "accuracy": accuracy(f_T, targets),
             "iterations": stats["iterations"],
@@ -169,7 +169,7 @@ def rcig(**options: Any) -> Rcig:
 def choose_dual_solver(unknowns: int, parameters: int, *, labels: bool = False) -> Solver:
     """The solver of the dual system for so many unknowns and parameters.
 
-    Unknowns are images × classes, mirrors counted. Up to 200, conjugate gradients need so few
+    Unknowns are inputs × classes, mirrors counted. Up to 200, conjugate gradients need so few
     products that forming the matrix does not pay; up to 2,000 they need many, and Cholesky is
     faster and exact. Where the Jacobian has more than 4e8 numbers, forming the matrix takes too
     many passes, and conjugate gradients are left, to a residual of 1e-4 for β, on which the

@@ -32,7 +32,7 @@ class InnerSolution:
     """
 
     problem: InnerProblem
-    X_S: Float[Array, "n h w c"]
+    X_S: Float[Array, "n *shape"]
     l2: float | Scalar
     linear: Linearization | None
     at_S: Expansion
@@ -46,7 +46,7 @@ class InnerSolution:
     def of(
         cls,
         problem: InnerProblem,
-        X_S: Float[Array, "n h w c"],
+        X_S: Float[Array, "n *shape"],
         y_S: Float[Array, "n classes"],
         inner: lx.AbstractLinearSolver[Any],
         gauss_newton: bool,

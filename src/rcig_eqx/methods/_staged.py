@@ -35,8 +35,8 @@ class Staged(AbstractMethod):
     steps: Int[Array, ""]
     done: Int[Array, ""]
 
-    def hypergradient(self, model, coreset, images, targets, *, key):
-        problem = (model, coreset, images, targets)
+    def hypergradient(self, model, coreset, inputs, targets, *, key):
+        problem = (model, coreset, inputs, targets)
         methods = (self.first, self.then)
         shapes = [eqx.filter_eval_shape(m.hypergradient, *problem, key=key).stats for m in methods]
         idle = {
@@ -81,8 +81,8 @@ class Staged(AbstractMethod):
     def adapts(self) -> bool:
         return True
 
-    def tune(self, model, coreset, images, targets):
-        problem = (model, coreset, images, targets)
+    def tune(self, model, coreset, inputs, targets):
+        problem = (model, coreset, inputs, targets)
         return self._replaced(self.first.tune(*problem), self.then.tune(*problem), self.done)
 
     def adapt(self, stats):

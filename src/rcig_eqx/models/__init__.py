@@ -13,6 +13,7 @@ from ._conv import (
     softplus as softplus,
 )
 from ._convnet import ConvNet as ConvNet, convnet_for as convnet_for
+from ._mlp import MLP as MLP
 from ._network import (
     AbstractNetwork as AbstractNetwork,
     Head as Head,
@@ -33,6 +34,7 @@ from ._training import (
 )
 
 __all__ = [
+    "MLP",
     "NETWORKS",
     "AbstractBatchNetwork",
     "AbstractNetwork",

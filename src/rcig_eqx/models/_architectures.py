@@ -1,26 +1,30 @@
 """Ready networks by name: makers for a data set, and descriptions to make them again by."""
 
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal
 
 import equinox as eqx
+import jax
+import jax.random as jr
 from jaxtyping import PRNGKeyArray
 
-from .._checks import check_known
+from .._checks import ArgumentError, check_known
 from .._registry import Registry
-from ._blocks import AbstractBlockNetwork
 from ._convnet import ConvNet, convnet_for
-from ._network import AbstractNetwork
-from ._normalize import check_normalization
+from ._mlp import MLP
+from ._network import AbstractNetwork, MakeModel
 from ._plain import VGG11, AlexNet
 from ._resnet import ResNet18
 
 NETWORKS: Registry[AbstractNetwork] = Registry(
-    "networks", convnet=ConvNet, resnet18=ResNet18, vgg11=VGG11, alexnet=AlexNet
+    "networks",
+    convnet=ConvNet.for_shape,
+    resnet18=ResNet18.for_shape,
+    vgg11=VGG11.for_shape,
+    alexnet=AlexNet.for_shape,
+    mlp=MLP.for_shape,
 )
-"""Networks by name: functions of `in_channels`, `image_size`, `num_classes` and `key`, and of those
-of the options of [`network_for`][rcig_eqx.models.network_for] that they are to take."""
-_READY = (ConvNet, ResNet18, VGG11, AlexNet)
-_CONVNET_ONLY = ("depth", "growth")
+"""Networks by name: functions of the shape of an input, the number of classes and `key`, and of
+those of the options of [`network_for`][rcig_eqx.models.network_for] that they take."""
 
 
 class network_for(eqx.Module):
@@ -28,23 +32,24 @@ class network_for(eqx.Module):
 
     **Arguments:**
 
-    - `name`: `"convnet"`, `"resnet18"`, `"vgg11"` or `"alexnet"`; case and hyphens are as you like.
-    - `image_shape`: height, width, channels.
+    - `name`: one of `NETWORKS`; case and hyphens are as you like.
+    - `image_shape`: height, width, channels; for an `"mlp"` any shape, such as `(columns,)`.
     - `num_classes`: outputs.
-    - `width`: filters of the first convolution; the usual number if `None`, 128 for convnet and
-      alexnet, 64 for the others.
+    - `width`: filters of the first convolution, or units of a hidden layer; the usual number if
+      `None`: 128 for convnet and alexnet, 256 for mlp, 64 for the others.
     - `normalization`: `"batch"`, `"instance"`, `"layer"`, `"group"`, or `"none"`, which `None`
       means as well.
     - `softplus`: the inverse temperature to smooth the activation with, `None` for ReLU.
-      `"paper"` is 60 for a convnet of depth 3, and ReLU for the rest (appendix C).
-    - `depth`, `growth`: of a convnet alone, as in [`convnet_for`][rcig_eqx.convnet_for].
+      `"paper"` is 60 for a convnet of depth 3 and an mlp, and ReLU for the rest (appendix C).
+    - `depth`, `growth`: of a convnet, as in [`convnet_for`][rcig_eqx.convnet_for]; an mlp has a
+      `depth`, its hidden layers.
 
     Raises `ValueError` for a name or a normalisation that is none, with the nearest that are, and
     for options that an architecture has not.
     """
 
     name: str = eqx.field(static=True)
-    image_shape: tuple[int, int, int] = eqx.field(static=True)
+    image_shape: tuple[int, ...] = eqx.field(static=True)
     num_classes: int = eqx.field(static=True)
     width: int | None = eqx.field(static=True, default=None, kw_only=True)
     normalization: str | None = eqx.field(static=True, default=None, kw_only=True)
@@ -55,27 +60,32 @@ class network_for(eqx.Module):
     growth: int | None = eqx.field(static=True, default=None, kw_only=True)
 
     def __check_init__(self):
-        name = architecture_name(self.name)
-        check_normalization(self.normalization)
-        for option in _CONVNET_ONLY:
-            if getattr(self, option) is not None and name != "convnet":
-                raise ValueError(f"{option} is of a convnet alone: leave it out for {self.name}.")
+        architecture_name(self.name)
+        eqx.filter_eval_shape(self, jax.eval_shape(lambda: jr.key(0)))
 
     def __call__(self, key: PRNGKeyArray) -> AbstractNetwork:
         """A fresh network."""
-        name = architecture_name(self.name)
-        options: dict[str, Any] = {o: getattr(self, o) for o in ("width", *_CONVNET_ONLY)}
-        options = {option: value for option, value in options.items() if value is not None}
-        if name == "convnet":
-            options |= {"softplus": self.softplus, "normalization": self.normalization}
-            return convnet_for(self.image_shape, self.num_classes, **options)(key)
-        height, width, channels = self.image_shape
-        sizes = {"in_channels": channels, "image_size": (height, width)}
-        if self.normalization is not None:
-            options["normalization"] = self.normalization
-        if self.softplus not in (None, "paper"):
-            options["softplus"] = self.softplus
-        return NETWORKS[name](num_classes=self.num_classes, key=key, **sizes, **options)
+        names = ("width", "normalization", "softplus", "depth", "growth")
+        options = {name: getattr(self, name) for name in names}
+        options = {name: value for name, value in options.items() if value is not None}
+        make = NETWORKS[architecture_name(self.name)]
+        return make(self.image_shape, self.num_classes, key=key, **options)
+
+
+def default_network(shape: tuple[int, ...], num_classes: int) -> MakeModel:
+    """The paper's `ConvNet` for images, an `MLP` for rows of a table and embeddings.
+
+    Raises `ValueError` for inputs of another shape.
+    """
+    if len(shape) == 3:
+        return convnet_for(shape, num_classes)
+    if len(shape) == 1:
+        return network_for("mlp", shape, num_classes)
+    raise ArgumentError(
+        "model",
+        f"is left out, and no ready network is for inputs {list(shape)}: pass a models.Network of "
+        "your own, or images[..., None] if these are images without a channel.",
+    )
 
 
 def architecture_name(name: str) -> str:
@@ -87,23 +97,6 @@ def architecture_name(name: str) -> str:
     return name
 
 
-def is_ready(model: Any) -> TypeGuard[AbstractBlockNetwork]:
-    """Whether a network is one of the ready ones."""
-    return isinstance(model, _READY)
-
-
-def describe_network(model: eqx.Module) -> dict[str, Any]:
+def describe_network(model: AbstractNetwork) -> dict[str, Any]:
     """A network in plain values: its name and, of a ready one, enough to make it again."""
-    name = type(model).__name__
-    if not is_ready(model):
-        return {"name": name}
-    first = model.blocks[0]
-    description = {"name": name, "width": first.kernel.shape[-1]}
-    if isinstance(model, ConvNet):
-        description["depth"] = len(model.blocks)
-        growth = model.blocks[1].kernel.shape[-1] // description["width"] if model.blocks[1:] else 2
-        description |= {"growth": growth} if growth != 2 else {}
-    description["normalization"] = first.normalize.kind if first.normalize else "none"
-    beta = model.softplus
-    description["activation"] = "relu" if beta is None else f"softplus({beta} x) / {beta}"
-    return description
+    return {"name": type(model).__name__, **model.describe()}

@@ -1,6 +1,7 @@
 """What the ready networks are made of: blocks one after another, then a linear head."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import equinox as eqx
@@ -28,6 +29,33 @@ class AbstractBlockNetwork(AbstractBatchNetwork):
 
     blocks: eqx.AbstractVar[tuple[Any, ...]]
     softplus: eqx.AbstractVar[float | None]
+
+    @property
+    def independent(self) -> bool:
+        return True
+
+    @classmethod
+    def for_shape(
+        cls, shape: tuple[int, ...], num_classes: int, *, key: PRNGKeyArray, **options: Any
+    ) -> "AbstractBlockNetwork":
+        """A network for images [h w c]; what is `None` among the options is its usual one."""
+        check_is_image(shape, cls.__name__)
+        if options.get("softplus") == "paper":  # which has none but for convnets
+            options["softplus"] = None
+        given = {name: value for name, value in options.items() if value is not None}
+        check_takes(cls, given)
+        sizes: dict[str, Any] = {"in_channels": shape[2], "image_size": shape[:2]}
+        return cls(**sizes, num_classes=num_classes, key=key, **given)
+
+    def describe(self) -> dict[str, Any]:
+        """Its width, normalization and activation in plain values."""
+        first = self.blocks[0]
+        kind = first.normalize.kind if first.normalize else "none"
+        return {
+            "width": first.kernel.shape[-1],
+            "normalization": kind,
+            "activation": activation_text(self.softplus),
+        }
 
     def update(
         self, images: Float[Array, "n h w c"], rate: float | Scalar | None
@@ -135,6 +163,27 @@ def conv_block(
     normalize = None if kind == "none" else Normalize(kind, (height, width, filters), dtype=dtype)
     options |= {"size": size, "padding": padding, "stride": stride, "pool": pool, "dtype": dtype}
     return ConvBlock(shape[2], filters, normalize=normalize, **options), (*pooled, filters)
+
+
+def check_is_image(shape: tuple[int, ...], name: str) -> None:
+    """Raise `ValueError` for inputs that a network of images cannot take."""
+    if len(shape) != 3:
+        raise ValueError(
+            f"{name} takes images [h w c], and each input is {list(shape)}: pass another network "
+            "as model=, such as "
+            "models.network_for('mlp', …)."
+        )
+
+
+def check_takes(network: type, options: Iterable[str]) -> None:
+    """Raise `ValueError` for an option that a network has not."""
+    for name in set(options) - inspect.signature(network).parameters.keys():
+        raise ValueError(f"{name} is no option of {network.__name__}: leave it out.")
+
+
+def activation_text(softplus: float | None) -> str:
+    """An activation in words, from its inverse temperature."""
+    return "relu" if softplus is None else f"softplus({softplus} x) / {softplus}"
 
 
 def check_options(softplus: float | None, **sizes: int) -> None:

@@ -6,8 +6,9 @@ import equinox as eqx
 import jax.random as jr
 
 from .._coreset import Coreset
-from ._architectures import describe_network, is_ready
-from ._network import AbstractNetwork, MakeModel, Network, check_independent
+from ..data._dataset import noun
+from ._architectures import describe_network
+from ._network import AbstractNetwork, MakeModel, check_independent
 from ._training import AbstractBatchNetwork, has_statistics
 
 
@@ -34,19 +35,20 @@ def check_model(make_model: MakeModel, coreset: Coreset) -> None:
             f"{type(model).__name__} stores statistics of batches, which it must know to move: "
             "make it an rcig_eqx.models.AbstractBatchNetwork."
         )
+    what, of = noun(coreset.images.shape[1:]), coreset.images.shape[1:]
     try:
         outputs = eqx.filter_eval_shape(model, coreset.images)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"The network does not take images {coreset.images.shape[1:]}: build it for their "
-            f"size and channels. It says: {str(error).splitlines()[0]}"
+            f"The network does not take {what} {of}: build it for {what} of this shape. It says: "
+            f"{str(error).splitlines()[0]}"
         ) from error
-    if not (is_ready(model) or isinstance(model, Network)):
+    if not model.independent:
         check_independent(make_model(jr.key(0)), coreset.images[0])
     if outputs.shape[:-1] != coreset.labels.shape[:1]:
         raise ValueError(
-            f"The network gives outputs of shape {outputs.shape} for {len(coreset.images)} images: "
-            "it must give one row per image, [n classes]."
+            f"The network gives outputs of shape {outputs.shape} for {len(coreset.images)} {what}: "
+            "it must give one row per input, [n classes]."
         )
     if outputs.shape != coreset.labels.shape:
         raise ValueError(

@@ -9,8 +9,15 @@ import jax.random as jr
 from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray
 
-from ._blocks import AbstractBlockNetwork, ConvBlock, check_options, conv_block, pair
-from ._network import Head
+from ._blocks import (
+    AbstractBlockNetwork,
+    ConvBlock,
+    check_is_image,
+    check_options,
+    conv_block,
+    pair,
+)
+from ._network import INITIALIZATION, Head
 from ._normalize import check_normalization
 
 
@@ -77,6 +84,33 @@ class ConvNet(AbstractBlockNetwork):
         self.head = Head(math.prod(shape), num_classes, dtype=dtype, key=head_key)
         self.softplus = softplus
 
+    @classmethod
+    def for_shape(
+        cls, shape: tuple[int, ...], num_classes: int, *, key: PRNGKeyArray, **options: Any
+    ) -> "ConvNet":
+        """A network for images [h w c], as `convnet_for` makes it."""
+        return convnet_for(shape, num_classes, **options)(key)
+
+    def describe(self) -> dict[str, Any]:
+        """Its width, depth, growth if it is not 2, normalization and activation in plain values."""
+        widths = [block.kernel.shape[-1] for block in self.blocks[:2]]
+        grown = len(widths) == 2 and widths[1] != 2 * widths[0]
+        growth = {"growth": widths[1] // widths[0]} if grown else {}
+        rest = super().describe()
+        return {"width": rest.pop("width"), "depth": len(self.blocks), **growth, **rest}
+
+    def layout(self) -> dict[str, Any]:
+        normalized = self.blocks[0].normalize is not None
+        growth = self.describe().get("growth", 2)
+        return {
+            "padding": [block.padding for block in self.blocks],
+            "blocks": f"convolution 3x3 of width * {growth}^i filters with bias, stride 1, "
+            f"zero-padded by padding[i]; {'normalization; ' if normalized else ''}activation; mean "
+            "over 2x2, stride 2, an odd last row or column dropped",
+            "head": "features flattened in the order h, w, c; one linear layer with bias",
+            "initialization": INITIALIZATION,
+        }
+
 
 class convnet_for(eqx.Module):
     """A function from a key to a `ConvNet` that fits a data set: what `model=` takes.
@@ -95,7 +129,7 @@ class convnet_for(eqx.Module):
     is none, naming the nearest.
     """
 
-    image_shape: tuple[int, int, int] = eqx.field(static=True)
+    image_shape: tuple[int, ...] = eqx.field(static=True)
     num_classes: int = eqx.field(static=True)
     width: int = eqx.field(static=True, default=128)
     depth: int | None = eqx.field(static=True, default=None)
@@ -104,6 +138,7 @@ class convnet_for(eqx.Module):
     growth: int = eqx.field(static=True, default=2)
 
     def __check_init__(self):
+        check_is_image(self.image_shape, "ConvNet")
         check_normalization(self.normalization)
         softplus = None if self.softplus == "paper" else self.softplus
         sizes = {"num_classes": self.num_classes, "width": self.width, "growth": self.growth}

@@ -17,12 +17,12 @@ class AbstractBatchNetwork(AbstractNetwork):
     """A network that may have layers which normalise by a batch in training.
 
     What it stores of batches is in [`Statistics`][rcig_eqx.models.Statistics]. Its features, and so
-    all that is linearised, are by what is stored: no image sees another.
+    all that is linearised, are by what is stored: no input sees another.
     """
 
     @abc.abstractmethod
     def update(
-        self, images: Float[Array, "n h w c"], rate: float | Scalar | None
+        self, inputs: Float[Array, "n *shape"], rate: float | Scalar | None
     ) -> tuple[Float[Array, "n features"], "AbstractBatchNetwork"]:
         """The features, and this network.
 
@@ -30,8 +30,8 @@ class AbstractBatchNetwork(AbstractNetwork):
         returned are moved this far towards it; with `None` by the stored ones.
         """
 
-    def features(self, images: Float[Array, "n h w c"]) -> Float[Array, "n features"]:
-        features, _ = self.update(images, None)
+    def features(self, inputs: Float[Array, "n *shape"]) -> Float[Array, "n features"]:
+        features, _ = self.update(inputs, None)
         return features
 
 
@@ -41,7 +41,7 @@ def has_statistics(model: AbstractNetwork) -> bool:
 
 
 def training_outputs(
-    model: Net, images: Float[Array, "n h w c"], *, rate: float | Scalar
+    model: Net, inputs: Float[Array, "n *shape"], *, rate: float | Scalar
 ) -> tuple[Float[Array, "n classes"], Net]:
     """The outputs as in training, and the network with its statistics moved on.
 
@@ -50,14 +50,14 @@ def training_outputs(
     **Arguments:**
 
     - `model`: any network.
-    - `images`: a batch. Batch normalisation is by this batch alone.
+    - `inputs`: a batch. Batch normalisation is by this batch alone.
     - `rate`: how far stored statistics move towards the batch's.
     """
     if not has_statistics(model):
-        return model(images), model
+        return model(inputs), model
     assert isinstance(model, AbstractBatchNetwork), "a network with statistics knows to move them"
     check_whole(model)
-    features, updated = model.update(images, rate)
+    features, updated = model.update(inputs, rate)
     return model.head(features), updated  # pyright: ignore[reportReturnType]
 
 
@@ -71,12 +71,12 @@ def split_for_training(model: AbstractNetwork) -> tuple[Any, Any, Any]:
     return parameters, stored, static
 
 
-def with_statistics(model: Net, images: Float[Array, "n h w c"]) -> Net:
-    """The network with the statistics of these images in the place of those stored.
+def with_statistics(model: Net, inputs: Float[Array, "n *shape"]) -> Net:
+    """The network with the statistics of these inputs in the place of those stored.
 
     One without statistics is returned as it is.
     """
-    return training_outputs(model, images, rate=1.0)[1] if has_statistics(model) else model
+    return training_outputs(model, inputs, rate=1.0)[1] if has_statistics(model) else model
 
 
 def running_rate(step: Int[Array, ""]) -> Scalar:

@@ -14,15 +14,15 @@ from ..models import AbstractNetwork, partition, split_parameters
 
 def tangent_gram(
     model: AbstractNetwork,
-    images: Float[Array, "n h w c"],
+    inputs: Float[Array, "n *shape"],
     head_weight: float | Scalar | None = None,
 ) -> Float[Array, "m m"]:
-    """J Jᵀ as a matrix `[n·classes, n·classes]`, image after image and class after class within.
+    """J Jᵀ as a matrix `[n·classes, n·classes]`, input after input and class after class within.
 
     The body's part is formed from its explicit Jacobian, a group of parameters at a time so that
     no more than about 60 million numbers of it are held, and in blocks of rows so that only one
     triangle is computed; the head's part is h hᵀ ⊗ I_C, times `head_weight` if given. Costs
-    `classes` transpose passes over the images (more where a large layer is split) and ½ (nC)² P
+    `classes` transpose passes over the inputs (more where a large layer is split) and ½ (nC)² P
     multiply-adds for P body parameters.
     """
     body, head = partition(model)
@@ -31,33 +31,33 @@ def tangent_gram(
     classes = model.head.kernel.shape[-1]
     per_block = max(1, JACOBIAN_ROWS // classes)
 
-    def rows(image: Array, group: list[Array], put: Callable) -> list[Array]:
-        """The Jacobian of one image's outputs in one group, `[classes, numbers]` a leaf."""
+    def rows(one: Array, group: list[Array], put: Callable) -> list[Array]:
+        """The Jacobian of one input's outputs in one group, `[classes, numbers]` a leaf."""
 
         def outputs(group: list[Array]) -> Array:
             parameters = jax.tree.unflatten(structure, put(group))
-            return eqx.combine(parameters, static, head)(image[None])[0]
+            return eqx.combine(parameters, static, head)(one[None])[0]
 
         logits, transpose = jax.vjp(outputs, group)
         (J,) = jax.vmap(transpose)(jnp.eye(classes, dtype=logits.dtype))
         return [leaf.reshape(classes, -1) for leaf in J]
 
-    h = model.features(images)
+    h = model.features(inputs)
     K = jnp.kron(h @ h.T, jnp.eye(classes, dtype=h.dtype))
     K = K if head_weight is None else head_weight * K
-    for group, put in _parameter_groups(leaves, len(images) * classes):
+    for group, put in _parameter_groups(leaves, len(inputs) * classes):
         # A data dependence, so that no two groups' rows are held at once: XLA's CPU pipeline
         # drops an optimization_barrier before it schedules.
-        images = images + 0.0 * K[0, 0]
+        inputs = inputs + 0.0 * K[0, 0]
         blocks = [
             [
                 leaf.reshape(-1, leaf.shape[-1])
                 for leaf in jax.lax.map(
-                    lambda image: rows(image, group, put),  # noqa: B023
-                    images[i : i + per_block],
+                    lambda one: rows(one, group, put),  # noqa: B023
+                    inputs[i : i + per_block],
                 )
             ]
-            for i in range(0, len(images), per_block)
+            for i in range(0, len(inputs), per_block)
         ]
         K = K + _symmetric_product(blocks)
     return K

@@ -17,31 +17,31 @@ from ._kernel import AbstractKernel
 
 
 class NTK(AbstractKernel):
-    """J Jᵀ + λ W⁻¹ on arrays `[n classes]`, J the Jacobian of a network at n images.
+    """J Jᵀ + λ W⁻¹ on arrays `[n classes]`, J the Jacobian of a network at n inputs.
 
     The linearised inner problem is one strongly convex quadratic. Its minimum is kernel ridge
     regression with the finite-width empirical NTK at the network's present parameters:
-    (J Jᵀ + λI) α = y_S and θ* = Jᵀ α. There is one unknown for each image and class, whatever the
+    (J Jᵀ + λI) α = y_S and θ* = Jᵀ α. There is one unknown for each input and class, whatever the
     number of parameters. A product is one transpose and one tangent pass.
 
     **Arguments:**
 
     - `model`: the network, at its present parameters.
-    - `images`: `[n h w c]`.
+    - `inputs`: `[n *shape]`.
     - `l2`: λ > 0.
     - `weights`: W > 0 `[n classes]`, those of a weighted inner loss; all 1 if `None`.
     - `head_weight`: what the head's part of J Jᵀ is multiplied by, 1 if `None`: λ/λ_F where its
       parameters have another L2 weight λ_F.
-    - `linearization`: that of `model` at `images`, if it is there already.
+    - `linearization`: that of `model` at `inputs`, if it is there already.
 
     The preconditioner is the inverse of the kernel with the body left out, the conjugate kernel:
     (h hᵀ + λI)⁻¹ ⊗ I_C. It takes one n × n Cholesky factorisation; one for each class with
-    weights. The matrix costs `classes` transpose passes over the images (more where a large layer
+    weights. The matrix costs `classes` transpose passes over the inputs (more where a large layer
     is split) and ½ (nC)² P multiply-adds for P body parameters.
     """
 
     model: AbstractNetwork
-    images: Float[Array, "n h w c"]
+    inputs: Float[Array, "n *shape"]
     l2: float | Scalar
     weights: Float[Array, "n classes"] | None
     head_weight: float | Scalar | None
@@ -53,15 +53,15 @@ class NTK(AbstractKernel):
     def __init__(
         self,
         model: AbstractNetwork,
-        images: Float[Array, "n h w c"],
+        inputs: Float[Array, "n *shape"],
         l2: float | Scalar,
         *,
         weights: Float[Array, "n classes"] | None = None,
         head_weight: float | Scalar | None = None,
         linearization: Linearization | None = None,
     ):
-        at = linearize(model, images) if linearization is None else linearization
-        self.model, self.images, self.l2 = model, images, l2
+        at = linearize(model, inputs) if linearization is None else linearization
+        self.model, self.inputs, self.l2 = model, inputs, l2
         self.weights, self.head_weight = weights, head_weight
         self.features, self.structure = at.features, at.out_structure
         self.jacobian = at.tangent
@@ -107,8 +107,8 @@ class NTK(AbstractKernel):
         return lx.FunctionLinearOperator(inverse, self.structure, lx.positive_semidefinite_tag)
 
     def as_matrix(self) -> Float[Array, "m m"]:
-        """The matrix, image after image and class after class within."""
-        K = tangent_gram(self.model, self.images, self.head_weight)
+        """The matrix, input after input and class after class within."""
+        K = tangent_gram(self.model, self.inputs, self.head_weight)
         noise = jnp.broadcast_to(jnp.asarray(self.noise, K.dtype), self.structure.shape)
         return K + jnp.diag(noise.ravel())
 

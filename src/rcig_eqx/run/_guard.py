@@ -50,9 +50,9 @@ def step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
     (`PoolSchedule.networks_per_step`) the hypergradients are averaged, and one that is not finite
     is left out and its network replaced.
 
-    **Arguments:** the state, and a batch of preprocessed images and integer labels.
+    **Arguments:** the state, and a batch of preprocessed inputs and integer labels.
 
-    **Returns:** the next state, and metrics: `loss`, `gradient_norm` (of the images), `network`
+    **Returns:** the next state, and metrics: `loss`, `gradient_norm` (of the inputs), `network`
     (its place in the pool), `rejected`, and the method's own, such as `accuracy`, `iterations` and
     `residual`. Where a network's hypergradient was not finite, or the update was not, also the
     `cause` and the `condition` number of the ridge head there; both are zero else.
@@ -67,13 +67,13 @@ def guarded_move(state: State, drawn: Drawn) -> Moved:
 
     The statistics tell `rejected`, `cause`, `condition`, and the `network` that they are of.
     """
-    recipe, images = state.recipe, drawn.images
+    recipe, inputs = state.recipe, drawn.inputs
     coreset, pull_back = jax.vjp(recipe.parameterization.decode, state.psi)
     method = raise_l2(recipe.chosen()[0], state.raises, coreset.labels.dtype)
 
     def at(member: Member, key: PRNGKeyArray) -> tuple[Hypergradient, Bool[Array, ""]]:
         model = on_set(member.model, coreset)
-        result = method.hypergradient(model, coreset, images, drawn.targets, key=key)
+        result = method.hypergradient(model, coreset, inputs, drawn.targets, key=key)
         return result, all_finite((result.value, result.gradient))
 
     each, sound = each_network(at, drawn.member, recipe.pool, key=drawn.key)
@@ -91,7 +91,7 @@ def guarded_move(state: State, drawn: Drawn) -> Moved:
     def explained() -> tuple[Int[Array, ""], Scalar]:
         one = get_member((drawn.member, each), worst) if several else (drawn.member, each)
         model = on_set(one[0].model, coreset)
-        cause, condition = diagnose(method, model, coreset, images, one[1])
+        cause, condition = diagnose(method, model, coreset, inputs, one[1])
         return cause, condition.astype(result.value.dtype)
 
     cause, condition = jax.lax.cond(
@@ -141,7 +141,7 @@ def diagnose(
     method: AbstractMethod,
     model: AbstractNetwork,
     coreset: Coreset,
-    images: Float[Array, "b h w c"],
+    inputs: Float[Array, "b *shape"],
     result: Hypergradient,
 ) -> tuple[Int[Array, ""], Scalar]:
     """Why a hypergradient is not finite, and the condition number of the head's ridge system.
@@ -159,7 +159,7 @@ def diagnose(
     residuals = [value for name, value in result.stats.items() if "residual" in name]
     # A rectifier may turn NaN into zero, so that finite features are no proof.
     network = (eqx.filter(model, eqx.is_inexact_array), h)
-    checks = (images, network, residuals, result.value, result.gradient)
+    checks = (inputs, network, residuals, result.value, result.gradient)
     bad = jnp.stack([*(~all_finite(values) for values in checks), jnp.asarray(True)])
     return 1 + jnp.argmax(bad).astype(jnp.int32), condition
 
