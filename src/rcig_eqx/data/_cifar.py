@@ -70,12 +70,9 @@ class CifarLayout:
     def _parse_python(self, data: bytes, where: str) -> Arrays:
         batch = read_pickled_dict(data, where)
         pixels, labels = batch.get(b"data"), batch.get(self.label_key)
-        if (
-            not isinstance(pixels, np.ndarray)
-            or not isinstance(labels, list)
-            or pixels.shape != (len(labels), _PIXELS)
-            or any(type(label) is not int or not 0 <= label < 256 for label in labels)
-        ):
+        fits = isinstance(pixels, np.ndarray) and isinstance(labels, list)
+        fits = fits and pixels.shape == (len(labels), _PIXELS)
+        if not fits or any(type(n) is not int or not 0 <= n < 256 for n in labels):
             raise DataError(
                 f"{where} does not hold `data` [n {_PIXELS}] with n `{self.label_key.decode()}`: "
                 "delete it and get the official file."

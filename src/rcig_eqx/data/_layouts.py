@@ -126,11 +126,8 @@ def _cub_labels(names: list[str], tables: Mapping[str, str], split: str) -> Labe
         raise ValueError("the tables are of different images")
     order = sorted(classes)
     birds = tuple(classes[i].split(".", 1)[1].replace("_", " ") for i in order)
-    return {
-        f"images/{file}": order.index(int(labels[i]))
-        for i, file in files.items()
-        if training[i] == wanted
-    }, birds
+    chosen = [i for i in files if training[i] == wanted]
+    return {f"images/{files[i]}": order.index(int(labels[i])) for i in chosen}, birds
 
 
 def _folder_labels(classes: Mapping[str, str]) -> Callable[..., Labelled]:
@@ -144,10 +141,8 @@ def _folder_labels(classes: Mapping[str, str]) -> Callable[..., Labelled]:
 
 def distinct(names: list[str], numbers: list[str]) -> tuple[str, ...]:
     """Names of classes; those that several share are told apart by their WordNet numbers."""
-    return tuple(
-        name if names.count(name) == 1 else f"{name} ({number})"
-        for name, number in zip(names, numbers, strict=True)
-    )
+    both = zip(names, numbers, strict=True)
+    return tuple(name if names.count(name) == 1 else f"{name} ({n})" for name, n in both)
 
 
 def _imagenette(name: str, classes: Mapping[str, str]) -> ImageLayout:

@@ -78,21 +78,13 @@ OFFICIAL: dict[str, Mapping[str, OfficialFile]] = {
         "train": OfficialFile(155_249_918, "md5:16019d7e3df5f24257cddd939b257f8d"),
         "test": OfficialFile(31_049_908, "md5:f0ef6b0ae62326f3e7ffdfab6717acfc"),
     },
-    "tiny_imagenet": {
-        "tiny-imagenet-200.zip": OfficialFile(248_100_043,
-            "sha256:6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821"),
-    },
-    "cub200": {
-        "CUB_200_2011.tgz": OfficialFile(1_150_585_339,
-            "sha256:0c685df5597a8b24909f6a7c9db6d11e008733779a671760afef78feb49bf081"),
-    },
-    "imagenette": {
-        "imagenette2-160.tgz": OfficialFile(99_003_388,
-            "sha256:64d0c4859f35a461889e0147755a999a48b49bf38a7e0f9bd27003f10db02fe5"),
-    },
-    "imagewoof": {
-        "imagewoof2-160.tgz": OfficialFile(None, "md5:3d200a7be99704a0d7509be2a9fbfe15"),
-    },
+    "tiny_imagenet": {"tiny-imagenet-200.zip": OfficialFile(248_100_043,
+        "sha256:6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821")},
+    "cub200": {"CUB_200_2011.tgz": OfficialFile(1_150_585_339,
+        "sha256:0c685df5597a8b24909f6a7c9db6d11e008733779a671760afef78feb49bf081")},
+    "imagenette": {"imagenette2-160.tgz": OfficialFile(99_003_388,
+        "sha256:64d0c4859f35a461889e0147755a999a48b49bf38a7e0f9bd27003f10db02fe5")},
+    "imagewoof": {"imagewoof2-160.tgz": OfficialFile(None, "md5:3d200a7be99704a0d7509be2a9fbfe15")},
     "imagenet64": {
         "ILSVRC2012_img_train.tar": OfficialFile(147_897_477_120,
             "md5:1d675b47d978889d74fa0da5fadfb00e"),

@@ -47,9 +47,8 @@ def decode(
             "or remove it."
         ) from error
     except Exception as error:  # pillow's decoders raise many kinds for a damaged file
-        raise DataError(
-            f"{where} cannot be read as an image ({error}): mend or remove it."
-        ) from error
+        what = f"cannot be read as an image ({error})"
+        raise DataError(f"{where} {what}: mend or remove it.") from error
     return _pixels(picture if size is None else _square(picture, size))
 
 

@@ -127,21 +127,9 @@ SOURCES: dict[str, Source] = {
     ),
     "cub200": _images("CUB-200-2011", _CALTECH, "cub200", CUB200, (5_994, 5_794)),
     "imagenette": _images(
-        "Imagenette",
-        _FAST_AI,
-        "imagenette",
-        IMAGENETTE,
-        9_469,
-        3_925,
-        names=IMAGENETTE_CLASSES.values(),
+        "Imagenette", _FAST_AI, "imagenette", IMAGENETTE, (9_469, 3_925), IMAGENETTE_CLASSES
     ),
     "imagewoof": _images(
-        "ImageWoof",
-        _FAST_AI,
-        "imagewoof",
-        IMAGEWOOF,
-        9_025,
-        3_929,
-        names=IMAGEWOOF_CLASSES.values(),
+        "ImageWoof", _FAST_AI, "imagewoof", IMAGEWOOF, (9_025, 3_929), IMAGEWOOF_CLASSES
     ),
 }
