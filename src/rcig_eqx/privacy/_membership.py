@@ -186,10 +186,8 @@ def _check_attacks(attacks: Sequence[Any]) -> None:
     """Raise `ValueError` unless they are attacks with a name each."""
     for attack in attacks:
         if not isinstance(attack, AbstractAttack):
-            raise ValueError(
-                f"attacks holds {attack!r}: pass values such as privacy.Threshold() or "
-                "privacy.mlp()."
-            )
+            advice = "pass values such as privacy.Threshold() or privacy.mlp()."
+            raise ValueError(f"attacks holds {attack!r}: {advice}")
     names = [attack.name for attack in attacks]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"attacks are {names}: pass at least one, each with its own name.")
@@ -200,9 +198,8 @@ def _training_sets(sets: Any, train: Any, test: Any) -> tuple[dict[str, Coreset]
     alike in all; `ValueError` for those that do not fit."""
     for name, value in (("train", train), ("test", test)):
         if not isinstance(value, Dataset):
-            raise ValueError(
-                f"{name} is a {type(value).__name__}: pass a Dataset or (images, labels)."
-            )
+            kind = type(value).__name__
+            raise ValueError(f"{name} is a {kind}: pass a Dataset or (images, labels).")
     names = train.class_names
     if isinstance(sets, DistillResult):
         names = sets.class_names
@@ -226,25 +223,19 @@ def _training_sets(sets: Any, train: Any, test: Any) -> tuple[dict[str, Coreset]
             images = jnp.asarray(apply_in_chunks(preprocess, value.images))
             labels = centered_labels(value.labels, count)
             value = Coreset(images, labels, jnp.zeros(()), preprocess)
+        what, advice = f"The set {name!r}", "pass those it was made from."
         if not isinstance(value, Coreset):
-            raise ValueError(
-                f"The set {name!r} is a {type(value).__name__}: pass a Coreset or a Dataset."
-            )
-        check_coreset(value, f"The set {name!r}")
+            kind = type(value).__name__
+            raise ValueError(f"{what} is a {kind}: pass a Coreset or a Dataset.")
+        check_coreset(value, what)
         if value.preprocess is None:
-            raise ValueError(
-                f"The set {name!r} does not carry its preprocessing: set its preprocess field."
-            )
+            raise ValueError(f"{what} does not carry its preprocessing: set its preprocess field.")
         for which, images in (("train", train), ("test", test)):
-            if images.image_shape != value.images.shape[1:]:
-                raise ValueError(
-                    f"The set {name!r} has images {value.images.shape[1:]} and {which} has "
-                    f"{images.image_shape}: pass those it was made from."
-                )
-            if images.num_classes > value.num_classes:
-                raise ValueError(
-                    f"The set {name!r} has {value.num_classes} classes and {which} has "
-                    f"{images.num_classes}: pass those it was made from."
-                )
+            here, there = value.images.shape[1:], images.image_shape
+            if there != here:
+                raise ValueError(f"{what} has images {here} and {which} has {there}: {advice}")
+            here, there = value.num_classes, images.num_classes
+            if there > here:
+                raise ValueError(f"{what} has {here} classes and {which} has {there}: {advice}")
         coresets[str(name)] = value
     return coresets, train, test
