@@ -21,13 +21,16 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+
+from _collectives import collective_bytes
 from _common import print_header
 from rcig_eqx import PoolSchedule, Recipe, coreset_optimizer, data, growing_average, init, step
 from rcig_eqx.initializers import real_coreset
 from rcig_eqx.methods import rcig
 from rcig_eqx.models import ConvNet, count_parameters
 from rcig_eqx.run import make_mesh, place, shard_rows
-from rcig_eqx.run._devices import collective_bytes, on_mesh, own_rows
+from rcig_eqx.run._devices import on_mesh, own_rows
 
 STEPS, BATCH, POOL = 3, 64, 8
 QUICK = "--xla_backend_optimization_level=0"  # nothing is timed: half the time to compile

@@ -17,6 +17,7 @@ import jax.random as jr
 import lineax as lx
 import numpy as np
 
+from _collectives import collective_bytes
 from _run import distill
 from rcig_eqx import (
     Coreset,
@@ -34,7 +35,7 @@ from rcig_eqx import (
 from rcig_eqx.methods import AbstractMethod, frepo, rcig, rcig_paper, staged
 from rcig_eqx.models import ConvNet
 from rcig_eqx.run import make_mesh, place, shard_rows
-from rcig_eqx.run._devices import collective_bytes, on_mesh
+from rcig_eqx.run._devices import on_mesh
 from rcig_eqx.solvers import Adam
 
 CLASSES, SIZE, BATCH = 3, 8, 16

@@ -18,6 +18,7 @@ import optax
 import pytest
 from jax.sharding import AbstractMesh
 
+from _collectives import collective_bytes
 from devices_worker import BATCH, CLASSES, IMAGES, LABELS, RUN, SIZE
 from rcig_eqx import Coreset, PoolSchedule, Recipe, convnet_for, distill, ema, init, step
 from rcig_eqx.bilevel import Hypergradient
@@ -26,7 +27,6 @@ from rcig_eqx.run import make_mesh, place
 from rcig_eqx.run._devices import (
     Agreement,
     check_batch_divides,
-    collective_bytes,
     rows_of,
     shared_batch,
 )

@@ -70,12 +70,9 @@ class CifarLayout:
     def _parse_python(self, data: bytes, where: str) -> Arrays:
         batch = read_pickled_dict(data, where)
         pixels, labels = batch.get(b"data"), batch.get(self.label_key)
-        if (
-            not isinstance(pixels, np.ndarray)
-            or not isinstance(labels, list)
-            or pixels.shape != (len(labels), _PIXELS)
-            or any(type(label) is not int or not 0 <= label < 256 for label in labels)
-        ):
+        fits = isinstance(pixels, np.ndarray) and isinstance(labels, list)
+        fits = fits and pixels.shape == (len(labels), _PIXELS)
+        if not fits or any(type(n) is not int or not 0 <= n < 256 for n in labels):
             raise DataError(
                 f"{where} does not hold `data` [n {_PIXELS}] with n `{self.label_key.decode()}`: "
                 "delete it and get the official file."
@@ -99,10 +96,7 @@ def _read(path: Path) -> bytes:
 
 def _read_tar(path: Path, members: list[str]) -> dict[str, bytes]:
     """The named regular files of an archive, read in memory in one pass to its end."""
-    contents: dict[str, bytes] = {}
-    for entry in entries(path):
-        if entry.name in members:
-            contents[entry.name] = entry.read(_MAX_BATCH)
+    contents = {e.name: e.read(_MAX_BATCH) for e in entries(path) if e.name in members}
     missing = [name for name in members if name not in contents]
     if missing:
         raise DataError(
@@ -117,10 +111,7 @@ CIFAR10 = CifarLayout(
     binary_archive="cifar-10-binary.tar.gz",
     python="cifar-10-batches-py",
     python_archive="cifar-10-python.tar.gz",
-    batches={
-        "train": tuple(f"data_batch_{i}" for i in range(1, 6)),
-        "test": ("test_batch",),
-    },
+    batches={"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
     label_bytes=1,
     label_key=b"labels",
 )

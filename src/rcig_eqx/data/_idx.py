@@ -51,16 +51,16 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
-def idx_files(split: str) -> tuple[str, str]:
-    """The official names, without `.gz`, of a split's image and label files."""
-    return f"{_PREFIX[split]}-images-idx3-ubyte", f"{_PREFIX[split]}-labels-idx1-ubyte"
+def idx_downloads(split: str) -> tuple[str, str]:
+    """The official names of a split's image and label files."""
+    return f"{_PREFIX[split]}-images-idx3-ubyte.gz", f"{_PREFIX[split]}-labels-idx1-ubyte.gz"
 
 
 def read_idx_split(
     folder: Path, split: str
 ) -> tuple[UInt8[np.ndarray, "n h w 1"], UInt8[np.ndarray, " n"]] | None:
     """Images and labels of a split in `folder`, or `None` unless both files are there."""
-    paths = [_either(folder, file) for file in idx_files(split)]
+    paths = [_either(folder, file.removesuffix(".gz")) for file in idx_downloads(split)]
     if paths[0] is None or paths[1] is None:
         return None
     images, labels = read_idx(paths[0]), read_idx(paths[1])

@@ -145,11 +145,8 @@ def _devkit(folder: Path) -> tuple[list[int], dict[int, str]]:
     try:
         truth = [int(line) for line in found["ILSVRC2012_validation_ground_truth.txt"].split()]
         synsets = read_mat(found["meta.mat"], f"{place}:meta.mat")["synsets"]
-        wnids = {
-            int(synset["ILSVRC2012_ID"][0]): synset["WNID"]
-            for synset in synsets
-            if synset["num_children"][0] == 0
-        }
+        leaves = [synset for synset in synsets if synset["num_children"][0] == 0]
+        wnids = {int(synset["ILSVRC2012_ID"][0]): synset["WNID"] for synset in leaves}
         if not set(truth) <= wnids.keys():
             raise ValueError("there are labels of no class")
     except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -177,9 +174,8 @@ def _batches(folder: Path) -> dict[str, Place]:
 
 
 def _below(folder: Path, file: str) -> Path | None:
-    return next(
-        (p for p in (folder / file, *sorted(folder.glob(f"*/{file}"))) if p.is_file()), None
-    )
+    places = (folder / file, *sorted(folder.glob(f"*/{file}")))
+    return next(filter(Path.is_file, places), None)
 
 
 def _names_of_batches(folder: Path) -> tuple[str, ...]:
@@ -206,9 +202,8 @@ def _of_batches(files: list[Place]) -> Iterator[Item]:
                 raise ValueError(f"it has no {' and no '.join(sorted(lacking))}")
             labels = read_npz(archive, ["labels"])["labels"]
             if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min() < 1:
-                raise ValueError(
-                    f"labels are {labels.ndim}-dimensional {labels.dtype} from {labels.min()}"
-                )
+                what = f"{labels.ndim}-dimensional {labels.dtype} from {labels.min()}"
+                raise ValueError(f"labels are {what}")
             with archive.open("data.npy") as opened:
                 shape, columns, dtype = read_header(opened, archive.getinfo("data.npy").file_size)
                 wanted = (len(labels), 3 * SIZE * SIZE)

@@ -57,9 +57,8 @@ class AbstractImages(ABC):
         return len(self.labels)
 
     def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}({self.name!r}: {len(self)} images, {self.num_classes} classes)"
-        )
+        of = f"{len(self)} images, {self.num_classes} classes"
+        return f"{type(self).__name__}({self.name!r}: {of})"
 
     def __getitem__(self, index: SupportsIndex) -> tuple[Shaped[np.ndarray, "h w c"], int]:
         number = operator.index(index)

@@ -20,7 +20,11 @@ _OTHER = """
 """
 _GREY_MODES = {"1", "L", "LA"}
 _SEE_THROUGH = {"LA", "PA", "RGBA", "RGBa"}
-_ORIENTATION = 0x0112  # the EXIF tag
+_ORIENTATION = 0x0112  # the EXIF tag, and how pillow names what its values from 2 on ask for
+_TURNS = (
+    *("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE"),
+    *("ROTATE_270", "TRANSVERSE", "ROTATE_90"),
+)
 
 
 @functools.cache
@@ -75,19 +79,9 @@ def _is_cut(picture: Any) -> bool:
 
 
 def _upright(picture: Any) -> Any:
-    turn = pillow().Transpose
-    turns = {
-        2: turn.FLIP_LEFT_RIGHT,
-        3: turn.ROTATE_180,
-        4: turn.FLIP_TOP_BOTTOM,
-        5: turn.TRANSPOSE,
-        6: turn.ROTATE_270,
-        7: turn.TRANSVERSE,
-        8: turn.ROTATE_90,
-    }
     # Not `ImageOps.exif_transpose`: it writes all tags anew, and fails at those it cannot write.
-    needed = turns.get(picture.getexif().get(_ORIENTATION))
-    return picture if needed is None else picture.transpose(needed)
+    turn = dict(enumerate(_TURNS, 2)).get(picture.getexif().get(_ORIENTATION))
+    return picture.transpose(pillow().Transpose[turn]) if turn else picture
 
 
 def pillow() -> Any:

@@ -155,10 +155,10 @@ class Records(AbstractImages):
     def _reader(self) -> Any:
         """This thread's own: a position is not to be shared."""
         if not hasattr(self._opened, "reader"):
-            reader = _array_record().ArrayRecordReader
             options = "readahead_buffer_size:0,max_parallelism:0"  # for random access
-            path = str(self.folder / _IMAGES)
-            self._opened.reader = reader(path, options=options, file_reader_buffer_size=2**15)
+            self._opened.reader = _array_record().ArrayRecordReader(
+                str(self.folder / _IMAGES), options=options, file_reader_buffer_size=2**15
+            )
         return self._opened.reader
 
     def __getstate__(self) -> dict[str, Any]:
@@ -169,11 +169,7 @@ class Records(AbstractImages):
 
 
 def write_records(
-    source: Any,
-    folder: str | os.PathLike[str],
-    *,
-    size: int | None = None,
-    progress: bool = True,
+    source: Any, folder: str | os.PathLike[str], *, size: int | None = None, progress: bool = True
 ) -> Records:
     """Write a labelled set to disk once, as [`Records`][rcig_eqx.data.Records] to stream from.
 
@@ -195,12 +191,10 @@ def write_records(
     check_size(size)
     images = as_images(source)
     if isinstance(images, Dataset):
-        shape, pixels = images.image_shape, images.images.dtype
-        items = zip(images.images, images.labels.tolist(), strict=True)
+        pixels, items = images.images.dtype, zip(images.images, images.labels.tolist(), strict=True)
     else:
-        shape, pixels = images.image_shape, images.dtype
-        items = (images[i] for i in range(len(images)))
-    if size is not None and shape[:2] != (size, size):
+        pixels, items = images.dtype, (images[i] for i in range(len(images)))
+    if size is not None and images.image_shape[:2] != (size, size):
         if pixels != np.uint8:
             raise ValueError(f"images are {pixels}: only uint8 images can be brought to a size.")
         items = ((resize(image, size), label) for image, label in items)

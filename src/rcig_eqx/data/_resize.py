@@ -47,9 +47,8 @@ def decode(
             "or remove it."
         ) from error
     except Exception as error:  # pillow's decoders raise many kinds for a damaged file
-        raise DataError(
-            f"{where} cannot be read as an image ({error}): mend or remove it."
-        ) from error
+        what = f"cannot be read as an image ({error})"
+        raise DataError(f"{where} {what}: mend or remove it.") from error
     return _pixels(picture if size is None else _square(picture, size))
 
 
@@ -86,14 +85,10 @@ def _picture(image: UInt8[np.ndarray, "h w c"]) -> Any:
 
 
 def _square(picture: Any, size: int) -> Any:
-    """The centre square, cut and scaled at once, so that no offset is rounded to whole pixels."""
-    width, height = picture.size
-    if width == height == size:
-        return picture
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    return picture.resize((size, size), pillow().Resampling.BILINEAR, box=box)
+    """The center square, cut and scaled at once, so that no offset is rounded to whole pixels."""
+    from PIL import ImageOps
+
+    return ImageOps.fit(picture, (size, size), pillow().Resampling.BILINEAR)
 
 
 def _pixels(picture: Any) -> UInt8[np.ndarray, "h w c"]:

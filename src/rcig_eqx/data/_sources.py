@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from ._cifar import CIFAR10, CIFAR100, CifarLayout
-from ._idx import idx_files, read_idx_split
+from ._idx import idx_downloads, read_idx_split
 from ._layouts import (
     CUB200,
     IMAGENETTE,
@@ -71,10 +71,8 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 _DIGITS = _names("0 1 2 3 4 5 6 7 8 9")
-_CLOTHES = (
-    *_names("T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag"),
-    "Ankle boot",
-)
+_CLOTHES = _names("T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag")
+_CLOTHES = (*_CLOTHES, "Ankle boot")
 _CIFAR10_NAMES = _names("airplane automobile bird cat deer dog frog horse ship truck")
 _CIFAR100_NAMES = _names(
     """
@@ -90,29 +88,14 @@ _CIFAR100_NAMES = _names(
 )
 
 
-def _idx(title: str, url: str, name: str, names: tuple[str, ...], folder: str):
-    return Source(
-        title=title,
-        url=url,
-        files=OFFICIAL[name],
-        downloads=lambda split: tuple(f"{file}.gz" for file in idx_files(split)),
-        read=read_idx_split,
-        image_shape=(28, 28, 1),
-        class_names=names,
-        folders=(folder,),
-    )
+def _idx(title: str, url: str, name: str, names: tuple[str, ...], folder: str) -> Source:
+    reads = (idx_downloads, read_idx_split, (28, 28, 1))
+    return Source(title, url, OFFICIAL[name], *reads, names, (folder,))
 
 
-def _cifar(title: str, name: str, names: tuple[str, ...], layout: CifarLayout):
-    return Source(
-        title=title,
-        url="https://www.cs.toronto.edu/~kriz/",
-        files=OFFICIAL[name],
-        downloads=lambda split: (layout.binary_archive,),
-        read=layout.read_split,
-        image_shape=(32, 32, 3),
-        class_names=names,
-    )
+def _cifar(title: str, name: str, names: tuple[str, ...], layout: CifarLayout) -> Source:
+    reads = (lambda split: (layout.binary_archive,), layout.read_split, (32, 32, 3))
+    return Source(title, "https://www.cs.toronto.edu/~kriz/", OFFICIAL[name], *reads, names)
 
 
 def _images(
@@ -122,66 +105,31 @@ def _images(
     layout: ImageLayout,
     counts: tuple[int, int],
     names: Mapping[str, str] = MappingProxyType({}),
-):
-    return Source(
-        title=title,
-        url=url,
-        files=OFFICIAL[name],
-        downloads=lambda split: (layout.archive,),
-        read=layout.read_split,
-        image_shape=(layout.size, layout.size, 3),
-        class_names=tuple(names.values()),
-        counts=dict(zip(SPLITS, counts, strict=True)),
-    )
+) -> Source:
+    shape, numbers = (layout.size, layout.size, 3), dict(zip(SPLITS, counts, strict=True))
+    reads = (lambda split: (layout.archive,), layout.read_split, shape)
+    return Source(title, url, OFFICIAL[name], *reads, tuple(names.values()), counts=numbers)
 
 
+_MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+_ZALANDO = "https://fashion-mnist.s3.eu-central-1.amazonaws.com/"
+_STANFORD = "https://cs231n.stanford.edu/"
+_CALTECH = "https://data.caltech.edu/records/65de6-vp158/files/"
 _FAST_AI = "https://s3.amazonaws.com/fast-ai-imageclas/"
 
 SOURCES: dict[str, Source] = {
-    "mnist": _idx(
-        "MNIST",
-        "https://ossci-datasets.s3.amazonaws.com/mnist/",
-        "mnist",
-        _DIGITS,
-        "MNIST/raw",
-    ),
-    "fashion_mnist": _idx(
-        "Fashion-MNIST",
-        "https://fashion-mnist.s3.eu-central-1.amazonaws.com/",
-        "fashion_mnist",
-        _CLOTHES,
-        "FashionMNIST/raw",
-    ),
+    "mnist": _idx("MNIST", _MNIST, "mnist", _DIGITS, "MNIST/raw"),
+    "fashion_mnist": _idx("Fashion-MNIST", _ZALANDO, "fashion_mnist", _CLOTHES, "FashionMNIST/raw"),
     "cifar10": _cifar("CIFAR-10", "cifar10", _CIFAR10_NAMES, CIFAR10),
     "cifar100": _cifar("CIFAR-100", "cifar100", _CIFAR100_NAMES, CIFAR100),
     "tiny_imagenet": _images(
-        "Tiny-ImageNet",
-        "https://cs231n.stanford.edu/",
-        "tiny_imagenet",
-        TINY_IMAGENET,
-        (100_000, 10_000),
+        "Tiny-ImageNet", _STANFORD, "tiny_imagenet", TINY_IMAGENET, (100_000, 10_000)
     ),
-    "cub200": _images(
-        "CUB-200-2011",
-        "https://data.caltech.edu/records/65de6-vp158/files/",
-        "cub200",
-        CUB200,
-        (5_994, 5_794),
-    ),
+    "cub200": _images("CUB-200-2011", _CALTECH, "cub200", CUB200, (5_994, 5_794)),
     "imagenette": _images(
-        "Imagenette",
-        _FAST_AI,
-        "imagenette",
-        IMAGENETTE,
-        (9_469, 3_925),
-        IMAGENETTE_CLASSES,
+        "Imagenette", _FAST_AI, "imagenette", IMAGENETTE, (9_469, 3_925), IMAGENETTE_CLASSES
     ),
     "imagewoof": _images(
-        "ImageWoof",
-        _FAST_AI,
-        "imagewoof",
-        IMAGEWOOF,
-        (9_025, 3_929),
-        IMAGEWOOF_CLASSES,
+        "ImageWoof", _FAST_AI, "imagewoof", IMAGEWOOF, (9_025, 3_929), IMAGEWOOF_CLASSES
     ),
 }

@@ -4,7 +4,6 @@ import contextlib
 import json
 import math
 import os
-import re
 import shutil
 import tempfile
 import warnings
@@ -21,21 +20,14 @@ from ..data._paths import user_path
 from ..evaluation._evaluate import default_steps, fresh_network
 from ..evaluation._report import Evaluation
 from ..evaluation._train_network import training_recipe
-from ._files import MAX_TEXT, check_length, checksum, file_checksum, write_atomically
-from ._plot import (
-    VISIBLE,
-    drawing,
-    has_pictures,
-    printable,
-    save_class,
-    save_grid,
-    to_pixels,
-)
+from ._files import MAX_TEXT, check_length, checksum, file_checksum, under, within, write_atomically
+from ._plot import drawing, has_pictures, save_class, save_grid, to_pixels
+from ._readme import ARRAYS, GRID, readme
 from ._result import DistillResult
 
 SCHEMA = "rcig_eqx.export/1"
 MAX_FILE = 2**32  # bytes of a file that is read
-CARD, ARRAYS, README, GRID = "card.json", "arrays.safetensors", "README.md", "grid.png"
+CARD, README = "card.json", "README.md"
 
 FORMULAS = {
     "identity": {"forward": "x = pixels", "inverse": "pixels = x"},
@@ -170,12 +162,12 @@ def check_place(folder: Path, overwrite: bool, called: Path | None = None) -> No
         raise FileExistsError(f"{called} is there and no export: choose another place.")
     others = sorted({path.name for path in folder.iterdir()} - {CARD, *card.get("files", ())})
     if others:
-        raise FileExistsError(
-            f"{called} holds {others[0]}, which is no part of an export: move it or choose another "
-            "place."
-        )
+        what = f"{others[0]}, which is no part of an export"
+        raise FileExistsError(f"{called} holds {what}: move it or choose another place.")
     if not overwrite:
-        raise FileExistsError(f"{called} is there already: choose another place, or overwrite it.")
+        raise FileExistsError(
+            f"{called} is there already: choose another place, or overwrite it with overwrite=True."
+        )
 
 
 def _card_of(folder: Path) -> dict[str, Any] | None:
@@ -203,8 +195,7 @@ def _write(result: DistillResult, folder: Path, evaluation: Evaluation | None) -
     coreset = result.coreset
     assert coreset.preprocess is not None, "a result's coreset carries its preprocessing"
     config, preprocess = to_state(coreset.preprocess)
-    arrays = {"images": coreset.images, "labels": coreset.labels}
-    arrays |= {f"preprocess.{name}": value for name, value in preprocess.items()}
+    arrays = {"images": coreset.images, "labels": coreset.labels} | under("preprocess", preprocess)
     arrays = {name: np.asarray(value, np.float32, order="C") for name, value in arrays.items()}
     card = _card(result, config, evaluation) | {"bytes": count_bytes(arrays)}
     _check_readable(card, arrays)
@@ -218,7 +209,7 @@ def _write(result: DistillResult, folder: Path, evaluation: Evaluation | None) -
     if card["pictures"] is None:
         for half_done in folder.glob("*.png"):
             half_done.unlink()
-    write_atomically(folder / README, _readme(title, card).encode())
+    write_atomically(folder / README, readme(title, card).encode())
     card["files"] = {
         path.name: {"bytes": path.stat().st_size, "sha256": file_checksum(path)}
         for path in sorted(folder.iterdir())
@@ -265,8 +256,9 @@ def _card(
     else:
         steps = default_steps(len(coreset.images))
         training = training_recipe(fresh_network(result), steps=steps)
-    is_images = has_pictures(coreset)
-    layout = "n h w c" if is_images else "n, then the shape of one input"
+    layout, pixels = "n, then the shape of one input", "values as they are"
+    if has_pictures(coreset):
+        layout, pixels = "n h w c", "in [0, 1]: uint8 values / 255, n h w c"
     return {
         "schema": SCHEMA,
         "dataset": {"name": recipe["dataset"], "class_names": list(result.class_names)},
@@ -286,9 +278,7 @@ def _card(
             "image's class is its largest output.",
         },
         "preprocess": {
-            "pixels": "in [0, 1]: uint8 values / 255, n h w c"
-            if is_images
-            else "values as they are",
+            "pixels": pixels,
             **preprocess,
             **FORMULAS[preprocess["kind"]],
             "arrays": "those of arrays.safetensors whose names begin with preprocess.",
@@ -303,8 +293,8 @@ def _card(
 def count_bytes(arrays: dict[str, np.ndarray]) -> dict[str, int]:
     """What a set takes, and how many real images of uint8 take as much, or inputs of float32, with
     a byte of label."""
-    sizes = {"images": arrays["images"].nbytes, "labels": arrays["labels"].nbytes}
-    sizes["preprocess"] = sum(a.nbytes for k, a in arrays.items() if k.startswith("preprocess."))
+    sizes = {name: arrays[name].nbytes for name in ("images", "labels")}
+    sizes["preprocess"] = sum(a.nbytes for a in within("preprocess", arrays).values())
     total = sum(sizes.values())
     shape = arrays["images"].shape[1:]  # a real image is stored as bytes, another input as float32
     real = math.prod(shape) * (1 if len(shape) == 3 else 4) + 1
@@ -318,102 +308,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _escaped(text: str) -> str:
-    """A name of a user's in Markdown: whatever could be markup as the entity that is shown so."""
-    return re.sub(r"[^\w ,./()-]|_", lambda found: f"&#{ord(found[0])};", printable(text))
-
-
-def _readme(title: str, card: dict[str, Any]) -> str:
-    images, training, size = card["images"], card["training"], card["bytes"]
-    network, rate = training["network"], training["learning_rate"]
-    flip = " and their mirror images" if images["flip"] else ""
-    known = (f"{name} {network[name]}" for name in ("width", "depth") if name in network)
-    network_parts = [network["name"], *known, network.get("activation", "as its authors say")]
-    n, *shape = images["shape"]
-    is_images = len(shape) == 3
-    what, dtype = ("images", "uint8") if is_images else ("inputs", "float32")
-    picture = "Pictures of them could not be drawn." if is_images else "They are no images."
-    picture = f"![The distilled images]({GRID})" if card["pictures"] else picture
-    return f"""# Distilled {_escaped(title)}
-
-{n} synthetic {what} of {"×".join(map(str, shape))}, {images["per_class"]} of each of
-{len(card["dataset"]["class_names"])} classes, to train fresh networks on.
-
-{picture}
-
-## What it is worth
-
-{_accuracies(card["evaluation"])}
-
-| part | bytes |
-|---|---|
-| images | {size["images"]:,} |
-| labels | {size["labels"]:,} |
-| preprocessing | {size["preprocess"]:,} |
-| all | {size["total"]:,} |
-
-That is as much as {size["real_images_of_as_many_bytes"]:,} real {what} take as {dtype}, with a
-byte of label each.
-
-## How to train on it
-
-`card.json` has all of this in exact terms, and the SHA-256 of every file; `{ARRAYS}` has
-`images` {"[n h w c]" if is_images else images["shape"]}, `labels` [n classes] and the arrays of
-the preprocessing.
-
-- **{what.capitalize()}** are preprocessed already. Those to test on must be, the same way,
-  {"with pixels in [0, 1]" if is_images else "as raw values"}:
-  {card["preprocess"]["forward"]}. The way back: {card["preprocess"]["inverse"]}.
-- **Labels** are regression targets, not probabilities: no softmax, no one-hot.
-- **Loss**: {_escaped(training["loss"])}, on the {what}{flip}.
-- **Network**: {_escaped(", ".join(network_parts))}.
-- **Optimiser**: Adam at a peak rate of {rate["peak"]:g}, {rate["warmup_steps"]} steps of linear
-  warm-up, cosine decay to {rate["final"]:g}; {training["steps"]} steps in all, of up to
-  {training["batch_size"]} {what}.
-
-```python
-import json
-from safetensors.numpy import load_file
-
-card, arrays = json.load(open("card.json")), load_file("{ARRAYS}")
-images, labels = arrays["images"], arrays["labels"]
-```
-{_gallery(card["pictures"], shape[-1])}"""
-
-
-def _gallery(pictures: dict[str, Any] | None, channels: int) -> str:
-    """The pictures of each class, if there are any."""
-    if pictures is None:
-        return ""
-    mean = "" if channels in VISIBLE else f" Pictures are of the mean of {channels} channels."
-    names = {_escaped(name): file for name, file in pictures["classes"].items()}
-    rows = "\n".join(f"| {name} | ![{name}]({file}) |" for name, file in names.items())
-    return f"""
-## Images
-
-An image that leaves [0, 1] is scaled into it above, and clipped in the pictures of classes; the
-arrays are as they are.{mean}
-
-| class | images |
-|---|---|
-{rows}
-"""
-
-
-def _accuracies(evaluation: dict[str, Any] | None) -> str:
-    if evaluation is None:
-        return "Not measured."
-    tested, base = evaluation["tested_on"], evaluation["baseline"]
-    lines = ["| trained on | test accuracy | each network |", "|---|---|---|"]
-    for name, part in (("this set", evaluation), ("as many random real images", base)):
-        if part:
-            each = ", ".join(f"{x:.2%}" for x in part["accuracies"])
-            lines.append(f"| {name} | {part['mean']:.2%} ± {part['std']:.2%} | {each} |")
-    on = "test images"
-    if tested:
-        on = f"{tested['images']:,} test images of {_escaped(str(tested['dataset']))}"
-    count = len(evaluation["accuracies"])
-    lines.append(f"\nMean ± standard deviation over {count} fresh networks, on {on}.")
-    return "\n".join(lines)

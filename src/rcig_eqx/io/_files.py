@@ -61,10 +61,8 @@ def read_checked(
         check_header(path)
         with safetensors.safe_open(path, "numpy") as file:
             header = json.loads((file.metadata() or {})["rcig_eqx"])
-            if header["format"] != expected:
-                raise ValueError(
-                    f"format {header['format']!r}, where this version reads {expected!r}"
-                )
+            if (format := header["format"]) != expected:
+                raise ValueError(f"format {format!r}, where this version reads {expected!r}")
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if header.pop("sha256") != checksum(header, arrays):
             raise ValueError("its contents do not match its checksum")
@@ -126,6 +124,17 @@ def write_atomically(path: Path, content: bytes) -> None:
             f"could not write {path} ({size:.1f} MB): {error.strerror}. What stood there before, "
             "if anything, is untouched; free some space or choose another place",
         ) from error
+
+
+def under(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays with `prefix.` before their names."""
+    return {f"{prefix}.{name}": array for name, array in arrays.items()}
+
+
+def within(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Those arrays whose names begin with `prefix.`, without it."""
+    start = f"{prefix}."
+    return {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
 
 
 def part_of(name: str, mark: str) -> str:

@@ -21,7 +21,7 @@ from ..data._paths import user_path
 from ..data._preprocess import check_block
 from ..evaluation._report import Evaluation
 from ._export import ARRAYS, CARD, FORMULAS, MAX_FILE, SCHEMA, count_bytes
-from ._files import MAX_TEXT, check_header, checksum, file_checksum
+from ._files import MAX_TEXT, check_header, checksum, file_checksum, under, within
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -94,10 +94,9 @@ def _check_plain(path: Path, at_least: int, at_most: int) -> None:
 
 
 def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
+    if not math.isfinite(float(text)):
         raise ValueError(f"{text[:20]} is no number")
-    return value
+    return float(text)
 
 
 # What a card must hold: a type, a list of one, alternatives, or an object of such. More may be
@@ -190,15 +189,9 @@ def _read_coreset(path: Path, card: dict[str, Any]) -> Coreset:
     if card["preprocess"]["kind"] == "zca_blocks":
         check_block(shape[1:], card["preprocess"]["block"])
         d = card["preprocess"]["block"] ** 2 * shape[3]
-    shapes = {
-        "images": shape,
-        "labels": (shape[0], classes),
-        "preprocess.mean": channels,
-        "preprocess.std": channels,
-        "preprocess.center": (d,),
-        "preprocess.eigenvectors": (d, d),
-        "preprocess.eigenvalues": (d,),
-    }
+    fitted = {"mean": channels, "std": channels, "center": (d,), "eigenvalues": (d,)}
+    shapes = under("preprocess", fitted | {"eigenvectors": (d, d)})
+    shapes |= {"images": shape, "labels": (shape[0], classes)}
     with safetensors.safe_open(path, "numpy") as file:
         for name in file.keys():  # noqa: SIM118
             entry = file.get_slice(name)
@@ -216,21 +209,14 @@ def _read_coreset(path: Path, card: dict[str, Any]) -> Coreset:
         raise ValueError("the preprocessing of a grey image, or its inverse, is not finite")
     if card["bytes"] != count_bytes(arrays):
         raise ValueError("the card counts other bytes")
-    return Coreset(
-        jnp.asarray(arrays["images"]),
-        jnp.asarray(arrays["labels"]),
-        jnp.zeros((), jnp.float32),
-        preprocess,
-        flip=card["images"]["flip"],
-    )
+    images, labels = (jnp.asarray(arrays[name]) for name in ("images", "labels"))
+    zero = jnp.zeros((), jnp.float32)
+    return Coreset(images, labels, zero, preprocess, flip=card["images"]["flip"])
 
 
-def _read_preprocess(
-    described: dict[str, Any], arrays: dict[str, np.ndarray]
-) -> AbstractPreprocess:
+def _read_preprocess(described: dict[str, Any], arrays: dict[str, Any]) -> AbstractPreprocess:
     """What `to_state` stored, which must be all that is there."""
-    prefix = "preprocess."
-    state = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+    state = within("preprocess", arrays)
     preprocess = from_state(described, state)
     config, expected = to_state(preprocess)
     if state.keys() != expected.keys():

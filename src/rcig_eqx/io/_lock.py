@@ -39,11 +39,8 @@ def hold(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    path, made = (
-        folder / _FILE,
-        [place for place in (folder, *folder.parents) if not place.exists()],
-    )
-    descriptor = _open(path)
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    descriptor = _open(path := folder / _FILE)
     try:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())

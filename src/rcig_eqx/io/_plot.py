@@ -108,13 +108,11 @@ def _grid(strips: np.ndarray, shown: int, class_names: tuple[str, ...], title: s
     names = [_cut(name.replace("_", " "), int(72 * room / _LETTER / size)) for name in class_names]
     left = 0.1 if above else 0.2 + size * _LETTER / 72 * max(map(len, names))
     top = 0.1 + 0.4 * bool(title)
-    image = sheet.shape[1] * inches, sheet.shape[0] * inches
-    total = (
-        max(left + image[0] + 0.1, 0.2 + 13 * _LETTER / 72 * len(title)), top + image[1] + 0.1
-    )  # fmt: skip
-    figure = matplotlib_figure(figsize=total)
-    place = (left / total[0], 0.1 / total[1], image[0] / total[0], image[1] / total[1])
-    axis = figure.add_axes(place)
+    down, across = (inches * side for side in sheet.shape[:2])
+    wide = max(left + across + 0.1, 0.2 + 13 * _LETTER / 72 * len(title))
+    high = top + down + 0.1
+    figure = matplotlib_figure(figsize=(wide, high))
+    axis = figure.add_axes((left / wide, 0.1 / high, across / wide, down / high))
     axis.set_axis_off()
     bounds = (0, sheet.shape[1], sheet.shape[0], 0)
     axis.imshow(
@@ -131,8 +129,7 @@ def _grid(strips: np.ndarray, shown: int, class_names: tuple[str, ...], title: s
         else:
             where = (x + width / 2, y - line / 8, "center", "bottom")
         axis.text(*where[:2], name, ha=where[2], va=where[3], fontsize=size, **plain)
-    high = 1 - 0.12 / total[1]
-    figure.text(0.5, high, title, ha="center", va="top", fontsize=13, **plain)
+    figure.text(0.5, 1 - 0.12 / high, title, ha="center", va="top", fontsize=13, **plain)
     return figure
 
 

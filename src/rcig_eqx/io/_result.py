@@ -15,7 +15,7 @@ from jaxtyping import Float
 from .._coreset import Coreset
 from .._types import PyTree
 from ..data import AbstractPreprocess, from_state, to_state
-from ._files import damage_named, read_checked, write_checked
+from ._files import damage_named, read_checked, under, within, write_checked
 
 FORMAT = "rcig_eqx/1"
 
@@ -76,11 +76,9 @@ class DistillResult:
         preprocess = self.coreset.preprocess
         assert preprocess is not None, "a result's coreset carries its preprocessing"
         preprocess_config, preprocess_arrays = to_state(preprocess)
-        arrays = {f"preprocess.{name}": value for name, value in preprocess_arrays.items()}
+        arrays = under("preprocess", preprocess_arrays) | under("history", self.history)
         for name in _CORESETS:
-            coreset = getattr(self, name)
-            arrays |= {f"{name}.{field}": getattr(coreset, field) for field in _FIELDS}
-        arrays |= {f"history.{name}": value for name, value in self.history.items()}
+            arrays |= under(name, {field: getattr(getattr(self, name), field) for field in _FIELDS})
         if self.draws is not None:
             arrays["draws.images"] = self.draws
         card = {
@@ -120,11 +118,6 @@ def load_result(
         return _assemble(card, arrays, preprocess)
 
 
-def _named(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    start = prefix + "."
-    return {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
-
-
 def _assemble(
     card: dict[str, Any], arrays: dict[str, np.ndarray], own: AbstractPreprocess | None
 ) -> DistillResult:
@@ -136,36 +129,26 @@ def _assemble(
         raise ValueError(f"flip is {flip!r}, not true or false")
     if type(recipe["steps"]) is not int or type(recipe["steps_done"]) is not int:
         raise ValueError("the recipe's steps are no integers")
-    history = _named(arrays, "history")
+    history = within("history", arrays)
     if any(series.ndim != 1 for series in history.values()):
         raise ValueError("the history is not one number a step")
-    for name in arrays.keys() - {f"history.{series}" for series in history}:
+    for name in arrays.keys() - under("history", history).keys():
         if arrays[name].dtype != np.float32 or not np.isfinite(arrays[name]).all():
             raise ValueError(f"{name} holds NaN, infinite or no float32 values")
-    preprocess = from_state(card["preprocess"], _named(arrays, "preprocess"), own)
+    preprocess = from_state(card["preprocess"], within("preprocess", arrays), own)
     coresets = {}
     for name in _CORESETS:
-        images, labels, log_temperature = (arrays[f"{name}.{field}"] for field in _FIELDS)
-        if (
-            images.ndim < 2
-            or (flip and images.ndim != 4)
-            or 0 in images.shape
-            or labels.shape != (len(images), len(names))
-            or log_temperature.shape != ()
-        ):
+        images, labels, log_temperature = parts = [arrays[f"{name}.{part}"] for part in _FIELDS]
+        fits = images.ndim == 4 if flip else images.ndim > 1
+        fits = fits and 0 not in images.shape and log_temperature.shape == ()
+        if not fits or labels.shape != (len(images), len(names)):
             raise ValueError(
                 f"{name} has images {images.shape}, labels {labels.shape} and log_temperature "
                 f"{log_temperature.shape}, which make no set of {len(names)} classes"
             )
         if jax.eval_shape(preprocess.inverse, images).shape != images.shape:
             raise ValueError("the preprocessing is for other images")
-        coresets[name] = Coreset(
-            jnp.asarray(images),
-            jnp.asarray(labels),
-            jnp.asarray(log_temperature),
-            preprocess,
-            flip=flip,
-        )
+        coresets[name] = Coreset(*map(jnp.asarray, parts), preprocess, flip=flip)
     draws = arrays.get("draws.images")
     if draws is not None and draws.shape[1:] != coresets["baseline"].images.shape:
         raise ValueError(f"the draws have images {draws.shape}, which are no other baselines")

@@ -2,6 +2,7 @@
 
 from ._architectures import (
     NETWORKS as NETWORKS,
+    convnet_for as convnet_for,
     describe_network as describe_network,
     network_for as network_for,
 )
@@ -12,7 +13,7 @@ from ._conv import (
     max_pool as max_pool,
     softplus as softplus,
 )
-from ._convnet import ConvNet as ConvNet, convnet_for as convnet_for
+from ._convnet import ConvNet as ConvNet
 from ._mlp import MLP as MLP
 from ._network import (
     AbstractNetwork as AbstractNetwork,

@@ -1,5 +1,6 @@
 """Ready networks by name: makers for a data set, and descriptions to make them again by."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import equinox as eqx
@@ -9,7 +10,7 @@ from jaxtyping import PRNGKeyArray
 
 from .._checks import ArgumentError, check_known
 from .._registry import Registry
-from ._convnet import ConvNet, convnet_for
+from ._convnet import ConvNet
 from ._mlp import MLP
 from ._network import AbstractNetwork, MakeModel
 from ._plain import VGG11, AlexNet
@@ -67,13 +68,38 @@ class network_for(eqx.Module):
         """A fresh network."""
         names = ("width", "normalization", "softplus", "depth", "growth")
         options = {name: getattr(self, name) for name in names}
+        options = {name: value for name, value in options.items() if value is not None}
         make = NETWORKS[architecture_name(self.name)]
-        return make(
-            self.image_shape,
-            self.num_classes,
-            key=key,
-            **{name: value for name, value in options.items() if value is not None},
-        )
+        return make(self.image_shape, self.num_classes, key=key, **options)
+
+
+def convnet_for(
+    image_shape: tuple[int, ...],
+    num_classes: int,
+    width: int = 128,
+    depth: int | None = None,
+    softplus: float | Literal["paper"] | None = "paper",
+    normalization: str | None = None,
+    growth: int = 2,
+) -> Callable[[PRNGKeyArray], ConvNet]:
+    """A function from a key to a `ConvNet` that fits a data set: what `model=` takes.
+
+    **Arguments:**
+
+    - `image_shape`: height, width, channels.
+    - `num_classes`: outputs.
+    - `width`: filters of the first block.
+    - `depth`: blocks; `None` is the paper's 3, 4 or 5 for images of up to 32, 64 or more pixels.
+    - `softplus`: `"paper"` distils depth 3 with β = 60 and the rest with ReLU (appendix C); a
+      number or `None` as in [`ConvNet`][rcig_eqx.models.ConvNet].
+    - `normalization`, `growth`: as in [`ConvNet`][rcig_eqx.models.ConvNet].
+
+    Raises `ValueError` for a size below one, an activation that is none, a normalisation that is
+    none, naming the nearest, and images too small for the depth.
+    """
+    given: Any = {"width": width, "depth": depth, "growth": growth}
+    given |= {"softplus": softplus, "normalization": normalization}
+    return network_for("convnet", image_shape, num_classes, **given)  # pyright: ignore[reportReturnType]
 
 
 def default_network(shape: tuple[int, ...], num_classes: int) -> MakeModel:

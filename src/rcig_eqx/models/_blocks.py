@@ -144,7 +144,6 @@ def conv_block(
     padding: int = 1,
     stride: int = 1,
     normalization: str | None,
-    bias: bool = True,
     pool: Pool | None = None,
     dtype: DTypeLike,
     **options: Any,
@@ -162,19 +161,8 @@ def conv_block(
         )
     kind = check_normalization(normalization)
     normalize = None if kind == "none" else Normalize(kind, (height, width, filters), dtype=dtype)
-    block = ConvBlock(
-        shape[2],
-        filters,
-        size=size,
-        padding=padding,
-        stride=stride,
-        bias=bias,
-        normalize=normalize,
-        pool=pool,
-        dtype=dtype,
-        **options,
-    )
-    return block, (*pooled, filters)
+    options |= {"size": size, "padding": padding, "stride": stride, "pool": pool, "dtype": dtype}
+    return ConvBlock(shape[2], filters, normalize=normalize, **options), (*pooled, filters)
 
 
 def check_is_image(shape: tuple[int, ...], name: str) -> None:

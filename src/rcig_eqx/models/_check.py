@@ -14,18 +14,16 @@ from ._training import AbstractBatchNetwork, has_statistics
 
 def check_model(make_model: MakeModel, coreset: Coreset) -> None:
     """Raise `ValueError` unless the function makes a network for these images and classes."""
+    advice = (
+        "pass a function from a key to a network, such as convnet_for(train.image_shape, "
+        "train.num_classes)."
+    )
     if isinstance(make_model, AbstractNetwork) or not callable(make_model):
-        raise ValueError(
-            f"model is a {type(make_model).__name__}: pass a function from a key to a network, "
-            "such as convnet_for(train.image_shape, train.num_classes)."
-        )
+        raise ValueError(f"model is a {type(make_model).__name__}: {advice}")
     try:
         model = eqx.filter_eval_shape(make_model, jr.key(0))
     except TypeError as error:
-        raise ValueError(
-            f"model cannot be called with a key ({error}): pass a function from a key to a "
-            "network, such as convnet_for(train.image_shape, train.num_classes)."
-        ) from error
+        raise ValueError(f"model cannot be called with a key ({error}): {advice}") from error
     if not isinstance(model, AbstractNetwork):
         raise ValueError(
             f"model= made a {type(model).__name__}; it must be a function from a key to an "

@@ -51,8 +51,7 @@ class Head(eqx.Module):
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
-        shape = (in_features, num_classes)
-        self.kernel = lecun_normal(shape, dtype, key=key)
+        self.kernel = lecun_normal((in_features, num_classes), dtype, key=key)
         self.bias = jnp.zeros(num_classes, dtype)
 
     def __call__(self, features: Float[Array, "n features"]) -> Float[Array, "n classes"]:
@@ -129,8 +128,7 @@ class Network(AbstractNetwork):
     ):
         if not callable(body):
             raise ValueError(f"body is a {type(body).__name__}: pass a module of one input.")
-        is_state = lambda x: isinstance(x, eqx.nn.StateIndex)  # noqa: E731
-        if any(map(is_state, jax.tree.leaves(body, is_leaf=is_state))):
+        if has_module(body, eqx.nn.StateIndex):
             raise ValueError(
                 "body has a layer with a state, which mixes the inputs of a batch: use a "
                 "normalization of one input instead, such as equinox.nn.GroupNorm."
@@ -154,6 +152,12 @@ class Network(AbstractNetwork):
                 f"head takes {wanted}: build the two for each other."
             )
         return features
+
+
+def has_module(tree: Any, kind: type) -> bool:
+    """Whether a pytree has a module of a class in it."""
+    leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, kind))
+    return any(isinstance(leaf, kind) for leaf in leaves)
 
 
 def head_of(layer: Any) -> Head:
@@ -190,9 +194,8 @@ def split_network(
     Raises `ValueError` if that layer is not linear, or is not the last thing the module does.
     """
     module, layer = eqx.nn.inference_mode(module), where(module)
-    network = Network(
-        eqx.tree_at(where, module, eqx.nn.Identity()), layer, channels_first=channels_first
-    )
+    body = eqx.tree_at(where, module, eqx.nn.Identity())
+    network = Network(body, layer, channels_first=channels_first)
     shape = (image_shape[-1], *image_shape[:-1]) if channels_first else image_shape
     called: list[tuple[int, ...]] = []
 
@@ -234,10 +237,8 @@ def partition(model: AbstractNetwork) -> tuple[AbstractNetwork, AbstractNetwork]
     stored statistics included (paper, section 3.3); each has `None` where the other has an array.
     Put them together again with `equinox.combine(body, head)`.
     """
-    is_head = jax.tree.map(lambda _: False, model)
-    is_head = eqx.tree_at(lambda m: m.head.kernel, is_head, True)
-    head, body = eqx.partition(model, is_head)
-    return body, head
+    is_body = eqx.tree_at(lambda m: m.head.kernel, jax.tree.map(lambda _: True, model), False)
+    return eqx.partition(model, is_body)
 
 
 def check_whole(model: AbstractNetwork) -> None:
@@ -255,9 +256,8 @@ def split_parameters(model: Any) -> tuple[Any, Any]:
     [`Statistics`][rcig_eqx.models.Statistics]. Two pytrees of the network's own structure, each
     with `None` where the other has something; `equinox.combine(parameters, rest)` is the network.
     """
-    is_statistics = lambda x: isinstance(x, Statistics)  # noqa: E731
-    learned = lambda x: not is_statistics(x) and eqx.is_inexact_array(x)  # noqa: E731
-    return eqx.partition(model, jax.tree.map(learned, model, is_leaf=is_statistics))
+    learned = jax.tree.map(eqx.is_inexact_array, model, is_leaf=lambda x: isinstance(x, Statistics))
+    return eqx.partition(model, learned)
 
 
 def count_parameters(model: eqx.Module) -> int:

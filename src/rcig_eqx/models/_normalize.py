@@ -67,10 +67,9 @@ class Normalize(eqx.Module):
             )
         learned = shape if kind == "layer" else (channels,)
         self.scale, self.shift = jnp.ones(learned, dtype), jnp.zeros(learned, dtype)
-        self.statistics = None
+        self.statistics, self.kind = None, kind
         if kind == "batch":
             self.statistics = Statistics(jnp.zeros(channels, dtype), jnp.ones(channels, dtype))
-        self.kind = kind
 
     def update(
         self, x: Float[Array, "n h w c"], rate: float | Scalar | None

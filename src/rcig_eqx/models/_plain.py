@@ -14,14 +14,8 @@ from ._network import Head
 
 # Filters in widths, size of the filters, whether a pool follows.
 _VGG11 = (
-    (1, 3, True),
-    (2, 3, True),
-    (4, 3, False),
-    (4, 3, True),
-    (8, 3, False),
-    (8, 3, True),
-    (8, 3, False),
-    (8, 3, True),
+    *((1, 3, True), (2, 3, True), (4, 3, False), (4, 3, True)),
+    *((8, 3, False), (8, 3, True), (8, 3, False), (8, 3, True)),
 )
 _ALEXNET = ((1, 5, True), (1.5, 5, True), (2, 3, False), (1.5, 3, False), (1.5, 3, True))
 
@@ -120,15 +114,8 @@ def _row(
     *keys, head_key = jr.split(key, len(layers) + 1)
     extra, blocks = (2 if shape[2] == 1 else 0), []
     for (filters, size, pooled), block_key in zip(layers, keys, strict=True):
-        block, shape = conv_block(
-            shape,
-            int(filters * width),
-            size=size,
-            padding=size // 2 + extra,
-            pool="max" if pooled else None,
-            key=block_key,
-            **options,
-        )
+        options |= {"size": size, "padding": size // 2 + extra, "pool": "max" if pooled else None}
+        block, shape = conv_block(shape, int(filters * width), key=block_key, **options)
         extra = 0
         blocks.append(block)
     head = Head(math.prod(shape), num_classes, dtype=options["dtype"], key=head_key)

@@ -8,14 +8,7 @@ import jax.random as jr
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar
 
-from ._blocks import (
-    AbstractBlockNetwork,
-    ConvBlock,
-    Shape,
-    check_options,
-    conv_block,
-    pair,
-)
+from ._blocks import AbstractBlockNetwork, ConvBlock, Shape, check_options, conv_block, pair
 from ._conv import rectify
 from ._network import Head
 from ._normalize import check_normalization
@@ -87,23 +80,16 @@ class ResNet18(AbstractBlockNetwork):
         key: PRNGKeyArray,
     ):
         check_options(softplus, in_channels=in_channels, num_classes=num_classes, width=width)
-        options: dict[str, Any] = {
-            "normalization": normalization,
-            "bias": check_normalization(normalization) == "none",
-            "softplus": softplus,
-            "dtype": dtype,
-        }
+        options: Any = {"normalization": normalization, "softplus": softplus, "dtype": dtype}
+        options["bias"] = check_normalization(normalization) == "none"
         keys = iter(jr.split(key, 1 + 8 * 3 + 1))
 
         def residual(shape: Shape, filters: int, stride: int) -> tuple[ResidualBlock, Shape]:
             first, between = conv_block(shape, filters, stride=stride, key=next(keys), **options)
-            last: dict[str, Any] = options | {"activate": False}
+            last = options | {"activate": False}
             second, after = conv_block(between, filters, key=next(keys), **last)
-            shortcut, shortcut_key = None, next(keys)
-            if shape != after:
-                shortcut, _ = conv_block(
-                    shape, filters, size=1, padding=0, stride=stride, key=shortcut_key, **last
-                )
+            last |= {"size": 1, "padding": 0, "stride": stride, "key": next(keys)}
+            shortcut = conv_block(shape, filters, **last)[0] if shape != after else None
             return ResidualBlock(first, second, shortcut), after
 
         shape = (*pair(image_size), in_channels)

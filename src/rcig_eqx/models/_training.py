@@ -4,11 +4,10 @@ import abc
 from typing import Any, TypeVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Scalar
 
-from ._network import AbstractNetwork, check_whole, split_parameters
+from ._network import AbstractNetwork, check_whole, has_module, split_parameters
 from ._normalize import Statistics
 
 Net = TypeVar("Net", bound=AbstractNetwork)
@@ -38,8 +37,7 @@ class AbstractBatchNetwork(AbstractNetwork):
 
 def has_statistics(model: AbstractNetwork) -> bool:
     """Whether a network stores statistics of batches."""
-    is_statistics = lambda x: isinstance(x, Statistics)  # noqa: E731
-    return any(map(is_statistics, jax.tree.leaves(model, is_leaf=is_statistics)))
+    return has_module(model, Statistics)
 
 
 def training_outputs(

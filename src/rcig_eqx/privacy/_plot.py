@@ -12,11 +12,7 @@ from ._report import PrivacyReport
 
 
 def save_curves(
-    report: PrivacyReport,
-    path: str | os.PathLike[str],
-    *,
-    attack: str = "MLP",
-    title: str = "",
+    report: PrivacyReport, path: str | os.PathLike[str], *, attack: str = "MLP", title: str = ""
 ) -> Path:
     """Test accuracy and an attack's AUC against training steps (Figures 3, 6 and 7 of the paper).
 
@@ -46,7 +42,7 @@ def save_curves(
     for axis in (left, right):
         axis.set_xscale("log", base=2)
         axis.set(xlabel="training step", xticks=report.steps)
-        axis.set_xticklabels([_short(step) for step in report.steps])
+        axis.set_xticklabels([f"{n // 1000}k" if n % 1000 == 0 else str(n) for n in report.steps])
         axis.minorticks_off()
         axis.grid(alpha=0.3, lw=0.5)
     left.legend(frameon=False)
@@ -73,7 +69,3 @@ def save_roc(reports: Mapping[str, LiraReport], path: str | os.PathLike[str]) ->
     axis.grid(alpha=0.3, lw=0.5)
     axis.legend(frameon=False)
     return write_figure(figure, path)
-
-
-def _short(step: int) -> str:
-    return f"{step // 1000}k" if step % 1000 == 0 else str(step)

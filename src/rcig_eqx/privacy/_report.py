@@ -35,9 +35,8 @@ class PrivacyCurve:
         areas, variance = self.auc[attack], (self.error[attack] ** 2).mean(0)
         if len(areas) > 1:
             variance = variance + areas.var(0, ddof=1) / len(areas)
-        return tuple(
-            Auc(float(a), float(v) ** 0.5) for a, v in zip(areas.mean(0), variance, strict=True)
-        )
+        means = zip(areas.mean(0), variance, strict=True)
+        return tuple(Auc(float(a), float(v) ** 0.5) for a, v in means)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,13 +96,12 @@ class PrivacyReport:
     @classmethod
     def from_json(cls, report: dict[str, Any]) -> "PrivacyReport":
         """What `to_json` gave, read again. Raises `ValueError` for anything else."""
-        read = lambda numbers: np.array(numbers, np.float64)  # noqa: E731
         try:
             curves = {
                 name: PrivacyCurve(
-                    read(curve["accuracy"]),
-                    {attack: read(numbers) for attack, numbers in curve["auc"].items()},
-                    {attack: read(numbers) for attack, numbers in curve["error"].items()},
+                    np.array(curve["accuracy"], float),
+                    {a: np.array(x, float) for a, x in curve["auc"].items()},
+                    {a: np.array(x, float) for a, x in curve["error"].items()},
                 )
                 for name, curve in report["curves"].items()
             }
@@ -130,16 +128,12 @@ def join(reports: Sequence[PrivacyReport]) -> PrivacyReport:
             raise ValueError(
                 f"The reports have different sets, {list(first.curves)} and {list(report.curves)}."
             )
-
-    def stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
-        return np.concatenate(arrays)
-
     curves = {}
     for name in first.curves:
         own = [report.curves[name] for report in reports]
         curves[name] = PrivacyCurve(
-            stack([c.accuracy for c in own]),
-            {a: stack([c.auc[a] for c in own]) for a in first.attacks},
-            {a: stack([c.error[a] for c in own]) for a in first.attacks},
+            np.concatenate([c.accuracy for c in own]),
+            {a: np.concatenate([c.auc[a] for c in own]) for a in first.attacks},
+            {a: np.concatenate([c.error[a] for c in own]) for a in first.attacks},
         )
     return dataclasses.replace(first, curves=curves)

@@ -44,10 +44,8 @@ def train_with_snapshots(
     **Returns:** the networks after as many steps as one, every array stacked along a new first
     axis `[len(at)]`; the last is what `train_network` gives, to rounding. Jittable.
     """
-    if not len(at) or any(b <= a for a, b in zip((0, *at), at, strict=False)):
-        raise ValueError(f"at is {at!r}: pass rising numbers of steps, such as (125, 250, 500).")
-    steps = int(at[-1])
-    training = Training(steps, learning_rate, batch_size, loss, None)
+    check_rising(at)
+    training = Training(int(at[-1]), learning_rate, batch_size, loss, None)
     start, step, network_of = training_steps(model, images, labels, training, key=key)
 
     def stretch(carry: PyTree, ends: tuple[Array, Array]) -> tuple[PyTree, PyTree]:
@@ -58,6 +56,12 @@ def train_with_snapshots(
     ends = (jnp.array((0, *at[:-1])), jnp.array(at))
     _, snapshots = jax.lax.scan(stretch, start, ends)
     return network_of(snapshots)
+
+
+def check_rising(at: Sequence[int]) -> None:
+    """Raise `ValueError` unless these are numbers of steps, each above the one before."""
+    if not len(at) or any(b <= a for a, b in zip((0, *at), at, strict=False)):
+        raise ValueError(f"at is {at!r}: pass rising numbers of steps, such as (125, 250, 500).")
 
 
 def outputs_of(
@@ -105,8 +109,7 @@ class train_on(eqx.Module):
     - `steps`, `learning_rate`, `batch_size`, `loss`: as in
       [`train_network`][rcig_eqx.evaluation.train_network], with labels one-hot − 1/C.
 
-    It maps `(images [n h w c], labels [n], key)` to a
-    `Preprocessed` network. Jittable.
+    It maps `(images [n h w c], labels [n], key)` to a `Preprocessed` network. Jittable.
     """
 
     model: MakeModel
@@ -120,18 +123,10 @@ class train_on(eqx.Module):
         """A network trained on these images."""
         model_key, train_key = jr.split(key)
         network, x = self.model(model_key), self.preprocess(images)
-        classes = eqx.filter_eval_shape(network, x[:1]).shape[-1]
-        network = train_network(
-            network,
-            x,
-            centered_labels(labels, classes),
-            steps=self.steps,
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            loss=self.loss,
-            key=train_key,
-        )
-        return Preprocessed(network, self.preprocess)
+        y = centered_labels(labels, eqx.filter_eval_shape(network, x[:1]).shape[-1])
+        training: Any = {"steps": self.steps, "learning_rate": self.learning_rate}
+        training |= {"batch_size": self.batch_size, "loss": self.loss, "key": train_key}
+        return Preprocessed(train_network(network, x, y, **training), self.preprocess)
 
 
 def distil_then_train(
@@ -153,22 +148,17 @@ def distil_then_train(
     - `steps`, `learning_rate`, `batch_size`, `loss`: as in
       [`train_network`][rcig_eqx.evaluation.train_network].
 
-    **Returns:** a function `(images [n h w c], labels [n], key)` to a
-    `Preprocessed` network, to pass with `jit=False`.
+    **Returns:** a function `(images [n h w c], labels [n], key)` to a `Preprocessed` network, to
+    pass with `jit=False`.
     """
+
+    given: Any = {"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size}
 
     @eqx.filter_jit
     def fit(coreset: Coreset, key: PRNGKeyArray) -> AbstractNetwork:
         model_key, train_key = jr.split(key)
-        return train_network(
-            model(model_key),
-            *coreset.support(),
-            steps=steps,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            loss=loss,
-            key=train_key,
-        )
+        network, support = model(model_key), coreset.support()
+        return train_network(network, *support, loss=loss, key=train_key, **given)
 
     def train(images: Any, labels: Any, key: PRNGKeyArray) -> Preprocessed:
         if isinstance(images, Tracer):

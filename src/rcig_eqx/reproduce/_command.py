@@ -26,26 +26,19 @@ from ._tables import Ways, networks_of
 from ._targets import TARGETS, Target, find_rows
 from ._workshop import Interrupted, Workshop
 
+_ROWS = "Such as fashion_mnist/1; may be given several times, or comma-separated."
+_SCALE = "paper on an accelerator, small on a CPU"
+
 
 @dataclasses.dataclass(frozen=True)
 class ReproduceOptions:
     """What `rcig-eqx reproduce` is asked for."""
 
     target: Annotated[str, Argument(help=f"One of {', '.join(TARGETS)}; or rows, to list them.")]
-    rows: Annotated[
-        list[str] | None,
-        Option(
-            "--rows",
-            help="Such as fashion_mnist/1; may be given several times, or comma-separated.",
-            show_default="the paper's",
-        ),
-    ] = None
-    scale: Annotated[
-        str | None,
-        Option(
-            help=f"{' or '.join(SCALES)}.", show_default="paper on an accelerator, small on a CPU"
-        ),
-    ] = None
+    rows: Annotated[list[str] | None, Option("--rows", help=_ROWS, show_default="the paper's")] = (
+        None
+    )
+    scale: Annotated[str | None, Option(help=f"{' or '.join(SCALES)}.", show_default=_SCALE)] = None
     method: Annotated[str, Option(help=f"One of {', '.join(METHODS)}.")] = "default"
     settings: Annotated[
         str, Option(help=f"Optimiser, pool, average, batch: one of {', '.join(SETTINGS)}.")
@@ -97,13 +90,13 @@ def reproduce(asked: ReproduceOptions) -> None:
             _echo_dry(row, workshop, wanted)
         return
     shown = wanted.method or asked.method
-    scaled = workshop.scale
+    scale = workshop.scale
     there = [file.exists() for row in chosen for file in wanted.files(row, workshop)]
     filed = f" ({sum(there)} filed already)" if any(there) else ""
-    networks_each = networks_of(scaled, chosen, attacked=wanted.attacked)
+    networks_each = networks_of(scale, chosen, attacked=wanted.attacked)
     each = f", {networks_each} an evaluation" if wanted.evaluated else ""
     workshop.say(
-        f"{asked.target}, {counted(len(chosen), 'row')} at scale {scaled.name}, method {shown}: "
+        f"{asked.target}, {counted(len(chosen), 'row')} at scale {scale.name}, method {shown}: "
         f"{counted(len(there), 'set')}{filed}{each}. --dry-run says what each takes; Ctrl-C stops, "
         "and the same command goes on."
     )
@@ -111,19 +104,19 @@ def reproduce(asked: ReproduceOptions) -> None:
     apart = {name: getattr(asked, name) for name in ("seeds", "networks", "evaluation_steps")}
     of = [f"{name}{number}" for name, number in apart.items() if number is not None]
     settings = [asked.settings] * (asked.settings != "library")
-    folder = user_path(asked.out) / "-".join([scaled.name, *of, shown, *settings])
-    if names:
-        folder /= _folder_of(names)
+    folder = user_path(asked.out) / "-".join([scale.name, *of, shown, *settings])
+    if names:  # a table of some rows stays beside one of others
+        name = "+".join(row.replace("/", "-") for row in names)
+        folder /= name if len(name) <= 100 else f"{len(names)}-rows"
     try:
         report = run(wanted, workshop, chosen, folder)
     except (Interrupted, KeyboardInterrupt) as stopped:
         echo("Stopped. All there is has been kept: the same command goes on.")
         by_hand = isinstance(stopped, KeyboardInterrupt) or not received
         raise Exit(128 + (signal.SIGINT if by_hand else received[-1])) from None
-    command = f"`{shlex.join(['rcig-eqx', *_shown(sys.argv[1:])])}`"
-    drawn = [picture for picture in report.pictures if (folder / picture).exists()]
-    notes = [*report.notes, *workshop.remarks, command]
-    report = dataclasses.replace(report, notes=notes, pictures=drawn)
+    report.pictures[:] = [name for name in report.pictures if (folder / name).exists()]
+    report.notes.extend(workshop.remarks)
+    report.notes.append(f"`{shlex.join(['rcig-eqx', *_shown(sys.argv[1:])])}`")
     report.write(folder)
     echo(f"\n{report}\n")
     echo("Wrote " + "\n      ".join(map(str, sorted(folder.glob(f"{asked.target}[-.]*")))))
@@ -194,18 +187,12 @@ def run(target: Target, workshop: Workshop, rows: list[Row], folder: Path) -> Re
     return target.make(workshop, rows, folder)
 
 
-def _folder_of(rows: list[str]) -> str:
-    """Where a table of some rows is written, so that one of others stays."""
-    name = "+".join(row.replace("/", "-") for row in rows)
-    return name if len(name) <= 100 else f"{len(rows)}-rows"
-
-
 def _echo_dry(row: Row, workshop: Workshop, target: Target) -> None:
     """What each kind of the row's sets takes; a step of each kind is compiled."""
     workshop = dataclasses.replace(workshop, scale=target.scale(workshop.scale))
     scale, attacked = workshop.scale, target.attacked
     kinds: dict[tuple[str, str | None], Ways] = {}
-    for way in target.ways(row, scale):
+    for way in target.ways_of(row, scale):
         method = scale.method(row, way.get("method", workshop.method))
         kinds.setdefault((method, way.get("normalization")), []).append(way)
     for (method, normalization), ways in kinds.items():

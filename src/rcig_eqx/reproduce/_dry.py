@@ -21,9 +21,8 @@ def parts_of(
     row: Row, workshop: Workshop, *, method: str | None = None, normalization: str | None = None
 ) -> tuple[Recipe, Coreset, int]:
     """The recipe of a run of this row, the shapes of its set, and its outer batch."""
-    method = method or workshop.method
+    method, facts = method or workshop.method, row.facts
     given = arguments(row, workshop.scale, method, workshop.settings, normalization)
-    facts = row.facts
     coreset = eqx.filter_eval_shape(
         lambda: Coreset(
             jnp.zeros((row.images, *facts.shape), jnp.float32),

@@ -167,11 +167,7 @@ def preprocess_of(row: Row, train: Any, *, progress: bool = False) -> AbstractPr
 
 
 def arguments(
-    row: Row,
-    scale: Scale,
-    method: str,
-    settings: str = "library",
-    normalization: str | None = None,
+    row: Row, scale: Scale, method: str, settings: str = "library", normalization: str | None = None
 ) -> dict[str, Any]:
     """Keyword arguments of `distill` for this row, but for data, key and preprocessing.
 

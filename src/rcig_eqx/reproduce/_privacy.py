@@ -38,13 +38,12 @@ def attacked(workshop: Workshop, row: Row) -> PrivacyReport:
     networks = scale.networks_of(row, attacked=True)
     reports = []
     for seed, chunk in enumerate(chunks(whole, size, scale.chunks, key=jr.key(0))):
-        how: dict[str, Any] = {"variant": _of_chunk(size)}
+        how: dict[str, Any] = _of_chunk(size)
         result = workshop.distilled(row, seed, train=chunk, **how)
 
         def attack(seed: int = seed, chunk: Dataset = chunk, result: DistillResult = result):
-            workshop.say(
-                f"Attacking {row.name}, chunk {seed}: {counted(networks, 'network')} a set"
-            )
+            each = f"{counted(networks, 'network')} a set"
+            workshop.say(f"Attacking {row.name}, chunk {seed}: {each}")
             return membership_inference(
                 result,
                 chunk,
@@ -65,13 +64,13 @@ def _members(row: Row, scale: Scale, images: int) -> int:
     return min(MEMBERS_PER_IMAGE * row.images, images // scale.chunks)
 
 
-def _of_chunk(size: int) -> str:
-    return f"-chunk{size}"
+def _of_chunk(size: int) -> dict[str, str]:
+    return {"variant": f"-chunk{size}"}
 
 
 def chunk_ways(row: Row, scale: Scale) -> Ways:
     """What the sets under attack are filed under, where no training image is missing."""
-    return [{"variant": _of_chunk(_members(row, scale, row.facts.images))}]
+    return [_of_chunk(_members(row, scale, row.facts.images))]
 
 
 def membership(name: str, workshop: Workshop, rows: Sequence[Row], folder: Path) -> Report:

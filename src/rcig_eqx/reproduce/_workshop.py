@@ -129,8 +129,7 @@ class Workshop:
         method = self.scale.method(row, method or self.method)
         settings = "" if self.settings == "library" else f"-{self.settings}"
         normalized = f"-{normalization}" if normalization else ""
-        name = row.name.replace("/", "-")
-        name += f"-{method}{settings}{variant}{normalized}"
+        name = f"{row.name.replace('/', '-')}-{method}{settings}{variant}{normalized}"
         return self.folder / name / self.scale.name / f"seed{seed}"
 
     def file_of(self, row: Row, seed: int = 0, **how: Any) -> Path:
@@ -181,7 +180,7 @@ class Workshop:
                 train,
                 key=jr.key(seed),
                 preprocess=preprocess(),
-                checkpoints=Checkpoints(kept, keep=2, resume=any(kept.glob("*.safetensors"))),
+                checkpoint_dir=Checkpoints(kept, keep=2, resume=any(kept.glob("*.safetensors"))),
                 devices=self.devices,
                 workers=self.workers,
                 progress=self.progress,
@@ -226,14 +225,12 @@ class Workshop:
         name = "-".join([*kinds, *([network[0]] if network else [])])
         own_model = model_of(row, self.scale, how.get("normalization"), softplus=None)
         model = network[1] if network else own_model
-
-        def one(seed: int) -> Evaluation:
-            result = self.distilled(row, seed, **how)
-            folder = self.place(row, seed, **how)
-            given = {"augment": augment, "labels": labels, "model": model}
-            return self.evaluated(row, result, name, folder, seed=seed, real=real, **given)
-
-        return pooled(map(one, range(self.scale.seeds)))
+        given = {"real": real, "augment": augment, "labels": labels, "model": model}
+        each = []
+        for seed in range(self.scale.seeds):
+            result, folder = self.distilled(row, seed, **how), self.place(row, seed, **how)
+            each.append(self.evaluated(row, result, name, folder, seed=seed, **given))
+        return pooled(each)
 
     def evaluated(
         self,
@@ -256,22 +253,15 @@ class Workshop:
         def measure() -> dict[str, Any]:
             how_many = counted(networks, "network")
             self.say(f"Evaluating {row.name}, seed {seed}, {name}: {how_many}, {steps:,} steps")
-            shares = [len(part) for part in np.array_split(range(networks), len(sets)) if len(part)]
-            keys = [jr.fold_in(jr.key(seed), 2**31 + number) for number in range(len(shares))]
-            each = zip(sets, shares, keys, strict=False)
-            return pooled(
-                evaluate(
-                    dataclasses.replace(result, coreset=coreset),
-                    self.data(row, "test"),
-                    key=key,
-                    baseline=False,
-                    num_networks=share,
-                    steps=steps,
-                    progress=self.progress,
-                    **options,
-                )
-                for coreset, share, key in each
-            ).to_json()
+            each = []
+            for number, part in enumerate(np.array_split(range(networks), len(sets))):
+                if len(part):
+                    one = dataclasses.replace(result, coreset=sets[number])
+                    given = options | {"num_networks": len(part), "steps": steps}
+                    given |= {"baseline": False, "progress": self.progress}
+                    key = jr.fold_in(jr.key(seed), 2**31 + number)
+                    each.append(evaluate(one, self.data(row, "test"), key=key, **given))
+            return pooled(each).to_json()
 
         file = folder / f"{name}-{networks}x{steps}.json"
         return Evaluation.from_json(filed(file, sets, measure))
@@ -286,9 +276,7 @@ def typical(seconds: Sequence[float]) -> float:
     return statistics.median(seconds[len(seconds) // 2 :]) if seconds else float("nan")
 
 
-def filed(
-    file: Path, sets: Sequence[Coreset], measure: Callable[[], dict[str, Any]]
-) -> dict[str, Any]:
+def filed(file: Path, sets: Sequence[Coreset], measure: Callable[[], Any]) -> dict[str, Any]:
     """What was measured of sets, in plain values: filed, or measured now and filed.
 
     A file about other sets, such as one that has been removed since, is written anew.
@@ -308,14 +296,11 @@ def _asked(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"method": describe(settings["method"]), "pool": describe(settings["recipe"].pool)}
 
 
-def _check_filed(
-    file: Path, result: DistillResult, settings: Mapping[str, Any], images: int
-) -> None:
+def _check_filed(file: Path, result: DistillResult, settings: Mapping[str, Any], count: int):
     """Raise `ValueError` if a filed set is of other settings than those asked for."""
     names = ("steps", "images_per_class", "flip", "batch_size")
-    wanted = {name: settings[name] for name in names} | {"training images": images}
-    wanted["model"] = describe_model(settings["model"])
-    wanted["asked"] = _asked(settings)
+    wanted = {name: settings[name] for name in names} | {"training images": count}
+    wanted |= {"model": describe_model(settings["model"]), "asked": _asked(settings)}
     for name, value in wanted.items():
         if result.recipe.get(name) != value:
             raise ValueError(

@@ -76,8 +76,7 @@ def restore(arrays: Mapping[str, np.ndarray], like: State) -> State:
     def put(path: tuple, leaf: Any) -> Any:
         if not _is_array(leaf):
             return leaf
-        name = _name(path)
-        data = numbers_of(leaf)
+        name, data = _name(path), numbers_of(leaf)
         stored = arrays.get(name)
         if stored is None:
             raise ValueError(f"the checkpoint has no {name}: it is of another method or network.")
@@ -195,8 +194,8 @@ class CheckpointFolder:
         """Raise `OSError` unless there is room for one checkpoint more than are kept."""
         if not self.writes:
             return
-        arrays = [*(numbers_of(x) for _, x in _array_leaves(state)), *self.kept.values()]
-        size = sum(x.nbytes for x in arrays)
+        arrays = [numbers_of(x) for _, x in _array_leaves(state)]
+        size = sum(x.nbytes for x in (*arrays, *self.kept.values()))
         needed, free = (self.keep + 1) * size, shutil.disk_usage(self.folder).free
         free += sum(path.stat().st_size for path in self.files())
         if free < needed:
@@ -246,8 +245,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, 
                 yield prefix + name, json.loads(json.dumps(value))
 
     a, b = dict(flat(there)), dict(flat(here))
-    names = [name for name in a | b if a.get(name) != b.get(name)]
-    return {name: (a.get(name), b.get(name)) for name in names}
+    return {k: (a.get(k), b.get(k)) for k in a | b if a.get(k) != b.get(k)}
 
 
 def _array_leaves(state: State) -> Iterator[tuple[tuple, Any]]:
@@ -259,9 +257,8 @@ def arrays_of(state: State) -> dict[str, np.ndarray]:
     """Every array of a state by name, on the host; of random keys the integers behind them."""
     leaves = list(_array_leaves(state))
     data = jax.device_get([numbers_of(leaf) for _, leaf in leaves])
-    return {
-        _name(path): x.view(_storable(x.dtype)) for (path, _), x in zip(leaves, data, strict=True)
-    }
+    named = zip(leaves, data, strict=True)
+    return {_name(path): x.view(_storable(x.dtype)) for (path, _), x in named}
 
 
 def _storable(dtype: np.dtype) -> np.dtype:

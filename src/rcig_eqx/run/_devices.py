@@ -6,8 +6,6 @@ the outer batch ends in sums over it, and those alone cross from device to devic
 """
 
 import contextlib
-import math
-import re
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
@@ -25,15 +23,12 @@ from .._checks import ArgumentError
 from .._sharding import BATCH, NETWORK
 from .._types import Device
 from ..data import DataError
+from ._identity import numbers_of
 
 T = TypeVar("T")
 
 
-def make_mesh(
-    devices: Sequence[Device],
-    *,
-    networks_per_step: int = 1,
-) -> Mesh:
+def make_mesh(devices: Sequence[Device], *, networks_per_step: int = 1) -> Mesh:
     """A mesh with the axes ("network", "batch") of devices, which may be of several processes.
 
     The networks of a step are divided as far as their number and that of the devices have a
@@ -107,17 +102,13 @@ def place(state: T, mesh: Mesh) -> T:
     """
     leaves, structure = jax.tree.flatten(state)
     movable = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array | np.ndarray)]
-    keys = {i: jr.key_impl(leaves[i]) for i in movable if _is_key(leaves[i])}
-    host = [np.asarray(jr.key_data(leaves[i]) if i in keys else leaves[i]) for i in movable]
+    keys = [i for i in movable if jnp.issubdtype(leaves[i].dtype, jax.dtypes.prng_key)]
+    host = [np.asarray(numbers_of(leaves[i])) for i in movable]
     sharding = NamedSharding(mesh, PartitionSpec())
     for i, x in zip(movable, _of_process_0(host) if _several(mesh) else host, strict=True):
         placed = jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
-        leaves[i] = jr.wrap_key_data(placed, impl=keys[i]) if i in keys else placed
+        leaves[i] = jr.wrap_key_data(placed, impl=jr.key_impl(leaves[i])) if i in keys else placed
     return jax.tree.unflatten(structure, leaves)
-
-
-def _is_key(x: Any) -> bool:
-    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def _of_process_0(arrays: list[np.ndarray]) -> list[np.ndarray]:
@@ -125,10 +116,8 @@ def _of_process_0(arrays: list[np.ndarray]) -> list[np.ndarray]:
     whole = np.frombuffer(b"".join(x.tobytes() for x in arrays), np.uint8)
     whole = np.asarray(multihost_utils.broadcast_one_to_all(whole))
     ends = np.cumsum([x.nbytes for x in arrays])[:-1]
-    return [
-        np.frombuffer(part.tobytes(), x.dtype).reshape(x.shape)
-        for x, part in zip(arrays, np.split(whole, ends), strict=True)
-    ]
+    parts = zip(arrays, np.split(whole, ends), strict=True)
+    return [np.frombuffer(part.tobytes(), x.dtype).reshape(x.shape) for x, part in parts]
 
 
 def own_rows(mesh: Mesh | None, batch_size: int) -> slice:
@@ -181,7 +170,7 @@ def local(tree: T, mesh: Mesh | None) -> T:
 
 def leads(mesh: Mesh | None) -> bool:
     """Whether this process is the one that talks to people."""
-    return mesh is None or not _several(mesh) or jax.process_index() == 0
+    return not _several(mesh) or jax.process_index() == 0
 
 
 def check_agreement(mesh: Mesh | None, settings: dict[str, Any]) -> None:
@@ -189,7 +178,7 @@ def check_agreement(mesh: Mesh | None, settings: dict[str, Any]) -> None:
 
     A step waits for every process: two different runs would wait for each other for ever.
     """
-    if mesh is None or not _several(mesh):
+    if not _several(mesh):
         return
     digest = np.asarray(zlib.crc32(repr(settings).encode()), np.uint32)
     everywhere = np.asarray(multihost_utils.process_allgather(digest)).ravel()
@@ -212,7 +201,7 @@ def raised_on_all(mesh: Mesh | None) -> Iterator[None]:
         yield
     except Exception as raised:
         error = raised
-    if mesh is None or not _several(mesh):
+    if not _several(mesh):
         if error:
             raise error
         return
@@ -234,53 +223,8 @@ _SHARED = (OSError, PermissionError, FileNotFoundError, NotADirectoryError, Valu
 
 def wait_for_all(mesh: Mesh | None) -> None:
     """Return once every process of a mesh has called this."""
-    if mesh is not None and _several(mesh):
+    if _several(mesh):
         multihost_utils.sync_global_devices("rcig_eqx")
-
-
-def collective_bytes(program: str) -> tuple[int, int]:
-    """Bytes of what a compiled program's collectives give each device, counted from its text.
-
-    **Arguments:** XLA's text of it, such as `jax.jit(f).lower(x).compile().as_text()`.
-
-    **Returns:** the bytes of one run, and those of each pass of its loops' bodies together.
-    """
-    sizes: dict[str, int] = {}
-    calls: dict[str, set[str]] = {}
-    name = entry = ""
-    for line in program.splitlines():
-        header = _COMPUTATION.match(line)
-        if header:
-            name = header[2]
-            entry = name if header[1] else entry
-            sizes[name], calls[name] = 0, set()
-        elif name:
-            sizes[name] += sum(map(_bytes, _COLLECTIVE.findall(line)))
-            if " while(" not in line:
-                calls[name] |= set(_CALLED.findall(line))
-    reached, todo = set(), {entry}
-    while todo:  # all that runs outside loops
-        reached |= todo
-        todo = set().union(*(calls[name] for name in todo)) & sizes.keys() - reached
-    once = sum(sizes[name] for name in reached)
-    return once, sum(sizes.values()) - once
-
-
-def _bytes(shapes: str) -> int:
-    """Of HLO shapes such as `(f32[3,4]{1,0}, pred[])`."""
-    width = lambda kind: 1 if kind == "pred" else int(re.sub(r"\D", "", kind)) // 8  # noqa: E731
-    return sum(
-        width(kind) * math.prod(int(d) for d in dims.split(",") if d)
-        for kind, dims in _SHAPE.findall(shapes)
-    )
-
-
-_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_CALLED = re.compile(r"%([\w.\-]+)")
-_COLLECTIVE = re.compile(
-    r"= (.*?) (?:all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
-)
-_SHAPE = re.compile(r"\b(pred|bf16|[suf]\d+)\[([\d,]*)\]")
 
 
 class Agreement:
@@ -291,24 +235,23 @@ class Agreement:
     """
 
     def __init__(self, mesh: Mesh | None):
-        self._mesh = mesh if mesh is not None and _several(mesh) else None
+        self._mesh = mesh if _several(mesh) else None
         self._before: Array | None = None
 
     def __call__(self, wanted: bool) -> bool:
         if self._mesh is None:
             return wanted
         everyone = NamedSharding(self._mesh, PartitionSpec((NETWORK, BATCH)))
-        flags = jax.make_array_from_callback(
-            (self._mesh.size,), everyone, lambda _: np.full(1, wanted)
-        )
+        own = np.full(1, wanted)
+        flags = jax.make_array_from_callback((self._mesh.size,), everyone, lambda _: own)
         before, self._before = self._before, _any(flags)
         return before is not None and bool(before)
 
 
-@jax.jit
-def _any(flags: Array) -> Array:
-    return jnp.any(flags)
+_any = jax.jit(jnp.any)
 
 
-def _several(mesh: Mesh) -> bool:
-    return any(d.process_index != jax.process_index() for d in mesh.devices.flat)
+def _several(mesh: Mesh | None) -> bool:
+    """Whether a mesh has devices of other processes."""
+    here = jax.process_index()
+    return mesh is not None and any(d.process_index != here for d in mesh.devices.flat)

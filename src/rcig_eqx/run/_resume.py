@@ -1,5 +1,6 @@
 """Whether a checkpoint is of this very run, and how the run goes on from it."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -13,6 +14,7 @@ import numpy as np
 
 from .._algorithm import State
 from ..data import AbstractImages, AbstractPreprocess, Dataset, from_state, to_state
+from ..io._files import under, within
 from ._checkpoint import CheckpointFolder, arrays_of, differences, restore
 from ._identity import LIBRARIES, identity_of
 from ._step import tuned_structure
@@ -21,6 +23,8 @@ _DECODES = "pillow"  # an optional part, whose versions decode JPEG files differ
 _THREADS = ("XLA_FLAGS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # What an earlier version recorded in other words, or not at all.
 _REWORDED = ("optimizer", "average", "parameterization", "initialization")
+_SKETCHED = ("training images", "starting state")
+_STRATEGIES = ("method", "model", "optimizer", "pool", "average", "parameterization")
 _CLOSE = 0.01  # of the norm: what versions and threads leave between the same numbers
 
 
@@ -53,18 +57,8 @@ def run_card(
         "fitted": digest(fitted.values()),
         "training images": digest([len(train), seen.images, seen.labels, *marks]),
         "starting state": digest(start),
-        "sketch": {
-            "training images": [sketch(seen.images)],
-            "starting state": [*map(sketch, start)],
-        },
-        "functions": {
-            "method": identity_of(recipe.method),
-            "model": identity_of(recipe.model),
-            "optimizer": identity_of(recipe.optimizer),
-            "pool": identity_of(recipe.pool),
-            "average": identity_of(recipe.average),
-            "parameterization": identity_of(recipe.parameterization),
-        },
+        "sketch": dict(zip(_SKETCHED, ([sketch(seen.images)], [*map(sketch, start)]), strict=True)),
+        "functions": {name: identity_of(getattr(recipe, name)) for name in _STRATEGIES},
         "versions": _versions(),
         "machine": _machine(),
     }
@@ -72,10 +66,9 @@ def run_card(
 
 def _versions() -> dict[str, str]:
     there = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    try:
-        return there | {_DECODES: importlib.metadata.version(_DECODES)}
-    except importlib.metadata.PackageNotFoundError:
-        return there
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        there[_DECODES] = importlib.metadata.version(_DECODES)
+    return there
 
 
 def _machine() -> dict[str, Any]:
@@ -119,13 +112,14 @@ def begin(
         return state, {}
     there, arrays = found
     check_same_run(there, card, folder)
-    history = {name: array.tolist() for name, array in _named(arrays, "history.").items()}
-    return restore(arrays, tuned_structure(state, _batch(images))), history
+    history = {name: array.tolist() for name, array in within("history", arrays).items()}
+    batch = images, jax.ShapeDtypeStruct(images.shape[:1], jnp.int32)
+    return restore(arrays, tuned_structure(state, batch)), history
 
 
 def fitted_arrays(preprocess: AbstractPreprocess) -> dict[str, np.ndarray]:
     """What a checkpoint keeps of a preprocessing, by name."""
-    return {f"preprocess.{name}": array for name, array in to_state(preprocess)[1].items()}
+    return under("preprocess", to_state(preprocess)[1])
 
 
 def as_fitted(
@@ -139,7 +133,7 @@ def as_fitted(
     """
     if found is None or "preprocess" not in found[0]:
         return given
-    config, arrays = found[0]["preprocess"], _named(found[1], "preprocess.")
+    config, arrays = found[0]["preprocess"], within("preprocess", found[1])
     if to_state(given)[0] != config if given else config["kind"] == "own":
         return given
     kept = from_state(config, arrays, given)
@@ -147,14 +141,6 @@ def as_fitted(
         return kept
     a, b = np.asarray(kept(images)), np.asarray(given(images))
     return kept if np.linalg.norm(a - b) <= _CLOSE * np.linalg.norm(a) else given
-
-
-def _named(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-
-
-def _batch(images: jax.ShapeDtypeStruct) -> Any:
-    return images, jax.ShapeDtypeStruct(images.shape[:1], jnp.int32)
 
 
 def check_same_run(
@@ -167,34 +153,34 @@ def check_same_run(
     """
     there = {"devices": 1} | dict(there)
     differ = {k: v for k, v in differences(there, here).items() if k.partition(".")[0] in there}
-    of = lambda *parts: {k: v for k, v in differ.items() if k.partition(".")[0] in parts}  # noqa: E731
-    machine, devices = of("machine"), of("devices")
-    versions = {k: v for k, v in of("versions").items() if None not in v}  # of what both had
-    elsewhere = bool(versions or machine or devices)
-    carried = {k: v for k, v in of("functions").items() if k.endswith(".values")}
-    code = {k: v for k, v in of("functions").items() if k.endswith(".code")}
-    own = _own_names(there), _own_names(here)
-    settings = of("settings")
-    if "program" in there:
-        settings = {k: v for k, v in settings.items() if k.split(".")[1] not in _REWORDED}
-    renamed = {k for k, (a, b) in settings.items() if a in own[0] and b in own[1]}
-    arrays = of("training images", "starting state")
-    if elsewhere:
-        arrays = {k: v for k, v in arrays.items() if not _alike(there, here, k)}
-        code, carried = code | carried, {}
-    wrong = _within({k: v for k, v in settings.items() if k not in renamed}) or (
-        of("preprocess", "fitted") | arrays | carried
+    settings, machine, versions, functions = (
+        within(part, differ) for part in ("settings", "machine", "versions", "functions")
     )
+    versions = {k: v for k, v in versions.items() if None not in v}  # of what both had
+    devices = "devices" in differ
+    elsewhere = bool(versions or machine or devices)
+    own = _own_names(there), _own_names(here)
+    if "program" in there:
+        settings = {k: v for k, v in settings.items() if k.partition(".")[0] not in _REWORDED}
+    renamed = {k for k, (a, b) in settings.items() if a in own[0] and b in own[1]}
+    wrong = {k: v for k, v in settings.items() if k not in renamed}
+    if not wrong:
+        sketched = differ.keys() & _SKETCHED
+        others = {k for k in sketched if not (elsewhere and _alike(there, here, k))}
+        others |= {f"functions.{k}" for k in functions if k.endswith(".values") and not elsewhere}
+        fitted = ("preprocess", "fitted")
+        wrong = {k: v for k, v in differ.items() if k in others or k.partition(".")[0] in fitted}
     if wrong:
         raise ValueError(
             f"{folder.folder} holds a run that differs from this one: {_lines(wrong)}. Ask for "
             "the same, or choose another folder."
         )
-    changed = sorted({k.split(".")[1] for k in {*code, *renamed}})
+    code = [k for k in functions if k.endswith(".code") or (elsewhere and k.endswith(".values"))]
+    changed = sorted({k.partition(".")[0] for k in (*code, *renamed)})
     for said, differs in (
         (f"on {there['devices']} devices and goes on with {here.get('devices', 1)}", devices),
-        (f"by other versions ({_lines(_within(versions))})", versions),
-        (f"on other cores or threads ({_lines(_within(machine))})", machine),
+        (f"by other versions ({_lines(versions)})", versions),
+        (f"on other cores or threads ({_lines(machine)})", machine),
     ):
         if differs:
             _warn(f"a run {said}: the run goes on, but does not end in the same bytes.")
@@ -221,10 +207,6 @@ def _alike(there: Mapping[str, Any], here: Mapping[str, Any], part: str) -> bool
         return True
     a, b = (np.asarray(card["sketch"][part]) for card in (there, here))
     return a.shape == b.shape and bool((np.abs(a - b) <= _CLOSE * b[:, 2:]).all())
-
-
-def _within(differ: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
-    return {name.partition(".")[2]: values for name, values in differ.items()}
 
 
 def _lines(differ: Mapping[str, tuple[Any, Any]]) -> str:
