@@ -54,7 +54,7 @@ def main():
         batch_size=args.batch_size,
         seed=args.seed,
         images_per_class=args.images_per_class,
-        flip=args.flip,
+        recipe=Recipe(flip=args.flip),
     )
     seconds = time.process_time() - began
     assert result.coreset.preprocess is not None

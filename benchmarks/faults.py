@@ -236,8 +236,10 @@ def main() -> None:
                     os.kill(process.pid, signal.SIGKILL)
 
         folder = root / "workers"
-        _, said = run(files, folder, batch_size=20, workers=2, callbacks=[kill_readers])
-        result, _ = run(files, folder, batch_size=20, workers=1, resume=True)
+        files.workers = 2
+        _, said = run(files, folder, batch_size=20, callbacks=[kill_readers])
+        files.workers = 1
+        result, _ = run(files, folder, batch_size=20, resume=True)
         show(
             "reading processes killed",
             f"resumed with another number of them, same bytes: {same(result, calm)}",

@@ -5,7 +5,7 @@ from typing import Any
 import rcig_eqx
 from rcig_eqx import Checkpoints, DistillResult, Recipe
 
-_STRATEGIES = ("optimizer", "pool", "average", "parameterization", "fold")
+_STRATEGIES = ("optimizer", "pool", "average", "parameterization", "fold", "flip")
 _KEPT = {"checkpoint_dir": "folder", "checkpoint_every": "every", "keep_checkpoints": "keep"}
 
 

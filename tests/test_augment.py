@@ -133,8 +133,8 @@ def test_what_moves_stays_within_the_range_of_pixels_and_zero():
 def test_paper_strategies():
     assert paper_strategy(1) == "crop_rotate_translate_cutout"
     assert paper_strategy(3) == "flip_color_crop_rotate_translate_cutout"
-    assert as_augmentation(True, 1) == Augment("crop_rotate_translate_cutout")
-    assert as_augmentation(None, 3) is as_augmentation(False, 3) is None
+    assert as_augmentation(True, (8, 8, 1)) == Augment("crop_rotate_translate_cutout")
+    assert as_augmentation(None, (8, 8, 3)) is as_augmentation(False, (8, 8, 3)) is None
 
 
 def test_types_are_never_promoted():

@@ -597,9 +597,11 @@ def test_workers_change_nothing_and_a_dead_one_is_said(pictures, tmp_path):
                 os.kill(process.pid, signal.SIGKILL)
 
     changed: Any = {"checkpoint_dir": tmp_path / "checkpoints", "steps": 12}
+    pictures.workers = 2
     with pytest.raises(DataError, match=r"could not be read: .*terminated unexpectedly"):
-        distill(pictures, workers=2, callbacks=[kill], **changed)
-    assert same_run(distill(pictures, workers=1, resume=True, **changed), whole)
+        distill(pictures, callbacks=[kill], **changed)
+    pictures.workers = 1
+    assert same_run(distill(pictures, resume=True, **changed), whole)
 
 
 @pytest.mark.slow

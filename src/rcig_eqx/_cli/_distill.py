@@ -14,6 +14,7 @@ from typer import Argument, Exit, Option
 from .._checks import check_known
 from .._distill import distill
 from .._recipe import Recipe, coreset_optimizer
+from ..data import AbstractImages
 from ..data._load import KNOWN, TOO_LARGE
 from ..data._paths import user_path
 from ..evaluation._classes import match_classes
@@ -21,11 +22,12 @@ from ..evaluation._evaluate import evaluate, fresh_network
 from ..initializers import INITIALIZERS
 from ..io._files import sweep
 from ..io._lock import hold, releasing
-from ..io._plot import drawing, save_grid
+from ..io._plot import drawing, has_pictures, save_grid
 from ..io._result import DistillResult
 from ..io._terminal import echo
 from ..methods import METHODS
 from ..models import MakeModel, network_for
+from ..models._architectures import default_architecture
 from ..parameterizations import PARAMETERIZATIONS
 from ..run._checkpoint import Checkpoints
 from ..run._devices import first_devices
@@ -74,7 +76,10 @@ class DistillOptions:
         int | None,
         Option(help="Real images a step.", show_default="64 to 1024, by the distilled set's size"),
     ] = None
-    architecture: Annotated[str, Option(help=ARCHITECTURE)] = "convnet"
+    architecture: Annotated[
+        str | None,
+        Option(help=ARCHITECTURE, show_default="convnet for images, mlp for rows of a table"),
+    ] = None
     normalization: Annotated[str, Option(help=NORMALIZATION)] = "none"
     width: Annotated[
         int | None, Option(help=WIDTH, show_default="128; 64 of resnet18 and vgg11")
@@ -177,8 +182,10 @@ def distill_command(asked: DistillOptions) -> None:
     _check_free(asked)
     strategies = _strategies(asked)
     train = load_split(asked.dataset, "train", asked.directory)
+    if isinstance(train, AbstractImages):
+        train.workers = asked.workers
     model = network_for(
-        asked.architecture,
+        asked.architecture or default_architecture(train.image_shape),
         train.image_shape,
         train.num_classes,
         width=asked.width,
@@ -197,10 +204,11 @@ def distill_command(asked: DistillOptions) -> None:
     of = {"dataset": shown_name(asked.dataset), "seed": seed, "learning_rate": learning_rate}
     result = dataclasses.replace(result, recipe=result.recipe | of)
     written = [result.save(asked.file)]
-    with drawing():
-        title = f"{Path(asked.dataset).stem}, {asked.images_per_class} a class"
-        picture = asked.file.with_suffix(".png")
-        written.append(save_grid(result.coreset, result.class_names, picture, title=title))
+    if has_pictures(result.coreset):
+        with drawing():
+            title = f"{Path(asked.dataset).stem}, {asked.images_per_class} per class"
+            picture = asked.file.with_suffix(".png")
+            written.append(save_grid(result.coreset, result.class_names, picture, title=title))
     if result.interrupted:
         done = result.recipe["steps_done"]
         echo(
@@ -240,6 +248,7 @@ def _strategies(asked: DistillOptions) -> dict[str, Any]:
         METHODS.find("method", asked.method)() if asked.method else None,
         optimizer=coreset_optimizer(asked.learning_rate),
         parameterization=PARAMETERIZATIONS.find("parameterization", asked.parameterization)(),
+        flip=asked.flip,
     )
     check_known("initialization", asked.initialization, INITIALIZERS)
     return {
@@ -257,8 +266,8 @@ def _run(
     sweep(asked.folder, asked.file.name)
     asked.say(
         f"Distilling {asked.dataset} ({len(train):,} images, {train.num_classes} classes) "
-        f"to {asked.images_per_class} a class in {asked.steps:,} steps. Ctrl-C stops and keeps the "
-        "result; --resume goes on."
+        f"to {asked.images_per_class} per class in {asked.steps:,} steps. Ctrl-C stops and keeps "
+        "the result; --resume goes on."
     )
     with _earlier_kept(asked):
         return distill(
@@ -268,8 +277,6 @@ def _run(
             model=model,
             steps=asked.steps,
             batch_size=asked.batch_size,
-            flip=asked.flip,
-            workers=asked.workers,
             checkpoint_dir=Checkpoints(
                 asked.checkpoints, asked.checkpoint_every, keep=2, resume=asked.resume
             ),

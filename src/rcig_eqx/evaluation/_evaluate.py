@@ -23,10 +23,7 @@ from ..data._names import class_names_of
 from ..initializers import real_coreset
 from ..io._result import DistillResult
 from ..models import AbstractNetwork, MakeModel, network_for
-from ..models._architectures import (
-    NETWORKS,
-    architecture_name,
-)
+from ..models._architectures import NETWORKS, architecture_name, default_architecture
 from ..models._check import check_model
 from ._augment import Augmentation, as_augmentation
 from ._classes import match_classes
@@ -228,8 +225,9 @@ def fresh_network(
     """A ready network with ReLU for a distilled set: as distilled, but for what is given here.
 
     The network a set was distilled with is in the recipe of a `DistillResult`; where it is not
-    known, or none of the ready ones, it is the paper's `ConvNet`, or an `MLP` for rows [n d]. Another architecture has its
-    usual size, and the normalisation distilled with; `normalization="none"` leaves that out.
+    known, or none of the ready ones, it is the paper's `ConvNet`, or an `MLP` for rows
+    [n d]. Another architecture has its usual size, and the normalization distilled with;
+    `normalization="none"` leaves that out.
     """
     is_result = isinstance(distilled, DistillResult)
     coreset = distilled.coreset if is_result else distilled
@@ -237,7 +235,7 @@ def fresh_network(
     name = str(known.get("name")).lower()
     shape = coreset.images.shape[1:]
     if name not in NETWORKS:
-        name = "mlp" if len(shape) == 1 else "convnet"
+        name = default_architecture(shape)
         known = {k: known[k] for k in ("width", "depth") if k in known}
     wanted = architecture_name(architecture or name)
     if wanted != name:

@@ -199,7 +199,7 @@ def _write(result: DistillResult, folder: Path, evaluation: Evaluation | None) -
     arrays = {name: np.asarray(value, np.float32, order="C") for name, value in arrays.items()}
     card = _card(result, config, evaluation) | {"bytes": count_bytes(arrays)}
     _check_readable(card, arrays)
-    title = f"{card['dataset']['name']}, {card['images']['per_class']} a class"
+    title = f"{card['dataset']['name']}, {card['images']['per_class']} per class"
 
     write_atomically(folder / ARRAYS, serialize(arrays))
     card["pictures"] = None

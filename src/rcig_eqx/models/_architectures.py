@@ -107,15 +107,20 @@ def default_network(shape: tuple[int, ...], num_classes: int) -> MakeModel:
 
     Raises `ValueError` for inputs of another shape.
     """
-    if len(shape) == 3:
-        return convnet_for(shape, num_classes)
-    if len(shape) == 1:
-        return network_for("mlp", shape, num_classes)
-    raise ArgumentError(
-        "model",
-        f"is left out, and no ready network is for inputs {list(shape)}: pass a models.Network of "
-        "your own, or images[..., None] if these are images without a channel.",
-    )
+    return network_for(default_architecture(shape), shape, num_classes)
+
+
+def default_architecture(shape: tuple[int, ...]) -> str:
+    """The name of the network for inputs of a shape; `ValueError` where none is ready."""
+    ready = {1: "mlp", 3: "convnet"}
+    if len(shape) not in ready:
+        raise ArgumentError(
+            "model",
+            f"is left out, and no ready network is for inputs {list(shape)}: pass a "
+            "models.Network of your own, or images[..., None] if these are images without a "
+            "channel.",
+        )
+    return ready[len(shape)]
 
 
 def architecture_name(name: str) -> str:

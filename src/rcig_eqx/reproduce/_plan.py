@@ -187,7 +187,6 @@ def arguments(
         "steps": steps,
         "method": recipe.method,
         "model": model_of(row, scale, normalization),
-        "flip": row.flip,
         "batch_size": batch_size,
-        "recipe": dataclasses.replace(recipe, pool=pool),
+        "recipe": dataclasses.replace(recipe, pool=pool, flip=row.flip),
     }

@@ -17,7 +17,7 @@ from .._coreset import Coreset
 from .._describe import describe, versions
 from .._distill import distill
 from .._types import Device
-from ..data import AbstractPreprocess, DataError, Dataset, load, open_records
+from ..data import AbstractImages, AbstractPreprocess, DataError, Dataset, load, open_records
 from ..data._preprocess import from_state, to_state
 from ..data._sources import SPLITS
 from ..evaluation._across import pooled
@@ -79,6 +79,8 @@ class Workshop:
         if key not in self._sets:
             from_disk = open_records if row.dataset == "imagenet64" else load
             self._sets[key] = from_disk(row.dataset, split, directory=self.directory)
+            if isinstance(self._sets[key], AbstractImages):
+                self._sets[key].workers = self.workers
             shape, facts = self._sets[key].image_shape, row.facts
             if tuple(shape) != facts.shape:
                 raise DataError(f"{facts.title} has images of {shape}, not {facts.shape}.")
@@ -182,7 +184,6 @@ class Workshop:
                 preprocess=preprocess(),
                 checkpoint_dir=Checkpoints(kept, keep=2, resume=any(kept.glob("*.safetensors"))),
                 devices=self.devices,
-                workers=self.workers,
                 progress=self.progress,
                 **settings,
             )
