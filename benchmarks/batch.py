@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from _common import distil_head_only, pool_network, print_header
-from rcig_eqx import convnet_for, data
+from rcig_eqx import Recipe, convnet_for, data
 from rcig_eqx.data import apply_in_chunks, hold_out
 from rcig_eqx.evaluation._evaluate import correct
 

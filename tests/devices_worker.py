@@ -173,7 +173,7 @@ RUN: dict[str, Any] = {
     "images_per_class": 2,
     "method": frepo(outer_loss=platt_loss),
     "model": convnet_for((SIZE, SIZE, 1), CLASSES, width=4, depth=1),
-    "pool": PoolSchedule(size=4),
+    "recipe": Recipe(pool=PoolSchedule(size=4)),
     "batch_size": BATCH,
 }
 

@@ -424,7 +424,7 @@ def softmaxed(key):
 
 
 WRONG = {
-    "depends": (lambda key: Centred(Head(49, 3, key=key)), "beside another image"),
+    "depends": (lambda key: Centred(Head(49, 3, key=key)), "beside another"),
     "state": (batch_norm, "layer with a state.*GroupNorm"),
     "softmax": (softmaxed, "not the last thing the module does"),
     "sizes": (lambda key: Network(jnp.ravel, eqx.nn.Linear(9, 3, key=key)), "49 features"),

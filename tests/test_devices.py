@@ -21,6 +21,7 @@ from jax.sharding import AbstractMesh
 from _collectives import collective_bytes
 from devices_worker import BATCH, CLASSES, IMAGES, LABELS, RUN, SIZE
 from rcig_eqx import Coreset, PoolSchedule, Recipe, convnet_for, distill, ema, init, step
+from rcig_eqx._pool import choose
 from rcig_eqx.bilevel import Hypergradient
 from rcig_eqx.methods import AbstractMethod, frepo, rcig, staged
 from rcig_eqx.run import make_mesh, place
@@ -203,7 +204,7 @@ def marked():
 
 def drawn(state) -> np.ndarray:
     index_key = jr.split(jr.fold_in(state.key, state.step), 3)[0]
-    return np.asarray(draw(SCHEDULE, key=index_key))
+    return np.asarray(choose(SCHEDULE, key=index_key))
 
 
 def test_a_step_averages_different_networks_and_visits_each(marked):

@@ -509,7 +509,8 @@ def test_settings_for_a_users_own_code_stop_nothing(setting, tmp_path):
     model = convnet_for((4, 4, 1), 2, width=2, depth=1)
     key, theta, psi = jr.key(0), jnp.zeros(2), jnp.ones(2)
     run: dict[str, Any] = {"images_per_class": 1, "method": frepo(), "model": model, "steps": 2}
-    run |= {"batch_size": 4, "pool": PoolSchedule(size=1, max_visit=1), "progress": False}
+    run |= {"batch_size": 4, "progress": False}
+    run |= {"recipe": Recipe(pool=PoolSchedule(size=1, max_visit=1))}
     run |= {"key": key, "checkpoint_dir": tmp_path}
     scored: dict[str, Any] = {"num_networks": 1, "steps": 1, "batch_size": 2, "progress": False}
     with SETTINGS[setting]():

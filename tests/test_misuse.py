@@ -67,7 +67,7 @@ EXACT = r.methods.rcig().through
 # name: a call with the right arguments g at hand, and the argument that is wrong
 CASES = {
     "linearize_rank": (lambda g: r.methods.linearize(g["model"], g["images"][0]), "images"),
-    "linearize_dtype": (lambda g: r.methods.linearize(g["model"], jnp.zeros((2, 6, 6, 1), "u1")), "images"),
+    "linearize_dtype": (lambda g: r.methods.linearize(g["model"], jnp.zeros((2, 6, 6, 1), "u1")), "inputs"),
     "linearize_swapped": (lambda g: r.methods.linearize(g["images"], g["model"]), "model"),
     "ntk_rank": (lambda g: r.operators.NTK(g["model"], g["targets"], 0.1), "images"),
     "ntk_swapped": (lambda g: r.operators.NTK(g["images"], g["model"], 0.1), "model"),
@@ -84,18 +84,18 @@ CASES = {
     "squared_error_labels": (lambda g: r.SquaredError()(g["targets"], g["labels"]), "labels"),
     "label_margin_rank": (lambda g: r._losses.label_margin(g["labels"] / 1), "labels"),
     "centered_labels_dtype": (lambda g: r.initializers.centered_labels(g["labels"] / 1, CLASSES), "labels"),
-    "coreset_swapped": (lambda g: r.Coreset(g["targets"], g["images"], jnp.zeros(())), "images"),
+    "coreset_swapped": (lambda g: r.Coreset(g["targets"], g["images"], jnp.zeros(())), "labels"),
     "coreset_rows": (lambda g: r.Coreset(g["images"], g["targets"][1:], jnp.zeros(())), "labels"),
     "coreset_dtype": (lambda g: r.Coreset(g["images"], g["labels"], jnp.zeros(())), "labels"),
     "coreset_temperature": (lambda g: r.Coreset(g["images"], g["targets"], 0.0), "log_temperature"),
     "fold_temperature": (lambda g: r._coreset.fold_temperature(g["images"]), "coreset"),
     "train_network_rank": (lambda g: train(g["model"], g["images"][..., 0], g["targets"]), "images"),
     "train_network_dtype": (lambda g: train(g["model"], g["images"], g["labels"]), "labels"),
-    "train_network_swapped": (lambda g: train(g["model"], g["targets"], g["images"]), "images"),
+    "train_network_swapped": (lambda g: train(g["model"], g["targets"], g["images"]), "labels"),
     "train_network_coreset": (lambda g: train(g["coreset"], g["images"], g["targets"]), "model"),
     "train_network_steps": (lambda g: train(g["model"], g["images"], g["targets"], steps=1.5), "steps"),
     "correct_dtype": (lambda g: r.evaluation._evaluate.correct(g["model"], g["images"], g["targets"]), "labels"),
-    "exact_swapped": (lambda g: EXACT(g["coreset"], g["model"], g["images"], g["targets"]), "model"),
+    "exact_swapped": (lambda g: EXACT(g["coreset"], g["model"], g["images"], g["targets"]), "coreset"),
     "exact_labels": (lambda g: EXACT(g["model"], g["coreset"], g["images"], g["labels"]), "targets"),
     "exact_images_last": (lambda g: EXACT(g["model"], g["coreset"], g["targets"], g["images"]), "images"),
     "exact_rows": (lambda g: EXACT(g["model"], g["coreset"], g["images"], g["targets"][1:]), "targets"),
@@ -106,7 +106,7 @@ CASES = {
     "step_swapped": (lambda g: r.step((g["images"], g["labels"]), g["state"]), "state"),
     "step_batch_swapped": (lambda g: r.step(g["state"], (g["labels"], g["images"])), "batch"),
     "step_one_hot": (lambda g: r.step(g["state"], (g["images"], g["targets"])), "batch"),
-    "step_rank": (lambda g: r.step(g["state"], (g["images"][..., 0], g["labels"])), "batch"),
+    "step_rank": (lambda g: r.step(g["state"], (g["images"][..., 0], g["labels"])), "images"),
     "hypergradient_swapped": (lambda g: bilevel(outer=jnp.ones(3)), "outer_loss"),
     "hypergradient_solver": (lambda g: bilevel(solver="cg"), "solver"),
     "hypergradient_damping": (lambda g: bilevel(damping="small"), "damping"),
@@ -152,7 +152,7 @@ BY_HAND = {
     "byte_order": (lambda x, y: (x.astype(">f4"), y), "images is >f4"),
     "label_rows": (lambda x, y: (x, y[1:]), r"labels \(3, 3\)"),
     "label_rank": (lambda x, y: (x, y[:, 0]), r"labels \(4,\)"),
-    "image_rank": (lambda x, y: (x[..., 0], y), r"images \(4, 6, 6\)"),
+    "image_rank": (lambda x, y: (x[..., 0], y), r"images are \(6, 6\)"),
 }
 
 

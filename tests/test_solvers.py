@@ -246,7 +246,7 @@ def test_a_solve_with_the_kernel_reports_its_cap(network):
     model, images, *_ = network
     (prepared,) = prepare_kernel(NTK(model, images, 1e-3), ConjugateGradient(1e-6, max_steps=2))
     _, stats = prepared.solve(jnp.ones((N, CLASSES)))
-    assert (stats["iterations"], stats["products"]) == (2, 3)  # one closes, for the residual
+    assert (stats["iterations"], stats["products"]) == (2, 2)  # none closes: rounding is far
     assert stats["residual"] > 1e-6
     assert not stats["converged"]
     assert not stats["diverged"]

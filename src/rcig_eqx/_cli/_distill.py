@@ -15,6 +15,7 @@ from .._checks import check_known
 from .._distill import distill
 from .._recipe import Recipe, coreset_optimizer
 from ..data import AbstractImages
+from ..data._dataset import noun
 from ..data._load import KNOWN, TOO_LARGE
 from ..data._paths import user_path
 from ..evaluation._classes import match_classes
@@ -265,7 +266,7 @@ def _run(
     """The run itself, with checkpoints beside the result."""
     sweep(asked.folder, asked.file.name)
     asked.say(
-        f"Distilling {asked.dataset} ({len(train):,} images, {train.num_classes} classes) "
+        f"Distilling {asked.dataset} ({len(train):,} {noun(train.image_shape)}, {train.num_classes} classes) "
         f"to {asked.images_per_class} per class in {asked.steps:,} steps. Ctrl-C stops and keeps "
         "the result; --resume goes on."
     )

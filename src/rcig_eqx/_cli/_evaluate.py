@@ -157,7 +157,7 @@ def export_command(asked: ExportOptions) -> None:
     file = user_path(asked.file)
     result = load_result(file)
     folder = user_path(asked.folder or file.parent / "export")
-    check_place(folder, asked.overwrite)
+    check_place(folder, asked.overwrite, fix="pass --overwrite")
     check_writable(folder.parent)
     beside = file.parent / "evaluation.json"
     known = asked.evaluation or (beside if beside.exists() else None)

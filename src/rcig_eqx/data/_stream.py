@@ -23,7 +23,7 @@ from ._images import AbstractImages
 _FROM_DISK = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
 _IN_MEMORY = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
-Batch = tuple[Shaped[np.ndarray, "batch h w c"], Shaped[np.ndarray, "batch ..."]]
+Batch = tuple[Shaped[np.ndarray, "batch *shape"], Shaped[np.ndarray, "batch ..."]]
 
 
 def stream(
@@ -31,7 +31,7 @@ def stream(
     | AbstractImages
     | grain.MapDataset[Any]
     | Examples
-    | tuple[Shaped[np.ndarray | Array, "n h w c"], Shaped[np.ndarray | Array, "m ..."]],
+    | tuple[Shaped[np.ndarray | Array, "n *shape"], Shaped[np.ndarray | Array, "m ..."]],
     batch_size: int,
     *,
     seed: int,
@@ -43,7 +43,7 @@ def stream(
 
     **Arguments:**
 
-    - `train`: a `Dataset` or a pair of arrays, [n h w c] and [n ...], in memory or memory-mapped;
+    - `train`: a `Dataset` or a pair of arrays, [n *shape] and [n ...], in memory or memory-mapped;
         an `ImageFolder`, `Records` or other set on disk; a Hugging Face dataset or TFDS data
         source; or a finite `grain.MapDataset` of `(image, label)` pairs or of dictionaries with
         "image" and "label".

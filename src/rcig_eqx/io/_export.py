@@ -152,7 +152,9 @@ def _put(new: Path, folder: Path, old: Path, overwrite: bool) -> None:
             warnings.warn(f"{old} has files that are of no export.", RuntimeWarning, stacklevel=3)
 
 
-def check_place(folder: Path, overwrite: bool, called: Path | None = None) -> None:
+def check_place(
+    folder: Path, overwrite: bool, called: Path | None = None, fix: str = "pass overwrite=True"
+) -> None:
     """Raise `FileExistsError` unless an export may be written there, or to what it is called."""
     called = called or folder
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
@@ -165,9 +167,7 @@ def check_place(folder: Path, overwrite: bool, called: Path | None = None) -> No
         what = f"{others[0]}, which is no part of an export"
         raise FileExistsError(f"{called} holds {what}: move it or choose another place.")
     if not overwrite:
-        raise FileExistsError(
-            f"{called} is there already: choose another place, or overwrite it with overwrite=True."
-        )
+        raise FileExistsError(f"{called} is there already: {fix} to replace it.")
 
 
 def _card_of(folder: Path) -> dict[str, Any] | None:

@@ -56,10 +56,10 @@ def train_shadows(
 
     **Arguments:**
 
-    - `train`: a function `(images [m h w c], labels [m], key)` to a function from images to
+    - `train`: a function `(images [m *shape], labels [m], key)` to a function from images to
       logits, such as [`train_on`][rcig_eqx.privacy.train_on] or
       [`distil_then_train`][rcig_eqx.privacy.distil_then_train] make.
-    - `images`: `[n h w c]`, as `train` takes them, an even number.
+    - `images`: `[n *shape]`, as `train` takes them, an even number.
     - `labels`: integers `[n]`.
     - `key`: source of all randomness.
     - `num_shadows`: networks, an even number of at least 6: each image is in half of them.
@@ -104,7 +104,7 @@ def train_shadows(
 
 @eqx.filter_jit
 def _confidence(
-    predict: Callable[[Any], Array], images: Num[Array, "n h w c"], labels: Int[Array, " n"]
+    predict: Callable[[Any], Array], images: Num[Array, "n *shape"], labels: Int[Array, " n"]
 ) -> Float[Array, " n"]:
     return confidence(outputs_of(predict, images), labels)
 
@@ -112,7 +112,7 @@ def _confidence(
 @eqx.filter_jit
 def _train_and_score(
     train: Train,
-    images: Num[Array, "n h w c"],
+    images: Num[Array, "n *shape"],
     labels: Int[Array, " n"],
     chosen: Int[Array, "networks m"],
     keys: Shaped[Array, "networks ..."],

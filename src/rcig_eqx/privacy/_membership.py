@@ -137,9 +137,9 @@ def membership_inference(
 @eqx.filter_jit
 def _train_and_observe(
     make_model: MakeModel,
-    X: Float[Array, "m h w c"],
+    X: Float[Array, "m *shape"],
     y: Float[Array, "m classes"],
-    images: Float[Array, "n h w c"],
+    images: Float[Array, "n *shape"],
     labels: Int[Array, " n"],
     keys: Shaped[Array, "networks ..."],
     at: tuple[int, ...],

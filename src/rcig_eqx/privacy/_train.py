@@ -21,14 +21,14 @@ from ..models import AbstractNetwork, MakeModel
 
 _BATCH = 500  # images whose outputs are computed together
 
-Images = Num[Array | np.ndarray, "n h w c"]
+Images = Num[Array | np.ndarray, "n *shape"]
 Train = Callable[[Any, Any, PRNGKeyArray], Callable[[Any], Array]]
-"""`train(images [n h w c], labels [n], key)`: a function from images to logits `[n classes]`."""
+"""`train(images [n *shape], labels [n], key)`: a function from images to logits `[n classes]`."""
 
 
 def train_with_snapshots(
     model: AbstractNetwork,
-    images: Float[Array, "n h w c"],
+    images: Float[Array, "n *shape"],
     labels: Float[Array, "n classes"],
     *,
     at: Sequence[int],
@@ -65,7 +65,7 @@ def check_rising(at: Sequence[int]) -> None:
 
 
 def outputs_of(
-    network: Callable[[Any], Array], images: Num[Array, "n h w c"]
+    network: Callable[[Any], Array], images: Num[Array, "n *shape"]
 ) -> Float[Array, "n classes"]:
     """The logits of any number of images, some at a time to spare memory. Jittable."""
     return jax.lax.map(lambda image: network(image[None])[0], images, batch_size=_BATCH)
@@ -109,7 +109,7 @@ class train_on(eqx.Module):
     - `steps`, `learning_rate`, `batch_size`, `loss`: as in
       [`train_network`][rcig_eqx.evaluation.train_network], with labels one-hot − 1/C.
 
-    It maps `(images [n h w c], labels [n], key)` to a `Preprocessed` network. Jittable.
+    It maps `(images [n *shape], labels [n], key)` to a `Preprocessed` network. Jittable.
     """
 
     model: MakeModel
@@ -142,13 +142,13 @@ def distil_then_train(
 
     **Arguments:**
 
-    - `distil`: a function of raw images `[n h w c]`, labels `[n]` and a key to what
+    - `distil`: a function of raw images `[n *shape]`, labels `[n]` and a key to what
       [`distill`][rcig_eqx.distill] returns.
     - `model`: a function from a key to the network trained on the distilled set.
     - `steps`, `learning_rate`, `batch_size`, `loss`: as in
       [`train_network`][rcig_eqx.evaluation.train_network].
 
-    **Returns:** a function `(images [n h w c], labels [n], key)` to a `Preprocessed` network, to
+    **Returns:** a function `(images [n *shape], labels [n], key)` to a `Preprocessed` network, to
     pass with `jit=False`.
     """
 
