@@ -20,22 +20,15 @@ Labelled = tuple[dict[str, int], tuple[str, ...]]
 class ImageLayout:
     """How one set is laid out.
 
-    **Arguments:**
-
-    - `folder`: the folder everything lies in, extracted or within the archive.
-    - `archive`: the official archive.
-    - `size`: what the middle square of every image is brought to, in pixels.
-    - `images`: the names of a split's images, as a pattern; it may take in other images too.
-    - `tables`: the text files that go with them.
-    - `label`: from the images' names, the tables' text by name and the split: the class number of
-        each image of the split, by name, and the class names.
+    `label(names of images, text of tables by name, split)` is the class number of each image of
+    the split, by name, and the class names.
     """
 
-    folder: str
+    folder: str  # that everything lies in, extracted or within the archive
     archive: str
-    size: int
-    images: Mapping[str, str]
-    tables: tuple[str, ...]
+    size: int  # pixels that the middle square of every image is brought to
+    images: Mapping[str, str]  # a pattern of each split's names; it may take in other images too
+    tables: tuple[str, ...]  # text files
     label: Callable[[list[str], Mapping[str, str], str], Labelled]
 
     def read_split(self, folder: Path, split: str) -> Arrays | None:

@@ -37,18 +37,11 @@ _MARGIN = 2**26  # bytes left free on the disk, and what a file has beyond its i
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """Labelled images that come one after another, once.
-
-    **Arguments:**
-
-    - `name`, `class_names`: as those of a set on disk.
-    - `count`: how many come; `None` where only the end tells.
-    - `items`: `(image [h w c], label)` of one shape and dtype.
-    """
+    """Labelled images that come one after another, once: all of one shape and dtype."""
 
     name: str
     class_names: tuple[str, ...]
-    count: int | None
+    count: int | None  # `None` where only the end tells
     items: Iterable[tuple[Shaped[np.ndarray, "h w c"], int]]
 
 

@@ -44,23 +44,21 @@ class AbstractBlockNetwork(AbstractBatchNetwork):
             options["softplus"] = None
         given = {name: value for name, value in options.items() if value is not None}
         check_takes(cls, given)
-        sizes: dict[str, Any] = {"in_channels": shape[2], "image_size": shape[:2]}
-        return cls(**sizes, num_classes=num_classes, key=key, **given)
+        given |= {"in_channels": shape[2], "image_size": shape[:2], "num_classes": num_classes}
+        make: Callable[..., AbstractBlockNetwork] = cls
+        return make(key=key, **given)
 
     def describe(self) -> dict[str, Any]:
         """Its width, normalization and activation in plain values."""
-        first = self.blocks[0]
+        first, activation = self.blocks[0], activation_text(self.softplus)
         kind = first.normalize.kind if first.normalize else "none"
-        return {
-            "width": first.kernel.shape[-1],
-            "normalization": kind,
-            "activation": activation_text(self.softplus),
-        }
+        width = first.kernel.shape[-1]
+        return {"width": width, "normalization": kind, "activation": activation}
 
     def update(
-        self, images: Float[Array, "n h w c"], rate: float | Scalar | None
+        self, inputs: Float[Array, "n h w c"], rate: float | Scalar | None
     ) -> tuple[Float[Array, "n features"], "AbstractBlockNetwork"]:
-        x, blocks = images, []
+        x, blocks = inputs, []
         for block in self.blocks:
             x, block = block.update(x, rate)
             blocks.append(block)
@@ -170,8 +168,7 @@ def check_is_image(shape: tuple[int, ...], name: str) -> None:
     if len(shape) != 3:
         raise ValueError(
             f"{name} takes images [h w c], and each input is {list(shape)}: pass another network "
-            "as model=, such as "
-            "models.network_for('mlp', …)."
+            "as model=, such as models.network_for('mlp', …)."
         )
 
 

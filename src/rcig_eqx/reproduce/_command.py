@@ -18,13 +18,12 @@ from ..data._sources import SPLITS
 from ..io._terminal import echo
 from ..run._devices import first_devices
 from ..run._loop import received
-from ._dry import dry_run
 from ._plan import METHODS, SCALES, SETTINGS
 from ._report import Report, counted
 from ._rows import ROWS, Row
 from ._tables import Ways, networks_of
 from ._targets import TARGETS, Target, find_rows
-from ._workshop import Interrupted, Workshop
+from ._workshop import Interrupted, Workshop, dry_run
 
 _ROWS = "Such as fashion_mnist/1; may be given several times, or comma-separated."
 _SCALE = "paper on an accelerator, small on a CPU"
