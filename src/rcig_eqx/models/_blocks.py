@@ -67,20 +67,10 @@ class AbstractBlockNetwork(AbstractBatchNetwork):
 
 
 class ConvBlock(eqx.Module):
-    """Convolution, normalisation if any, activation, 2×2 pool.
+    """Convolution of filters of a `size`, normalization if any, activation if any, 2×2 pool if any.
 
-    **Arguments:**
-
-    - `in_channels`, `out_channels`: of the maps.
-    - `size`: of the filters.
-    - `padding`, `stride`: of the convolution, as in [`conv2d`][rcig_eqx.models.conv2d].
-    - `bias`: whether the convolution has one.
-    - `normalize`: the layer after it.
-    - `activate`: whether there is an activation.
-    - `softplus`: its inverse temperature, or `None` for ReLU.
-    - `pool`: `"average"`, `"max"` or `None`.
-    - `dtype`: of the parameters.
-    - `key`: source of the random kernel.
+    `padding` and `stride` are those of [`conv2d`][rcig_eqx.models.conv2d], `softplus` the inverse
+    temperature of the activation, or `None` for ReLU.
     """
 
     kernel: Float[Array, "k k in_channels out_channels"]

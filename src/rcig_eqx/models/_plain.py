@@ -25,16 +25,11 @@ class VGG11(AbstractBlockNetwork):
 
     The form for small images (Zhao and Bilen): one linear layer instead of three, and with one
     input channel the first convolution pads by 3. Images of 32 pixels, grey ones of 28, end as
-    one pixel. Kernels start LeCun-normal, biases at zero, scales at one.
+    one pixel, and smaller ones are refused. Kernels start LeCun-normal, biases at zero, scales at
+    one.
 
-    **Arguments:**
-
-    - `in_channels`: 1 or 3 for the usual sets.
-    - `image_size`: height and width in pixels, one integer if they are equal; at least 32, or 28
-      with one channel.
-    - `num_classes`: outputs of the head.
-    - `width`: filters of the first convolution; the last four have eight times as many.
-    - `normalization`, `softplus`, `dtype`, `key`: as in [`ConvNet`][rcig_eqx.models.ConvNet].
+    **Arguments:** as in [`ConvNet`][rcig_eqx.models.ConvNet]; `width` is of the first convolution,
+    and the last four have eight times as many filters.
     """
 
     blocks: tuple[ConvBlock, ...]
@@ -65,16 +60,11 @@ class AlexNet(AbstractBlockNetwork):
     The form for small images (Zhao and Bilen): two convolutions of 5×5 and three of 3×3, stride
     one throughout, with `width`, `1.5 width`, `2 width`, `1.5 width` and `1.5 width` filters, and
     one linear layer instead of three. With one input channel the first convolution pads by 4, so
-    that 28×28 images become 32×32. Kernels start LeCun-normal, biases at zero.
+    that 28×28 images become 32×32. Kernels start LeCun-normal, biases at zero. The usual form has
+    no normalization. Images have 8 pixels at least.
 
-    **Arguments:**
-
-    - `in_channels`: 1 or 3 for the usual sets.
-    - `image_size`: height and width in pixels, one integer if they are equal; at least 8.
-    - `num_classes`: outputs of the head.
-    - `width`: filters of the first convolution, an even number.
-    - `normalization`, `softplus`, `dtype`, `key`: as in `ConvNet`; the usual
-      form has no normalisation.
+    **Arguments:** as in [`ConvNet`][rcig_eqx.models.ConvNet]; `width` is of the first convolution,
+    an even number.
     """
 
     blocks: tuple[ConvBlock, ...]

@@ -54,13 +54,7 @@ class ResNet18(AbstractBlockNetwork):
     on. Convolutions have a bias only where no normalisation follows. Kernels start LeCun-normal,
     biases at zero, scales at one.
 
-    **Arguments:**
-
-    - `in_channels`: 1 or 3 for the usual sets.
-    - `image_size`: height and width in pixels, one integer if they are equal.
-    - `num_classes`: outputs of the head.
-    - `width`: filters of the first stage.
-    - `normalization`, `softplus`, `dtype`, `key`: as in [`ConvNet`][rcig_eqx.models.ConvNet].
+    **Arguments:** as in [`ConvNet`][rcig_eqx.models.ConvNet]; `width` is of the first stage.
     """
 
     blocks: tuple[ConvBlock | ResidualBlock | GlobalMean, ...]
