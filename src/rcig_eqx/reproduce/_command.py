@@ -113,9 +113,10 @@ def reproduce(asked: ReproduceOptions) -> None:
         echo("Stopped. All there is has been kept: the same command goes on.")
         by_hand = isinstance(stopped, KeyboardInterrupt) or not received
         raise Exit(128 + (signal.SIGINT if by_hand else received[-1])) from None
-    report.pictures[:] = [name for name in report.pictures if (folder / name).exists()]
-    report.notes.extend(workshop.remarks)
-    report.notes.append(f"`{shlex.join(['rcig-eqx', *_shown(sys.argv[1:])])}`")
+    drawn = [name for name in report.pictures if (folder / name).exists()]
+    command = f"`{shlex.join(['rcig-eqx', *_shown(sys.argv[1:])])}`"
+    notes = [*report.notes, *workshop.remarks, command]
+    report = dataclasses.replace(report, notes=notes, pictures=drawn)
     report.write(folder)
     echo(f"\n{report}\n")
     echo("Wrote " + "\n      ".join(map(str, sorted(folder.glob(f"{asked.target}[-.]*")))))
