@@ -45,7 +45,7 @@ class AbstractBlockNetwork(AbstractBatchNetwork):
         given = {name: value for name, value in options.items() if value is not None}
         check_takes(cls, given)
         given |= {"in_channels": shape[2], "image_size": shape[:2], "num_classes": num_classes}
-        make: Callable[..., AbstractBlockNetwork] = cls
+        make: Any = cls
         return make(key=key, **given)
 
     def describe(self) -> dict[str, Any]:

@@ -319,10 +319,13 @@ def parts_of(
     """The recipe of a run of this row, the shapes of its set, and its outer batch."""
     method, facts = method or workshop.method, row.facts
     given = arguments(row, workshop.scale, method, workshop.settings, normalization)
-    shapes = ((row.images, *facts.shape), (row.images, facts.classes), ())
-    coreset = eqx.filter_eval_shape(
-        lambda: Coreset(*(jnp.zeros(shape, jnp.float32) for shape in shapes), flip=row.flip)
-    )
+
+    def empty() -> Coreset:
+        zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
+        images, labels = zeros((row.images, *facts.shape)), zeros((row.images, facts.classes))
+        return Coreset(images, labels, zeros(()), flip=row.flip)
+
+    coreset = eqx.filter_eval_shape(empty)
     recipe = dataclasses.replace(given["recipe"], model=given["model"])
     return recipe, coreset, min(given["batch_size"], facts.images)
 
