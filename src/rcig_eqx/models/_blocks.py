@@ -56,9 +56,9 @@ class AbstractBlockNetwork(AbstractBatchNetwork):
         return {"width": width, "normalization": kind, "activation": activation}
 
     def update(
-        self, inputs: Float[Array, "n h w c"], rate: float | Scalar | None
+        self, images: Float[Array, "n h w c"], rate: float | Scalar | None
     ) -> tuple[Float[Array, "n features"], "AbstractBlockNetwork"]:
-        x, blocks = inputs, []
+        x, blocks = images, []
         for block in self.blocks:
             x, block = block.update(x, rate)
             blocks.append(block)
