@@ -1,9 +1,11 @@
 """Official sets of encoded images, as an archive or extracted: Tiny-ImageNet, CUB, Imagenette."""
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -123,13 +125,9 @@ def _cub_labels(names: list[str], tables: Mapping[str, str], split: str) -> Labe
     return {f"images/{files[i]}": order.index(int(labels[i])) for i in chosen}, birds
 
 
-def _folder_labels(classes: Mapping[str, str]) -> Callable[..., Labelled]:
+def _folder_labels(classes: Mapping[str, str], names: list[str], *_: Any) -> Labelled:
     number = {wnid: i for i, wnid in enumerate(classes)}
-
-    def label(names: list[str], tables: Mapping[str, str], split: str) -> Labelled:
-        return {name: number[name.split("/")[1]] for name in names}, tuple(classes.values())
-
-    return label
+    return {name: number[name.split("/")[1]] for name in names}, tuple(classes.values())
 
 
 def distinct(names: list[str], numbers: list[str]) -> tuple[str, ...]:
@@ -141,7 +139,8 @@ def distinct(names: list[str], numbers: list[str]) -> tuple[str, ...]:
 def _imagenette(name: str, classes: Mapping[str, str]) -> ImageLayout:
     folders = {"train": "train", "test": "val"}
     images = {split: rf"{inside}/n\d+/[^/.][^/]*\.JPEG" for split, inside in folders.items()}
-    return ImageLayout(name, f"{name}.tgz", 128, images, (), _folder_labels(classes))
+    label = functools.partial(_folder_labels, classes)
+    return ImageLayout(name, f"{name}.tgz", 128, images, (), label)
 
 
 def _numbered(text: str) -> dict[str, str]:
