@@ -20,24 +20,15 @@ Arrays = tuple[UInt8[np.ndarray, "n 32 32 3"], UInt8[np.ndarray, " n"]]
 
 @dataclass(frozen=True)
 class CifarLayout:
-    """How one of the two sets is laid out.
-
-    **Arguments:**
-
-    - `binary`, `python`: the folder of each official form.
-    - `binary_archive`, `python_archive`: the archives that hold those folders.
-    - `batches`: the files of each split, without the `.bin` of the binary form.
-    - `label_bytes`: bytes before the pixels of a binary record; the last is the label.
-    - `label_key`: what the labels are called in the pickled form.
-    """
+    """How one of the two sets is laid out: the folder and the archive of each official form."""
 
     binary: str
     binary_archive: str
     python: str
     python_archive: str
-    batches: dict[str, tuple[str, ...]]
-    label_bytes: int
-    label_key: bytes
+    batches: dict[str, tuple[str, ...]]  # of each split, without the `.bin` of the binary form
+    label_bytes: int  # before the pixels of a binary record; the last is the label
+    label_key: bytes  # in the pickled form
 
     def read_split(self, folder: Path, split: str) -> Arrays | None:
         """Images and labels of a split in `folder`, or `None` unless all its files are there.
@@ -70,9 +61,12 @@ class CifarLayout:
     def _parse_python(self, data: bytes, where: str) -> Arrays:
         batch = read_pickled_dict(data, where)
         pixels, labels = batch.get(b"data"), batch.get(self.label_key)
-        fits = isinstance(pixels, np.ndarray) and isinstance(labels, list)
-        fits = fits and pixels.shape == (len(labels), _PIXELS)
-        if not fits or any(type(n) is not int or not 0 <= n < 256 for n in labels):
+        if (
+            not isinstance(pixels, np.ndarray)
+            or not isinstance(labels, list)
+            or pixels.shape != (len(labels), _PIXELS)
+            or any(type(label) is not int or not 0 <= label < 256 for label in labels)
+        ):
             raise DataError(
                 f"{where} does not hold `data` [n {_PIXELS}] with n `{self.label_key.decode()}`: "
                 "delete it and get the official file."

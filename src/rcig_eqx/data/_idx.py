@@ -74,8 +74,6 @@ def read_idx_split(
 
 def _either(folder: Path, file: str) -> Path | None:
     """The file under the name it has, or that 7-Zip and Kaggle give it, which may be a folder's."""
-    for name in (file, file.replace("-idx", ".idx")):
-        for place in (folder / name, folder / f"{name}.gz", folder / name / name):
-            if place.is_file():
-                return place
-    return None
+    names = (file, file.replace("-idx", ".idx"))
+    places = [(folder / name, folder / f"{name}.gz", folder / name / name) for name in names]
+    return next((place for some in places for place in some if place.is_file()), None)

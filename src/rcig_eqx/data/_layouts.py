@@ -1,9 +1,11 @@
 """Official sets of encoded images, as an archive or extracted: Tiny-ImageNet, CUB, Imagenette."""
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -20,22 +22,15 @@ Labelled = tuple[dict[str, int], tuple[str, ...]]
 class ImageLayout:
     """How one set is laid out.
 
-    **Arguments:**
-
-    - `folder`: the folder everything lies in, extracted or within the archive.
-    - `archive`: the official archive.
-    - `size`: what the middle square of every image is brought to, in pixels.
-    - `images`: the names of a split's images, as a pattern; it may take in other images too.
-    - `tables`: the text files that go with them.
-    - `label`: from the images' names, the tables' text by name and the split: the class number of
-        each image of the split, by name, and the class names.
+    `label(names of images, text of tables by name, split)` is the class number of each image of
+    the split, by name, and the class names.
     """
 
-    folder: str
+    folder: str  # that everything lies in, extracted or within the archive
     archive: str
-    size: int
-    images: Mapping[str, str]
-    tables: tuple[str, ...]
+    size: int  # pixels that the middle square of every image is brought to
+    images: Mapping[str, str]  # a pattern of each split's names; it may take in other images too
+    tables: tuple[str, ...]  # text files
     label: Callable[[list[str], Mapping[str, str], str], Labelled]
 
     def read_split(self, folder: Path, split: str) -> Arrays | None:
@@ -130,13 +125,9 @@ def _cub_labels(names: list[str], tables: Mapping[str, str], split: str) -> Labe
     return {f"images/{files[i]}": order.index(int(labels[i])) for i in chosen}, birds
 
 
-def _folder_labels(classes: Mapping[str, str]) -> Callable[..., Labelled]:
+def _folder_labels(classes: Mapping[str, str], names: list[str], *_: Any) -> Labelled:
     number = {wnid: i for i, wnid in enumerate(classes)}
-
-    def label(names: list[str], tables: Mapping[str, str], split: str) -> Labelled:
-        return {name: number[name.split("/")[1]] for name in names}, tuple(classes.values())
-
-    return label
+    return {name: number[name.split("/")[1]] for name in names}, tuple(classes.values())
 
 
 def distinct(names: list[str], numbers: list[str]) -> tuple[str, ...]:
@@ -148,7 +139,8 @@ def distinct(names: list[str], numbers: list[str]) -> tuple[str, ...]:
 def _imagenette(name: str, classes: Mapping[str, str]) -> ImageLayout:
     folders = {"train": "train", "test": "val"}
     images = {split: rf"{inside}/n\d+/[^/.][^/]*\.JPEG" for split, inside in folders.items()}
-    return ImageLayout(name, f"{name}.tgz", 128, images, (), _folder_labels(classes))
+    label = functools.partial(_folder_labels, classes)
+    return ImageLayout(name, f"{name}.tgz", 128, images, (), label)
 
 
 def _numbered(text: str) -> dict[str, str]:

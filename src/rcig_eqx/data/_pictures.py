@@ -20,11 +20,9 @@ _OTHER = """
 """
 _GREY_MODES = {"1", "L", "LA"}
 _SEE_THROUGH = {"LA", "PA", "RGBA", "RGBa"}
-_ORIENTATION = 0x0112  # the EXIF tag, and how pillow names what its values from 2 on ask for
-_TURNS = (
-    *("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE"),
-    *("ROTATE_270", "TRANSVERSE", "ROTATE_90"),
-)
+_ORIENTATION = 0x0112  # the EXIF tag, and how pillow names what its values ask for
+_TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"}
+_TURNS |= {6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
 
 
 @functools.cache
@@ -62,8 +60,11 @@ def grey_or_rgb(picture: Any, where: Any, channels: int | None) -> Any:
         )
     grey = channels == 1 or (channels is None and picture.mode in _GREY_MODES)
     picture.load()
-    if picture.format != "TIFF":  # these turn themselves when they are loaded
-        picture = _upright(picture)
+    # TIFFs turn themselves when they are loaded. `ImageOps.exif_transpose` writes all tags anew,
+    # and fails at those it cannot write.
+    turn = picture.format != "TIFF" and _TURNS.get(picture.getexif().get(_ORIENTATION))
+    if turn:
+        picture = picture.transpose(pillow().Transpose[turn])
     if picture.mode in _SEE_THROUGH or "transparency" in picture.info:
         white = pillow().new("RGBA", picture.size, "white")
         picture = pillow().alpha_composite(white, picture.convert("RGBA"))
@@ -76,12 +77,6 @@ def _is_cut(picture: Any) -> bool:
     "BGR;16" is another thing: all three colors in 16 bits.
     """
     return any(re.search(r"(?<!BGR);16", str(tile[3])) for tile in getattr(picture, "tile", ()))
-
-
-def _upright(picture: Any) -> Any:
-    # Not `ImageOps.exif_transpose`: it writes all tags anew, and fails at those it cannot write.
-    turn = dict(enumerate(_TURNS, 2)).get(picture.getexif().get(_ORIENTATION))
-    return picture.transpose(pillow().Transpose[turn]) if turn else picture
 
 
 def pillow() -> Any:

@@ -37,18 +37,11 @@ _MARGIN = 2**26  # bytes left free on the disk, and what a file has beyond its i
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """Labelled images that come one after another, once.
-
-    **Arguments:**
-
-    - `name`, `class_names`: as those of a set on disk.
-    - `count`: how many come; `None` where only the end tells.
-    - `items`: `(image [h w c], label)` of one shape and dtype.
-    """
+    """Labelled images that come one after another, once: all of one shape and dtype."""
 
     name: str
     class_names: tuple[str, ...]
-    count: int | None
+    count: int | None  # `None` where only the end tells
     items: Iterable[tuple[Shaped[np.ndarray, "h w c"], int]]
 
 
@@ -243,7 +236,9 @@ def _write(stream: Stream, staging: Path, progress: bool) -> None:
                 shape, dtype = image.shape, image.dtype
                 if dtype.name not in _DTYPES:
                     raise ValueError(f"images are {dtype}: pass uint8 or floats.")
-                _check_room(staging, (stream.count or 0) * image.nbytes)
+                needed, free = (stream.count or 0) * image.nbytes, shutil.disk_usage(staging).free
+                if free < needed + _MARGIN:
+                    raise OSError(f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB free")
             if image.shape != shape or image.dtype != dtype:
                 raise DataError(
                     f"image {len(labels)} of {stream.name} is {image.dtype} {image.shape} and the "
@@ -308,12 +303,6 @@ def _array_record() -> Any:
         return importlib.import_module("array_record.python.array_record_module")
     except ImportError as error:  # grain brings it along, but on Windows there is none
         raise ImportError("records need array-record, which Windows does not have.") from error
-
-
-def _check_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed + _MARGIN:
-        raise OSError(f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB free")
 
 
 def _prefix(folder: Path) -> str:

@@ -29,29 +29,18 @@ Arrays = _Pair | tuple[UInt8[np.ndarray, "n h w c"], Integer[np.ndarray, " n"], 
 class Source:
     """One official set.
 
-    **Arguments:**
-
-    - `title`: its name in messages.
-    - `url`: the address the files lie under.
-    - `files`: every official file, its size and its digest.
-    - `downloads`: the files one split needs, from the split's name.
-    - `read`: the arrays of a split from a folder, and the class names if they lie there too, or
-        `None` when its files are not there.
-    - `image_shape`: height, width and channels.
-    - `class_names`: none if they lie with the images.
-    - `folders`: further names a folder of this set goes by.
-    - `counts`: the images of each split, where files on disk are many and some may be missing.
+    `read(folder, split)` has class names too if they lie there, and is `None` without the files.
     """
 
-    title: str
-    url: str
+    title: str  # in messages
+    url: str  # which the files lie under
     files: Mapping[str, OfficialFile]
-    downloads: Callable[[str], tuple[str, ...]]
+    downloads: Callable[[str], tuple[str, ...]]  # the files that a split needs
     read: Callable[[Path, str], Arrays | None]
     image_shape: tuple[int, int, int]
-    class_names: tuple[str, ...]
-    folders: tuple[str, ...] = ()
-    counts: Mapping[str, int] | None = None
+    class_names: tuple[str, ...]  # none if they lie with the images
+    folders: tuple[str, ...] = ()  # further names a folder of this set goes by
+    counts: Mapping[str, int] | None = None  # of each split's images, where some may be missing
 
 
 SPLITS = ("train", "test")
@@ -106,8 +95,8 @@ def _images(
     counts: tuple[int, int],
     names: Mapping[str, str] = MappingProxyType({}),
 ) -> Source:
-    shape, numbers = (layout.size, layout.size, 3), dict(zip(SPLITS, counts, strict=True))
-    reads = (lambda split: (layout.archive,), layout.read_split, shape)
+    numbers: dict[str, int] = dict(zip(SPLITS, counts, strict=True))
+    reads = (lambda split: (layout.archive,), layout.read_split, (layout.size, layout.size, 3))
     return Source(title, url, OFFICIAL[name], *reads, tuple(names.values()), counts=numbers)
 
 

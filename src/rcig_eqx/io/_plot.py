@@ -38,8 +38,8 @@ def to_pixels(coreset: Coreset, *, compress: bool = False) -> Float[np.ndarray, 
         )
     pixels = np.asarray(preprocess.inverse(coreset.images))
     if compress:
-        low = np.minimum(pixels.min((1, 2, 3), keepdims=True), 0.0)
-        high = np.maximum(pixels.max((1, 2, 3), keepdims=True), 1.0)
+        low = pixels.min((1, 2, 3), keepdims=True, initial=0.0)
+        high = pixels.max((1, 2, 3), keepdims=True, initial=1.0)
         return (pixels - low) / (high - low)
     return np.clip(pixels, 0.0, 1.0)
 
@@ -60,10 +60,9 @@ def save_grid(
     """Write a PNG (or PDF, by the suffix) of the distilled images, one strip of each class.
 
     Images whose pixels leave the range of real ones are compressed into it, or clipped to it with
-    `clip`, as `to_pixels` does. Of more than ten images a class the first ten
-    are shown, and of images that are neither grey nor RGB the mean of their channels; the title
-    says both. Long names are cut, and those of thousands of classes left out. Needs matplotlib, the
-    extra `plot`.
+    `clip`, as `to_pixels` does. Of more than ten images a class the first ten are shown, and of
+    images that are neither grey nor RGB the mean of their channels; the title says both. Long names
+    are cut, and those of thousands of classes left out. Needs matplotlib, the extra `plot`.
     """
     pixels = to_pixels(coreset, compress=not clip)
     classes, channels = len(class_names), pixels.shape[3]
@@ -102,9 +101,8 @@ def _grid(strips: np.ndarray, shown: int, class_names: tuple[str, ...], title: s
 
     inches = min(1 / height, _MAX_INCHES / max(sheet.shape[:2]))  # of a pixel
     room = inches * width if above else 3.0  # for a name
-    biggest = 12.0 * inches * height
     longest = min(24, max(map(len, class_names)))  # one that is longer makes no others small
-    size = min(biggest, max(72 * room / _LETTER / longest, 5.0))
+    size = min(12.0 * inches * height, max(72 * room / _LETTER / longest, 5.0))
     names = [_cut(name.replace("_", " "), int(72 * room / _LETTER / size)) for name in class_names]
     left = 0.1 if above else 0.2 + size * _LETTER / 72 * max(map(len, names))
     top = 0.1 + 0.4 * bool(title)

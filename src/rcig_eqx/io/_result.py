@@ -148,7 +148,8 @@ def _assemble(
             )
         if jax.eval_shape(preprocess.inverse, images).shape != images.shape:
             raise ValueError("the preprocessing is for other images")
-        coresets[name] = Coreset(*map(jnp.asarray, parts), preprocess, flip=flip)
+        X, y, temperature = map(jnp.asarray, parts)
+        coresets[name] = Coreset(X, y, temperature, preprocess, flip=flip)
     draws = arrays.get("draws.images")
     if draws is not None and draws.shape[1:] != coresets["baseline"].images.shape:
         raise ValueError(f"the draws have images {draws.shape}, which are no other baselines")

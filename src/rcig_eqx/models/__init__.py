@@ -26,13 +26,12 @@ from ._network import (
     split_parameters as split_parameters,
 )
 from ._normalize import Normalize as Normalize, Statistics as Statistics
-from ._plain import VGG11 as VGG11, AlexNet as AlexNet
-from ._resnet import ResNet18 as ResNet18
 from ._training import (
     AbstractBatchNetwork as AbstractBatchNetwork,
     training_outputs as training_outputs,
     with_statistics as with_statistics,
 )
+from ._zoo import VGG11 as VGG11, AlexNet as AlexNet, ResNet18 as ResNet18
 
 __all__ = [
     "MLP",

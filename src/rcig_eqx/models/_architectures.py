@@ -13,8 +13,7 @@ from .._registry import Registry
 from ._convnet import ConvNet
 from ._mlp import MLP
 from ._network import AbstractNetwork, MakeModel
-from ._plain import VGG11, AlexNet
-from ._resnet import ResNet18
+from ._zoo import VGG11, AlexNet, ResNet18
 
 NETWORKS: Registry[AbstractNetwork] = Registry(
     "networks",

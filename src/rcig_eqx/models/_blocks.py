@@ -44,18 +44,16 @@ class AbstractBlockNetwork(AbstractBatchNetwork):
             options["softplus"] = None
         given = {name: value for name, value in options.items() if value is not None}
         check_takes(cls, given)
-        sizes: dict[str, Any] = {"in_channels": shape[2], "image_size": shape[:2]}
-        return cls(**sizes, num_classes=num_classes, key=key, **given)
+        given |= {"in_channels": shape[2], "image_size": shape[:2], "num_classes": num_classes}
+        make: Any = cls
+        return make(key=key, **given)
 
     def describe(self) -> dict[str, Any]:
         """Its width, normalization and activation in plain values."""
-        first = self.blocks[0]
+        first, activation = self.blocks[0], activation_text(self.softplus)
         kind = first.normalize.kind if first.normalize else "none"
-        return {
-            "width": first.kernel.shape[-1],
-            "normalization": kind,
-            "activation": activation_text(self.softplus),
-        }
+        width = first.kernel.shape[-1]
+        return {"width": width, "normalization": kind, "activation": activation}
 
     def update(
         self, images: Float[Array, "n h w c"], rate: float | Scalar | None
@@ -69,20 +67,10 @@ class AbstractBlockNetwork(AbstractBatchNetwork):
 
 
 class ConvBlock(eqx.Module):
-    """Convolution, normalisation if any, activation, 2×2 pool.
+    """Convolution of filters of a `size`, normalization if any, activation if any, 2×2 pool if any.
 
-    **Arguments:**
-
-    - `in_channels`, `out_channels`: of the maps.
-    - `size`: of the filters.
-    - `padding`, `stride`: of the convolution, as in [`conv2d`][rcig_eqx.models.conv2d].
-    - `bias`: whether the convolution has one.
-    - `normalize`: the layer after it.
-    - `activate`: whether there is an activation.
-    - `softplus`: its inverse temperature, or `None` for ReLU.
-    - `pool`: `"average"`, `"max"` or `None`.
-    - `dtype`: of the parameters.
-    - `key`: source of the random kernel.
+    `padding` and `stride` are those of [`conv2d`][rcig_eqx.models.conv2d], `softplus` the inverse
+    temperature of the activation, or `None` for ReLU.
     """
 
     kernel: Float[Array, "k k in_channels out_channels"]
@@ -170,8 +158,7 @@ def check_is_image(shape: tuple[int, ...], name: str) -> None:
     if len(shape) != 3:
         raise ValueError(
             f"{name} takes images [h w c], and each input is {list(shape)}: pass another network "
-            "as model=, such as "
-            "models.network_for('mlp', …)."
+            "as model=, such as models.network_for('mlp', …)."
         )
 
 

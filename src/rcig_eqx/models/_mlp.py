@@ -84,16 +84,12 @@ class MLP(AbstractNetwork):
 
     def describe(self) -> dict[str, Any]:
         """Its width, depth and activation in plain values."""
-        return {
-            "width": self.head.kernel.shape[0],
-            "depth": len(self.hidden),
-            "activation": activation_text(self.softplus),
-        }
+        sizes = {"width": self.head.kernel.shape[0], "depth": len(self.hidden)}
+        return {**sizes, "activation": activation_text(self.softplus)}
 
     def layout(self) -> dict[str, Any]:
-        return {
-            "blocks": "inputs flattened; depth times: a linear layer of width units with bias; "
-            "activation",
-            "head": "one linear layer with bias",
-            "initialization": INITIALIZATION,
-        }
+        blocks = (
+            "inputs flattened; depth times: a linear layer of width units with bias; activation"
+        )
+        head = "one linear layer with bias"
+        return {"blocks": blocks, "head": head, "initialization": INITIALIZATION}

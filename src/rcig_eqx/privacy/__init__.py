@@ -19,8 +19,13 @@ from ._lira import (
     train_shadows as train_shadows,
 )
 from ._membership import chunks as chunks, membership_inference as membership_inference
-from ._plot import save_curves as save_curves, save_roc as save_roc
-from ._report import PrivacyCurve as PrivacyCurve, PrivacyReport as PrivacyReport, join as join
+from ._report import (
+    PrivacyCurve as PrivacyCurve,
+    PrivacyReport as PrivacyReport,
+    join as join,
+    save_curves as save_curves,
+    save_roc as save_roc,
+)
 from ._roc import Auc as Auc, Roc as Roc, auc as auc, roc as roc
 from ._train import (
     Preprocessed as Preprocessed,

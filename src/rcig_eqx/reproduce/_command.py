@@ -18,13 +18,12 @@ from ..data._sources import SPLITS
 from ..io._terminal import echo
 from ..run._devices import first_devices
 from ..run._loop import received
-from ._dry import dry_run
 from ._plan import METHODS, SCALES, SETTINGS
 from ._report import Report, counted
 from ._rows import ROWS, Row
 from ._tables import Ways, networks_of
 from ._targets import TARGETS, Target, find_rows
-from ._workshop import Interrupted, Workshop
+from ._workshop import Interrupted, Workshop, dry_run
 
 _ROWS = "Such as fashion_mnist/1; may be given several times, or comma-separated."
 _SCALE = "paper on an accelerator, small on a CPU"
@@ -114,9 +113,10 @@ def reproduce(asked: ReproduceOptions) -> None:
         echo("Stopped. All there is has been kept: the same command goes on.")
         by_hand = isinstance(stopped, KeyboardInterrupt) or not received
         raise Exit(128 + (signal.SIGINT if by_hand else received[-1])) from None
-    report.pictures[:] = [name for name in report.pictures if (folder / name).exists()]
-    report.notes.extend(workshop.remarks)
-    report.notes.append(f"`{shlex.join(['rcig-eqx', *_shown(sys.argv[1:])])}`")
+    drawn = [name for name in report.pictures if (folder / name).exists()]
+    command = f"`{shlex.join(['rcig-eqx', *_shown(sys.argv[1:])])}`"
+    notes = [*report.notes, *workshop.remarks, command]
+    report = dataclasses.replace(report, notes=notes, pictures=drawn)
     report.write(folder)
     echo(f"\n{report}\n")
     echo("Wrote " + "\n      ".join(map(str, sorted(folder.glob(f"{asked.target}[-.]*")))))

@@ -17,12 +17,11 @@ from ..io._plot import drawing, matplotlib_figure, save_grid, write_figure
 from ..io._result import load_result
 from ..run._memory import estimate_memory
 from ..solvers import Adam
-from ._dry import parts_of
 from ._plan import Scale, arguments, model_of
 from ._report import Report
 from ._rows import Row
 from ._tables import Rows, Ways, networks_of, normalized, notes, run_notes, title_of
-from ._workshop import Workshop, typical
+from ._workshop import Workshop, parts_of, typical
 
 SUBSETS = (0.04, 0.1, 0.2, 0.4, 1.0)  # of |S|: 200, 500, 1,000, 2,000 and 5,000 of 5,000
 ALONG = "-along"  # the set of Figure 8 is filed so, with those on the way to it

@@ -21,43 +21,32 @@ from ._rows import Row
 class Scale:
     """How much of the paper's work is done; what is `None` is the row's own, or the settings'.
 
-    - `name`: what runs of this scale are filed under.
-    - `part`: of the row's outer iterations.
-    - `image_budget`: distilled images that all iterations of a run go through at most, mirrored
-      ones counted.
-    - `unknowns`: of the exact method's dual system at most; the default method has no exact half
-      for larger sets, which are `frepo_platt`'s then.
-    - `breadth`: of networks, width times the side of an image (of 32 pixels at least), at most, so
-      that a pass through an image costs about the same whatever its size.
-    - `steps`, `width`, `batch_size`, `pool`: outer iterations, filters of the first block, outer
-      batch, networks of the pool. Of the library's settings, and of any at a part of the steps, the
-      batch is what `distill` takes for a set of this size.
-    - `seeds`: distilled sets of a row.
-    - `networks`: evaluated on each; if `None` three, or as many as can be trained on
-      `evaluation_budget` images, mirrored ones counted, and one at least.
-    - `evaluation_steps`: of each of them.
-    - `chunks`: how many sets membership is inferred from (appendix C).
-    - `attacked_at`: training steps at which the networks of those sets are attacked; with
-      `evaluation_steps`, in the same proportions to that number.
-    - `counts`: of inner and of inverse-Hessian steps, the grid of Figures 1 and 2.
+    Of the library's settings, and of any at a part of the steps, the outer batch is what `distill`
+    takes for a set of this size. Mirrored images are counted in budgets.
     """
 
-    name: str
-    part: float = 1.0
-    image_budget: int | None = None
+    name: str  # what runs of this scale are filed under
+    part: float = 1.0  # of the row's outer iterations
+    image_budget: int | None = None  # distilled images that a run's iterations go through at most
+    # Of the exact method's dual system at most; the default method has no exact half for larger
+    # sets, which are `frepo_platt`'s then.
     unknowns: int | None = None
+    # Width times the side of an image (of 32 pixels at least), at most, so that a pass through an
+    # image costs about the same whatever its size.
     breadth: int | None = None
-    steps: int | None = None
-    width: int | None = None
+    steps: int | None = None  # outer iterations
+    width: int | None = None  # filters of the first block
     batch_size: int | None = None
-    pool: int | None = None
-    seeds: int = 3
-    networks: int | None = 5
-    evaluation_budget: int | None = None
-    evaluation_steps: int | None = None
-    chunks: int = 5
+    pool: int | None = None  # networks of the pool
+    seeds: int = 3  # distilled sets of a row
+    networks: int | None = 5  # evaluated on each; three or what the next allows, one at least
+    evaluation_budget: int | None = None  # images that these networks are trained on at most
+    evaluation_steps: int | None = None  # of each of them
+    chunks: int = 5  # sets that membership is inferred from (appendix C)
+    # Training steps at which the networks of those sets are attacked; with `evaluation_steps`, in
+    # the same proportions to that number.
     attacked_at: tuple[int, ...] = SNAPSHOTS
-    counts: tuple[int, ...] = (0, 2, 5, 10, 20, 30)
+    counts: tuple[int, ...] = (0, 2, 5, 10, 20, 30)  # of steps, the grid of Figures 1 and 2
 
     def steps_of(self, row: Row) -> int:
         """Outer iterations."""

@@ -8,17 +8,12 @@ Number = tuple[float, float]
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What a data set's rows have in common.
+    """What a data set's rows have in common."""
 
-    - `title`: as in the paper's tables.
-    - `shape`: height, width and channels that the paper distils at.
-    - `classes`, `images`: how many there are, images of the training split.
-    """
-
-    title: str
-    shape: tuple[int, int, int]
+    title: str  # as in the paper's tables
+    shape: tuple[int, int, int]  # height, width and channels that the paper distils at
     classes: int
-    images: int
+    images: int  # of the training split
 
 
 DATASETS = {
@@ -39,28 +34,20 @@ DATASETS = {
 class Row:
     """One experiment of the paper, at the paper's scale (appendix C).
 
-    - `dataset`, `images_per_class`.
-    - `steps`: outer iterations (Table 7).
-    - `plain`, `augmented`: the paper's accuracy without and with augmentation at evaluation
-      (Table 8); Tables 2 and 4 have the better of the two.
-    - `seconds`: of one iteration, on the paper's GPUs (Table 7).
-    - `frepo`: the best of the paper's baselines that shares this library's parts (Tables 2, 4).
-    - `subset`: distilled images of a backward pass, all if `None`, as appendix C has them. Section
-      3.6 speaks of every set above 1,000; CUB-200 at 10 a class has no size stated, and all here.
-    - `float64`: whether the ridge system is solved in double precision.
-    - `width`: filters of the first block.
+    `subset` is as appendix C has it. Section 3.6 speaks of every set above 1,000; CUB-200 at 10 a
+    class has no size stated, and all here.
     """
 
     dataset: str
     images_per_class: int
-    steps: int
-    seconds: float
-    plain: Number
-    augmented: Number
-    frepo: Number | None = None
-    subset: int | None = None
-    float64: bool = False
-    width: int = 128
+    steps: int  # outer iterations (Table 7)
+    seconds: float  # of one iteration, on the paper's GPUs (Table 7)
+    plain: Number  # accuracy without augmentation at evaluation (Table 8)
+    augmented: Number  # with it; Tables 2 and 4 have the better of the two
+    frepo: Number | None = None  # the best baseline that shares this library's parts (Tables 2, 4)
+    subset: int | None = None  # distilled images of a backward pass, all if `None`
+    float64: bool = False  # whether the ridge system is solved in double precision
+    width: int = 128  # filters of the first block
 
     @property
     def name(self) -> str:
@@ -187,16 +174,12 @@ PRIVACY_COLUMNS = ("Test, %", "Threshold", "LR", "MLP", "RF", "KNN")
 TABLE_5: dict[str, tuple[Number, ...]] = {
     "real": ((99.2, 0.1), (0.99, 0.01), (0.99, 0.00), (1.00, 0.00), (1.00, 0.00), (0.97, 0.00)),
     "subset": ((96.8, 0.2), (0.52, 0.00), (0.50, 0.01), (0.53, 0.01), (0.55, 0.00), (0.54, 0.00)),
-    "distilled": (
-        (98.9, 0.0), (0.49, 0.00), (0.50, 0.00), (0.53, 0.00), (0.53, 0.00), (0.52, 0.00),
-    ),
+    "distilled": ((98.9, 0.0), (0.49, 0.0), (0.50, 0.0), (0.53, 0.0), (0.53, 0.0), (0.52, 0.0)),
     "frepo": ((98.5, 0.1), (0.52, 0.00), (0.51, 0.00), (0.53, 0.01), (0.52, 0.01), (0.51, 0.01)),
-}  # fmt: skip
+}
 TABLE_6: dict[str, tuple[Number, ...]] = {
     "real": ((89.7, 0.2), (0.99, 0.01), (0.99, 0.00), (0.99, 0.00), (0.99, 0.00), (0.98, 0.00)),
     "subset": ((81.1, 0.7), (0.53, 0.01), (0.51, 0.01), (0.52, 0.01), (0.52, 0.01), (0.53, 0.00)),
-    "distilled": (
-        (86.7, 0.3), (0.50, 0.01), (0.50, 0.01), (0.50, 0.01), (0.50, 0.01), (0.50, 0.00),
-    ),
+    "distilled": ((86.7, 0.3), (0.5, 0.01), (0.5, 0.01), (0.5, 0.01), (0.5, 0.01), (0.5, 0.0)),
     "frepo": ((87.6, 0.2), (0.52, 0.00), (0.53, 0.01), (0.53, 0.01), (0.53, 0.01), (0.52, 0.00)),
-}  # fmt: skip
+}

@@ -42,24 +42,17 @@ from ._workshop import Workshop
 class Target:
     """A table or figure of the paper.
 
-    - `make`: its `Report`, of a workshop and rows; pictures are written into the folder.
-    - `rows`: the names of those the paper has.
-    - `method`: what it is of, where that is no choice.
-    - `ways`: what each set of a row is filed under beside the workshop's own method; if `None`
-      there is one, by that method and with the row's network.
-    - `sets`: the field of the scale that says how many are distilled in each of these ways; one if
-      `None`.
-    - `steps`: outer iterations, where they are not the scale's.
-    - `evaluated`, `attacked`: whether networks are trained on the sets and tested, or attacked.
+    `ways` is what each set of a row is filed under beside the workshop's own method; if `None`
+    there is one, by that method and with the row's network.
     """
 
-    make: Callable[[Workshop, Rows, Path], Report]
-    rows: Sequence[str]
-    method: str | None = None
+    make: Callable[[Workshop, Rows, Path], Report]  # pictures are written into the folder
+    rows: Sequence[str]  # the paper's, by name
+    method: str | None = None  # where that is no choice
     ways: Callable[[Row, Scale], Ways] | None = None
-    sets: Literal["seeds", "chunks"] | None = "seeds"
-    steps: int | None = None
-    evaluated: bool = True
+    sets: Literal["seeds", "chunks"] | None = "seeds"  # of the scale, in each of these ways; or one
+    steps: int | None = None  # outer iterations, where they are not the scale's
+    evaluated: bool = True  # whether networks are trained on the sets and tested
     attacked: bool = False
 
     def scale(self, scale: Scale) -> Scale:

@@ -1,4 +1,4 @@
-"""Distilled sets and their accuracies, made once and filed in a folder."""
+"""Distilled sets and their accuracies: made once and filed, and what that takes."""
 
 import dataclasses
 import functools
@@ -9,13 +9,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
 from .._coreset import Coreset
 from .._describe import describe, versions
 from .._distill import distill
+from .._recipe import Recipe
 from .._types import Device
 from ..data import AbstractImages, AbstractPreprocess, DataError, Dataset, load, open_records
 from ..data._preprocess import from_state, to_state
@@ -26,11 +29,12 @@ from ..evaluation._report import Evaluation
 from ..io._files import read_checked, write_atomically, write_checked
 from ..io._lock import hold, releasing
 from ..io._result import DistillResult, load_result
-from ..models import MakeModel
+from ..models import MakeModel, split_parameters
 from ..models._check import describe_model
 from ..run._checkpoint import Checkpoints
 from ..run._devices import make_mesh, shared_batch
 from ..run._loop import gave_up
+from ..run._memory import estimate_memory
 from ..run._resume import digest
 from ._plan import Scale, arguments, model_of, preprocess_of
 from ._report import counted
@@ -258,7 +262,7 @@ class Workshop:
             for number, part in enumerate(np.array_split(range(networks), len(sets))):
                 if len(part):
                     one = dataclasses.replace(result, coreset=sets[number])
-                    given = options | {"num_networks": len(part), "steps": steps}
+                    given: Any = options | {"num_networks": len(part), "steps": steps}
                     given |= {"baseline": False, "progress": self.progress}
                     key = jr.fold_in(jr.key(seed), 2**31 + number)
                     each.append(evaluate(one, self.data(row, "test"), key=key, **given))
@@ -308,3 +312,44 @@ def _check_filed(file: Path, result: DistillResult, settings: Mapping[str, Any],
                 f"{file} has {name} {result.recipe.get(name)!r}, and {value!r} is asked for: "
                 "remove it, or choose another folder."
             )
+
+
+def parts_of(
+    row: Row, workshop: Workshop, *, method: str | None = None, normalization: str | None = None
+) -> tuple[Recipe, Coreset, int]:
+    """The recipe of a run of this row, the shapes of its set, and its outer batch."""
+    method, facts = method or workshop.method, row.facts
+    given = arguments(row, workshop.scale, method, workshop.settings, normalization)
+
+    def empty() -> Coreset:
+        zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
+        images, labels = zeros((row.images, *facts.shape)), zeros((row.images, facts.classes))
+        return Coreset(images, labels, zeros(()), flip=row.flip)
+
+    coreset = eqx.filter_eval_shape(empty)
+    recipe = dataclasses.replace(given["recipe"], model=given["model"])
+    return recipe, coreset, min(given["batch_size"], facts.images)
+
+
+def dry_run(row: Row, workshop: Workshop, **how: Any) -> dict[str, Any]:
+    """Shapes, counts, and the memory of a step.
+
+    `how` is another `method` or `normalization` than the workshop's and the row's. The step is
+    traced and compiled, which takes minutes for the largest rows: one that could not start raises
+    here.
+    """
+    with jax.enable_x64(row.float64):
+        recipe, coreset, batch_size = parts_of(row, workshop, **how)
+        make = recipe.chosen()[1]
+        parameters = eqx.filter_eval_shape(lambda key: split_parameters(make(key))[0], jr.key(0))
+        memory = estimate_memory(recipe, coreset, batch_size)
+    return {
+        "images": coreset.images.shape,
+        "labels": coreset.labels.shape,
+        "mirrored": row.flip,
+        "parameters": sum(x.size for x in jax.tree.leaves(parameters)),
+        "outer batch": (batch_size, *row.facts.shape),
+        "method": workshop.scale.method(row, how.get("method", workshop.method)),
+        "steps": workshop.scale.steps_of(row),
+        "memory": str(memory),
+    }

@@ -131,21 +131,13 @@ class Checkpoints:
 
 @dataclasses.dataclass
 class CheckpointFolder:
-    """The checkpoints of one run, `step-00000100.safetensors` and so on.
-
-    - `folder`: where they are.
-    - `every`: seconds between two of them; 0 is after every step.
-    - `keep`: how many of the newest are left in place.
-    - `writes`: whether this process is the one of several that writes.
-    - `kept`: arrays of the run, by name, that go into every one.
-    - `resume`: whether the run goes on from the newest of them.
-    """
+    """The checkpoints of one run, `step-00000100.safetensors` and so on, as `Checkpoints` asks."""
 
     folder: Path
     every: float = 300.0
     keep: int = 3
-    writes: bool = True
-    kept: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    writes: bool = True  # whether this process is the one of several that writes
+    kept: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # into every one
     resume: bool = False
     written: float = dataclasses.field(default_factory=time.monotonic)
 

@@ -74,8 +74,8 @@ def memory_of(compiled: jax.stages.Compiled, batch: tuple) -> MemoryEstimate:
     """The estimate of a compiled step and the batch it is compiled for, of one device."""
     analysis: Any = compiled.memory_analysis()
     temporaries = analysis.temp_size_in_bytes + library_workspace(compiled.as_text() or "")
-    shape = lambda x: x.sharding.shard_shape(x.shape) if x.sharding else x.shape  # noqa: E731
-    of_batch = sum(math.prod(shape(x)) * x.dtype.itemsize for x in batch)
+    shapes = [x.sharding.shard_shape(x.shape) if x.sharding else x.shape for x in batch]
+    of_batch = sum(math.prod(s) * x.dtype.itemsize for s, x in zip(shapes, batch, strict=True))
     return MemoryEstimate(
         analysis.argument_size_in_bytes - of_batch,
         of_batch,

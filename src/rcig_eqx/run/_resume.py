@@ -37,16 +37,10 @@ def run_card(
 ) -> dict[str, Any]:
     """What makes a run the run it is, in plain values.
 
-    **Arguments:**
-
-    - `settings`: what `distill` was asked for. The number of steps may change between two parts
-      of a run, all else may not.
-    - `train`: the training set, and `seen` the part of it that is in memory.
-    - `state`: the state before the first step.
-    - `preprocess`: as fitted; its arrays are kept beside the card.
-
-    Functions of a user's have no names to compare: `identity_of` has what they carry and their
-    source. The starting state covers the key and every number passed.
+    `settings` are what `distill` was asked for: the number of steps may change between two parts of
+    a run, all else may not. `seen` is the part of `train` that is in memory, `state` that before
+    the first step, which covers the key and every number passed. Functions of a user's have no
+    names to compare: `identity_of` has what they carry and their source.
     """
     marks = train.marks if isinstance(train, AbstractImages) else ()
     start, recipe = list(arrays_of(state).values()), state.recipe
