@@ -145,7 +145,7 @@ def test_l2_is_raised_after_a_rejected_step_and_comes_back(train, batch):
     state, images, labels = start(train, Probe()), *batch
     bad = (images.at[0].set(jnp.nan), labels)
 
-    class spoilable(Probe):
+    class Spoilable(Probe):
         def hypergradient(self, model, coreset, images, targets, *, key):
             result = Probe.hypergradient(self, model, coreset, images, targets, key=key)
             return dataclasses.replace(result, value=result.value + 0 * jnp.sum(images))
@@ -239,7 +239,7 @@ def test_a_signal_of_a_host_program_is_left_alone(monkeypatch):
 def test_an_optimiser_that_overflows_is_rejected(train, batch):
     """A second moment of infinity would make every later update zero."""
 
-    class huge(Probe):
+    class Huge(Probe):
         def hypergradient(self, model, coreset, images, targets, *, key):
             result = Probe.hypergradient(self, model, coreset, images, targets, key=key)
             return dataclasses.replace(

@@ -44,6 +44,7 @@ class AbstractMethod(eqx.Module):
         coreset: Coreset,
         inputs: Float[Array, "b *shape"],
         targets: Float[Array, "b classes"],
+        /,
         *,
         key: PRNGKeyArray,
     ) -> Hypergradient:
@@ -98,6 +99,7 @@ class AbstractMethod(eqx.Module):
         coreset: Coreset,
         inputs: Float[Array, "b *shape"],
         targets: Float[Array, "b classes"],
+        /,
     ) -> "AbstractMethod":
         """The method to begin with, fitted to one network and one outer batch, if it `adapts`."""
         del model, coreset, inputs, targets
@@ -134,13 +136,14 @@ class AbstractRegularizedMethod(AbstractMethod):
         inputs: Float[Array, "b *shape"],
         targets: Float[Array, "b classes"],
         chosen: Int[Array, " m"] | None = None,
+        /,
     ) -> Hypergradient:
         """The hypergradient without the margin, its last backward pass through `chosen` inputs.
 
         `chosen` are indices, mirrored ones counted; all inputs if `None`.
         """
 
-    def hypergradient(self, model, coreset, inputs, targets, *, key):
+    def hypergradient(self, model, coreset, inputs, targets, /, *, key):
         chosen = choose(len(coreset.support()[1]), self.subset, key)
         result = self.through(model, coreset, inputs, targets, chosen)
         return subtract_margin(result, coreset) if self.margin else result

@@ -14,7 +14,7 @@ class RandomSubset(AbstractMethod):
     the same beside every result as its baseline.
     """
 
-    def hypergradient(self, model, coreset, inputs, targets, *, key):
+    def hypergradient(self, model, coreset, inputs, targets, /, *, key):
         del model, inputs, targets, key
         return Hypergradient(jnp.zeros(()), jax.tree.map(jnp.zeros_like, coreset), {})
 

@@ -35,7 +35,7 @@ class Staged(AbstractMethod):
     steps: Int[Array, ""]
     done: Int[Array, ""]
 
-    def hypergradient(self, model, coreset, inputs, targets, *, key):
+    def hypergradient(self, model, coreset, inputs, targets, /, *, key):
         problem = (model, coreset, inputs, targets)
         methods = (self.first, self.then)
         shapes = [eqx.filter_eval_shape(m.hypergradient, *problem, key=key).stats for m in methods]
@@ -81,7 +81,7 @@ class Staged(AbstractMethod):
     def adapts(self) -> bool:
         return True
 
-    def tune(self, model, coreset, inputs, targets):
+    def tune(self, model, coreset, inputs, targets, /):
         problem = (model, coreset, inputs, targets)
         return self._replaced(self.first.tune(*problem), self.then.tune(*problem), self.done)
 

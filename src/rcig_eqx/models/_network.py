@@ -85,10 +85,10 @@ class AbstractNetwork(eqx.Module):
         return {}
 
     @abc.abstractmethod
-    def features(self, inputs: Float[Array, "n *shape"]) -> Float[Array, "n features"]:
+    def features(self, inputs: Float[Array, "n *shape"], /) -> Float[Array, "n features"]:
         """The last hidden layer h(x), flattened."""
 
-    def __call__(self, inputs: Float[Array, "n *shape"]) -> Float[Array, "n classes"]:
+    def __call__(self, inputs: Float[Array, "n *shape"], /) -> Float[Array, "n classes"]:
         """The outputs f(x), one row per input."""
         check_whole(self)
         return self.head(self.features(inputs))
@@ -141,7 +141,7 @@ class Network(AbstractNetwork):
     def independent(self) -> bool:
         return True
 
-    def features(self, inputs: Float[Array, "n *shape"]) -> Float[Array, "n features"]:
+    def features(self, inputs: Float[Array, "n *shape"], /) -> Float[Array, "n features"]:
         if self.channels_first:
             inputs = jnp.moveaxis(inputs, -1, 1)
         features = jax.vmap(self.body)(inputs).reshape(len(inputs), -1)

@@ -22,7 +22,7 @@ class AbstractBatchNetwork(AbstractNetwork):
 
     @abc.abstractmethod
     def update(
-        self, inputs: Float[Array, "n *shape"], rate: float | Scalar | None
+        self, inputs: Float[Array, "n *shape"], rate: float | Scalar | None, /
     ) -> tuple[Float[Array, "n features"], "AbstractBatchNetwork"]:
         """The features, and this network.
 
@@ -30,7 +30,7 @@ class AbstractBatchNetwork(AbstractNetwork):
         returned are moved this far towards it; with `None` by the stored ones.
         """
 
-    def features(self, inputs: Float[Array, "n *shape"]) -> Float[Array, "n features"]:
+    def features(self, inputs: Float[Array, "n *shape"], /) -> Float[Array, "n features"]:
         features, _ = self.update(inputs, None)
         return features
 
