@@ -16,6 +16,7 @@ from .._distill import distill
 from .._recipe import Recipe, coreset_optimizer
 from ..data._load import KNOWN, TOO_LARGE
 from ..data._paths import user_path
+from ..evaluation import METRICS
 from ..evaluation._classes import match_classes
 from ..evaluation._evaluate import evaluate, fresh_network
 from ..initializers import INITIALIZERS
@@ -49,6 +50,7 @@ from ._options import (
     NUM_NETWORKS,
     WIDTH,
     Directory,
+    Metrics,
     Networks,
     Quiet,
     Seed,
@@ -140,6 +142,7 @@ class DistillOptions:
         int | None,
         Option(min=1, help="Training steps of each.", show_default="by the set's size"),
     ] = None
+    metric: Metrics = None
     quiet: Quiet = False
 
     @property
@@ -242,6 +245,8 @@ def _strategies(asked: DistillOptions) -> dict[str, Any]:
         parameterization=PARAMETERIZATIONS.find("parameterization", asked.parameterization)(),
     )
     check_known("initialization", asked.initialization, INITIALIZERS)
+    for name in asked.metric or []:
+        check_known("metrics", name, METRICS)
     return {
         "initialization": asked.initialization,
         "recipe": recipe,
@@ -314,6 +319,7 @@ def _evaluated(
             key=evaluation_key(asked.seed),
             num_networks=asked.networks,
             steps=asked.evaluation_steps,
+            metrics=asked.metric or (),
             progress=not asked.quiet,
         )
     except KeyboardInterrupt:
