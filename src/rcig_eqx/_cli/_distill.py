@@ -14,7 +14,7 @@ from typer import Argument, Exit, Option
 from .._checks import check_known
 from .._distill import distill
 from .._recipe import Recipe, coreset_optimizer
-from ..data._load import KNOWN, TOO_LARGE
+from ..data import DATASETS
 from ..data._paths import user_path
 from ..evaluation import METRICS
 from ..evaluation._classes import match_classes
@@ -64,7 +64,7 @@ class DistillOptions:
     dataset: Annotated[
         str,
         Argument(
-            help=f"A data set's name ({', '.join(KNOWN)}, {TOO_LARGE}; fashion_mnist_small "
+            help=f"A data set's name ({', '.join(DATASETS)}; fashion_mnist_small "
             "comes along), an .npz file or a folder."
         ),
     ] = "fashion_mnist_small"
@@ -74,7 +74,9 @@ class DistillOptions:
     steps: Annotated[int, Option(help="Outer iterations.")] = 1000
     batch_size: Annotated[
         int | None,
-        Option(help="Real images a step.", show_default="64 to 1024, by the distilled set's size"),
+        Option(
+            help="Real images per step.", show_default="64 to 1024, by the distilled set's size"
+        ),
     ] = None
     architecture: Annotated[str, Option(help=ARCHITECTURE)] = "convnet"
     normalization: Annotated[str, Option(help=NORMALIZATION)] = "none"
@@ -201,7 +203,7 @@ def distill_command(asked: DistillOptions) -> None:
     result = dataclasses.replace(result, recipe=result.recipe | of)
     written = [result.save(asked.file)]
     with drawing():
-        title = f"{Path(asked.dataset).stem}, {asked.images_per_class} a class"
+        title = f"{Path(asked.dataset).stem}, {asked.images_per_class} per class"
         picture = asked.file.with_suffix(".png")
         written.append(save_grid(result.coreset, result.class_names, picture, title=title))
     if result.interrupted:
@@ -262,7 +264,7 @@ def _run(
     sweep(asked.folder, asked.file.name)
     asked.say(
         f"Distilling {asked.dataset} ({len(train):,} images, {train.num_classes} classes) "
-        f"to {asked.images_per_class} a class in {asked.steps:,} steps. Ctrl-C stops and keeps the "
+        f"to {asked.images_per_class} per class in {asked.steps:,} steps. Ctrl-C stops and keeps the "
         "result; --resume goes on."
     )
     with _earlier_kept(asked):

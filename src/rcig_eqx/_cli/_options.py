@@ -33,7 +33,12 @@ Directory = Annotated[
 ]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Print the outcome only.")]
 
-_CALLED = {"folder": "out", "every": "checkpoint_every", "num_networks": "networks", "metrics": "metric"}
+_CALLED = {
+    "folder": "out",
+    "every": "checkpoint_every",
+    "num_networks": "networks",
+    "metrics": "metric",
+}
 _KNOWN: set[str] = set()
 
 

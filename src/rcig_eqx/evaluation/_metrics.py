@@ -41,12 +41,12 @@ def find_metrics(
     wanted: Sequence[str] | Mapping[str, Metric], examples: int, classes: int
 ) -> dict[str, Metric]:
     """The metrics of an evaluation. `ValueError` for an unknown name, or for what is no metric."""
-    if isinstance(wanted, str):
-        wanted = (wanted,)
-    named = wanted if isinstance(wanted, Mapping) else {n: METRICS.find("metrics", n) for n in wanted}
+    if not isinstance(wanted, Mapping):
+        names = (wanted,) if isinstance(wanted, str) else wanted
+        wanted = {name: METRICS.find("metrics", name) for name in names}
     outputs = jax.ShapeDtypeStruct((examples, classes), jnp.float32)
     labels = jax.ShapeDtypeStruct((examples,), jnp.int32)
     takes = "(outputs [n classes], labels [n])"
-    for name, metric in named.items():
+    for name, metric in wanted.items():
         check_loss(f"The metric {name!r}", metric, (outputs, labels), takes)
-    return dict(named)
+    return dict(wanted)
