@@ -30,7 +30,7 @@ from ..bilevel._engine import differentiate
 from ..models import AbstractNetwork
 from ..solvers import AbstractDescent, Adam
 from ..solvers._adam import check_trend, rate_of, with_rate
-from ..solvers._definite import advice, check_solver
+from ..solvers._definite import advice, check_solver, traits
 from ._inner import InnerProblem, Nodes
 from ._method import (
     AbstractRegularizedMethod,
