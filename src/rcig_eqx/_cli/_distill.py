@@ -264,8 +264,8 @@ def _run(
     sweep(asked.folder, asked.file.name)
     asked.say(
         f"Distilling {asked.dataset} ({len(train):,} images, {train.num_classes} classes) "
-        f"to {asked.images_per_class} per class in {asked.steps:,} steps. Ctrl-C stops and keeps the "
-        "result; --resume goes on."
+        f"to {asked.images_per_class} per class in {asked.steps:,} steps. Ctrl-C stops and keeps "
+        "the result; --resume goes on."
     )
     with _earlier_kept(asked):
         return distill(

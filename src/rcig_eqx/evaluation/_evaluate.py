@@ -375,7 +375,7 @@ def answers(model: AbstractNetwork, images: Float[Array, "n h w c"]) -> Int[Arra
     return jax.lax.map(one, images, batch_size=_TEST_BATCH)
 
 
-def _outputs(model: AbstractNetwork, images: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
+def _outputs(model: AbstractNetwork, images: Float[Array, "n *shape"]) -> Float[Array, "n classes"]:
     """What the network says of each image."""
 
     def one(image: Array) -> Array:
