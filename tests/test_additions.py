@@ -28,6 +28,7 @@ from rcig_eqx import (
     data,
     distill,
     evaluate,
+    evaluation,
     initializers,
     load_result,
     methods,
@@ -339,3 +340,43 @@ def test_the_help_lists_them(command):
     for name in (name for names in ADDED.values() for name in names):
         assert name in shown
     assert "matching" in command("reproduce", "--help")
+
+
+# The registry itself
+
+
+def test_a_registry_refuses_what_it_has_and_what_makes_nothing(monkeypatch):
+    registry = evaluation.METRICS
+    with pytest.raises(ValueError, match="metrics has 'accuracy' already"):
+        registry.register("accuracy", top_two)
+    with pytest.raises(ValueError, match="make is 3: pass a function"):
+        registry.register("three", 3)  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(registry, "_makers", dict(registry._makers))
+    registry.register("top_two", top_two)
+    assert list(registry) == ["accuracy", "balanced_accuracy", "top_two"]
+    assert registry.find("metrics", "top_two") is top_two
+
+
+@pytest.mark.parametrize("target", ["no_such_module:one", "json:one"])
+def test_an_entry_point_that_leads_nowhere_is_named(tmp_path, monkeypatch, target):
+    package = tmp_path / "broken-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text(f"[rcig_eqx.metrics]\nbroken = {target}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "broken" in evaluation.METRICS
+    with pytest.raises(ImportError, match=f"broken of the metrics .* from {target} .*: mend"):
+        evaluation.METRICS.find("metrics", "broken")
+
+
+def test_a_data_set_by_name_must_be_one(monkeypatch):
+    monkeypatch.setattr(data.DATASETS, "_makers", dict(data.DATASETS._makers))
+    seen = []
+
+    def none(split, directory, **options):
+        seen.append((split, directory, options))
+
+    data.DATASETS.register("none", none)
+    with pytest.raises(data.DataError, match="none made a NoneType"):
+        data.load("none", "test", directory="here", download=False)
+    assert seen == [("test", "here", {"download": False, "mirror": None})]

@@ -80,9 +80,7 @@ class DistillOptions:
     ] = None
     architecture: Annotated[str, Option(help=ARCHITECTURE)] = "convnet"
     normalization: Annotated[str, Option(help=NORMALIZATION)] = "none"
-    width: Annotated[
-        int | None, Option(help=WIDTH, show_default="128; 64 of resnet18 and vgg11")
-    ] = None
+    width: Annotated[int | None, Option(help=WIDTH, show_default="the network's usual")] = None
     depth: Annotated[int | None, Option(help=DEPTH, show_default="by image size")] = None
     method: Annotated[
         str | None,

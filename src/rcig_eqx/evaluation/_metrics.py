@@ -34,7 +34,9 @@ def balanced_accuracy(outputs: Float[Array, "n classes"], labels: Int[Array, " n
 METRICS: Registry[Scalar] = Registry(
     "metrics", accuracy=accuracy, balanced_accuracy=balanced_accuracy
 )
-"""Metrics by name."""
+"""Metrics by name: jittable functions of outputs `[n classes]` and true classes `[n]`.
+
+Their results are in `Evaluation.metrics`."""
 
 
 def find_metrics(

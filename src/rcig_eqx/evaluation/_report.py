@@ -14,7 +14,7 @@ class Evaluation:
 
     - `accuracies`: `[networks]`.
     - `per_class`: `[networks classes]`; NaN for a class without test images.
-    - `class_names`: one a class.
+    - `class_names`: one per class.
     - `steps`: training steps of each network.
     - `baseline`: the same for as many random real images, where they are known.
     - `training`: how the networks were trained, as `training_recipe`
