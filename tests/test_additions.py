@@ -15,6 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import jaxtyping
 import lineax as lx
 import numpy as np
 import optax
@@ -96,11 +97,11 @@ class KMeans(initializers.AbstractInitializer):
     """The centers of as many clusters of each class's images as are distilled."""
 
     def __call__(self, train, like, preprocess, *, key):
-        images, seed = np.asarray(preprocess(train.images)), int(jr.randint(key, (), 0, 2**31 - 1))
-        flat, each = images.reshape(len(images), -1), len(like.images) // train.num_classes
+        images, each = preprocess(train.images), len(like.images) // train.num_classes
+        flat = np.asarray(images).reshape(len(images), -1)
+        given: Any = {"minit": "++", "seed": int(jr.randint(key, (), 0, 2**31 - 1))}
         centers = [
-            kmeans2(flat[train.labels == c], each, minit="++", seed=seed)[0]
-            for c in range(train.num_classes)
+            kmeans2(flat[train.labels == c], each, **given)[0] for c in range(train.num_classes)
         ]
         start = jnp.asarray(np.concatenate(centers)).reshape(like.images.shape)
         return eqx.tree_at(lambda c: c.images, like, start)
@@ -349,6 +350,7 @@ def test_a_registry_refuses_what_it_has_and_what_makes_nothing(monkeypatch):
     registry = evaluation.METRICS
     with pytest.raises(ValueError, match="metrics has 'accuracy' already"):
         registry.register("accuracy", top_two)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # else the hook tells
     with pytest.raises(ValueError, match="make is 3: pass a function"):
         registry.register("three", 3)  # pyright: ignore[reportArgumentType]
     monkeypatch.setattr(registry, "_makers", dict(registry._makers))
@@ -376,7 +378,7 @@ def test_a_data_set_by_name_must_be_one(monkeypatch):
     def none(split, directory, **options):
         seen.append((split, directory, options))
 
-    data.DATASETS.register("none", none)
+    data.DATASETS.register("none", none)  # pyright: ignore[reportArgumentType]
     with pytest.raises(data.DataError, match="none made a NoneType"):
         data.load("none", "test", directory="here", download=False)
     assert seen == [("test", "here", {"download": False, "mirror": None})]
