@@ -338,8 +338,10 @@ def test_a_command_takes_a_solver_within_a_method(command, tmp_path):
 
 def test_the_help_lists_them(command):
     shown = command("distill", "--help")
-    for name in (name for names in ADDED.values() for name in names):
-        assert name in shown
+    explained = "A data set's name" in shown  # which the oldest typer does of options alone
+    for group in ADDED if explained else ADDED.keys() - {"datasets"}:
+        for name in ADDED[group]:
+            assert name in shown
     assert "matching" in command("reproduce", "--help")
 
 
