@@ -157,8 +157,10 @@ def test_an_earlier_result_is_kept(out, folder, capsys):
 
 def test_ctrl_c_keeps_the_result_so_far_and_resume_goes_on(folder, tmp_path, monkeypatch, capsys):
     def interrupted(*arguments, **options):
-        press = lambda report: os.kill(os.getpid(), signal.SIGINT)  # noqa: E731
-        return distill(*arguments, **options, callbacks=[press])
+        def press(report):
+            os.kill(os.getpid(), signal.SIGINT)
+
+        return distill(*arguments, **options | {"callbacks": [press]})
 
     monkeypatch.setattr("rcig_eqx._cli._distill.distill", interrupted)
     monkeypatch.chdir(tmp_path)
