@@ -25,10 +25,15 @@ from rcig_eqx import (
     convnet_for,
     data,
     distill,
+    evaluation,
+    initializers,
     load_export,
     load_result,
     methods,
+    models,
+    parameterizations,
     platt_loss,
+    run as rcig_run,
 )
 from rcig_eqx.reproduce import _command
 from rcig_eqx.reproduce._report import Report
@@ -568,6 +573,35 @@ def test_version_and_help(capsys):
     for command in ("distill", "evaluate", "export"):
         assert run(command, "--help") == 0
         assert "--networks" in capsys.readouterr().out
+
+
+REGISTRIES: dict[str, Any] = {
+    "distill --method": methods.METHODS,
+    "distill --architecture": models.NETWORKS,
+    "distill --initialization": initializers.INITIALIZERS,
+    "distill --parameterization": parameterizations.PARAMETERIZATIONS,
+    "distill --metric": evaluation.METRICS,
+    "distill --log": rcig_run.LOGGERS,
+    "distill": data.DATASETS,
+    "evaluate {result} --data {folder} --metric": evaluation.METRICS,
+    "evaluate {result} --data {folder} --architecture": models.NETWORKS,
+    "evaluate {result} --data": data.DATASETS,
+    "reproduce table2 --method": methods.METHODS,
+}
+
+
+@pytest.mark.parametrize("command", REGISTRIES)
+def test_an_unknown_name_is_answered_with_those_of_the_registry(
+    command, folder, out, tmp_path, capsys
+):
+    wrong = command.format(result=out / "distilled.safetensors", folder=folder).split()
+    place = ["--out", tmp_path / "o"] * (not command.startswith("evaluate"))
+    assert run(*wrong, "no-such-name", *place) == 2
+    error = capsys.readouterr().err
+    assert ", ".join(REGISTRIES[command]) in error
+    if REGISTRIES[command] is not data.DATASETS:
+        assert f"Error: {wrong[-1]} is 'no-such-name': " in error
+    assert not (tmp_path / "o").exists()
 
 
 def test_without_typer_the_extra_is_named():

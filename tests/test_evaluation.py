@@ -26,7 +26,14 @@ from rcig_eqx import (
 )
 from rcig_eqx._coreset import hard_labels
 from rcig_eqx.data import Dataset, hold_out
-from rcig_eqx.evaluation import Augment, Evaluation, cross_entropy, train_network
+from rcig_eqx.evaluation import (
+    METRICS,
+    Augment,
+    Evaluation,
+    _evaluate,
+    cross_entropy,
+    train_network,
+)
 from rcig_eqx.evaluation._across import pooled
 from rcig_eqx.evaluation._classes import match_classes
 from rcig_eqx.evaluation._evaluate import correct
@@ -345,7 +352,7 @@ def test_an_evaluation_of_an_earlier_version_is_read(result):
     read = Evaluation.from_json(written)
     assert read.to_json() == written
     for part in (written, written["baseline"]):
-        for name in ("sets", "losses", "converged"):
+        for name in ("sets", "losses", "converged", "metrics"):
             del part[name]
     earlier = Evaluation.from_json(written)
     assert (earlier.sets, earlier.losses, earlier.converged) == (None, None, None)
@@ -356,12 +363,88 @@ def test_an_evaluation_of_an_earlier_version_is_read(result):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("sets", [0]), ("sets", [0.0, 1.0]), ("losses", ["0", "1"]), ("converged", [1, 0])],
+    [
+        ("sets", [0]),
+        ("sets", [0.0, 1.0]),
+        ("losses", ["0", "1"]),
+        ("converged", [1, 0]),
+        ("metrics", {"metrics": [0.5]}),
+        ("metrics", {"metrics": ["0", "1"]}),
+        ("metrics", {"of": None}),
+    ],
 )
 def test_an_evaluation_of_wrong_columns_is_refused(result, name, value):
     written = evaluate(result, TEST, key=jr.key(1), **BRIEF).to_json() | {name: value}
     with pytest.raises(ValueError, match=name):
         Evaluation.from_json(written)
+
+
+# Metrics
+
+
+@pytest.fixture(scope="module")
+def measured(result):
+    """Of a test set with nine images of one class and one each of the others."""
+    uneven = TEST.subset(np.r_[:9, 10, 20])
+    return uneven, evaluate(
+        result, uneven, key=jr.key(1), metrics=("accuracy", "balanced_accuracy"), **BRIEF
+    )
+
+
+def test_metrics_are_of_the_networks_that_the_accuracies_are_of(result, measured):
+    uneven, report = measured
+    plain = evaluate(result, uneven, key=jr.key(1), **BRIEF)
+    assert plain.metrics == {}
+    assert report.baseline is not None
+    assert plain.baseline is not None
+    for ours, other in ((report, plain), (report.baseline, plain.baseline)):
+        np.testing.assert_array_equal(ours.accuracies, other.accuracies)
+        np.testing.assert_array_equal(ours.per_class, other.per_class)
+        np.testing.assert_allclose(ours.metrics["accuracy"], ours.accuracies, rtol=1e-6)
+        balanced = ours.per_class.mean(1)
+        np.testing.assert_allclose(ours.metrics["balanced_accuracy"], balanced, rtol=1e-6)
+        assert not np.allclose(balanced, ours.accuracies)
+
+
+def test_balanced_accuracy_leaves_out_classes_without_test_images():
+    labels = jnp.array([0, 0, 0, 2, 2])
+    outputs = jax.nn.one_hot(jnp.array([0, 0, 1, 2, 1]), 4).at[0, 3].set(jnp.nan)
+    assert float(METRICS["balanced_accuracy"](outputs, labels)) == pytest.approx((1 / 3 + 0.5) / 2)
+    assert float(METRICS["accuracy"](outputs, labels)) == pytest.approx(2 / 5)
+
+
+def test_metrics_are_written_read_shown_and_pooled(measured):
+    _, report = measured
+    written = json.loads(json.dumps(report.to_json()))
+    read = Evaluation.from_json(written)
+    assert read.to_json() == written
+    np.testing.assert_array_equal(
+        read.metrics["balanced_accuracy"], report.metrics["balanced_accuracy"]
+    )
+    shown = f"balanced_accuracy  {report.metrics['balanced_accuracy'].mean():.4g}   random "
+    assert shown in str(report)
+    twice = pooled([report, read]).metrics["accuracy"]
+    np.testing.assert_array_equal(twice, np.tile(report.metrics["accuracy"], 2))
+    assert pooled([report, dataclasses.replace(read, metrics={})]).metrics == {}
+    lost = dataclasses.replace(report, metrics={"loss": np.array([np.nan, 1.0])}, baseline=None)
+    again = Evaluation.from_json(json.loads(json.dumps(lost.to_json(), allow_nan=False)))
+    np.testing.assert_array_equal(again.metrics["loss"], [np.nan, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("metrics", "says"),
+    [
+        (("balanced",), r"metrics is 'balanced': did you mean 'balanced_accuracy'\?"),
+        ({"own": lambda outputs, labels: outputs}, r"'own' returned an array \(30, 3\)"),
+        ({"own": lambda outputs: outputs.sum()}, "'own' cannot be called"),
+    ],
+)
+def test_what_is_no_metric_is_told_before_any_network_is_trained(
+    result, monkeypatch, metrics, says
+):
+    monkeypatch.setattr(_evaluate, "_train_and_test", lambda *_: pytest.fail("trained"))
+    with pytest.raises(ValueError, match=says):
+        evaluate(result, TEST, key=jr.key(1), metrics=metrics, **BRIEF)
 
 
 # What ± and the interval are of

@@ -40,8 +40,17 @@ class Registry(Mapping[str, Callable[..., T]], Generic[T]):
             points = self._entry_points()
             if name not in points:
                 raise KeyError(name)
-            self._makers[name] = points[name].load()
+            self._makers[name] = self._loaded(points[name])
         return self._makers[name]
+
+    def _loaded(self, point: importlib.metadata.EntryPoint) -> Callable[..., T]:
+        try:
+            return point.load()
+        except (ImportError, AttributeError) as error:
+            raise ImportError(
+                f"{point.name} of the {self.name} cannot be loaded from {point.value} ({error}): "
+                "mend or remove the package that has this entry point."
+            ) from error
 
     def __iter__(self) -> Iterator[str]:
         yield from dict.fromkeys([*self._makers, *self._entry_points()])

@@ -14,10 +14,15 @@ from typer import Argument, Exit, Option
 from .._checks import check_known
 from .._distill import distill
 from .._recipe import Recipe, coreset_optimizer
+<<<<<<< HEAD
 from ..data import AbstractImages
 from ..data._dataset import noun
 from ..data._load import KNOWN, TOO_LARGE
+=======
+from ..data import DATASETS
+>>>>>>> w30-b
 from ..data._paths import user_path
+from ..evaluation import METRICS
 from ..evaluation._classes import match_classes
 from ..evaluation._evaluate import evaluate, fresh_network
 from ..initializers import INITIALIZERS
@@ -52,6 +57,7 @@ from ._options import (
     NUM_NETWORKS,
     WIDTH,
     Directory,
+    Metrics,
     Networks,
     Quiet,
     Seed,
@@ -65,7 +71,7 @@ class DistillOptions:
     dataset: Annotated[
         str,
         Argument(
-            help=f"A data set's name ({', '.join(KNOWN)}, {TOO_LARGE}; fashion_mnist_small "
+            help=f"A data set's name ({', '.join(DATASETS)}; fashion_mnist_small "
             "comes along), an .npz file or a folder."
         ),
     ] = "fashion_mnist_small"
@@ -75,16 +81,16 @@ class DistillOptions:
     steps: Annotated[int, Option(help="Outer iterations.")] = 1000
     batch_size: Annotated[
         int | None,
-        Option(help="Real images a step.", show_default="64 to 1024, by the distilled set's size"),
+        Option(
+            help="Real images per step.", show_default="64 to 1024, by the distilled set's size"
+        ),
     ] = None
     architecture: Annotated[
         str | None,
         Option(help=ARCHITECTURE, show_default="convnet for images, mlp for rows of a table"),
     ] = None
     normalization: Annotated[str, Option(help=NORMALIZATION)] = "none"
-    width: Annotated[
-        int | None, Option(help=WIDTH, show_default="128; 64 of resnet18 and vgg11")
-    ] = None
+    width: Annotated[int | None, Option(help=WIDTH, show_default="the network's usual")] = None
     depth: Annotated[int | None, Option(help=DEPTH, show_default="by image size")] = None
     method: Annotated[
         str | None,
@@ -146,6 +152,7 @@ class DistillOptions:
         int | None,
         Option(min=1, help="Training steps of each.", show_default="by the set's size"),
     ] = None
+    metric: Metrics = None
     quiet: Quiet = False
 
     @property
@@ -205,11 +212,18 @@ def distill_command(asked: DistillOptions) -> None:
     of = {"dataset": shown_name(asked.dataset), "seed": seed, "learning_rate": learning_rate}
     result = dataclasses.replace(result, recipe=result.recipe | of)
     written = [result.save(asked.file)]
+<<<<<<< HEAD
     if has_pictures(result.coreset):
         with drawing():
             title = f"{Path(asked.dataset).stem}, {asked.images_per_class} per class"
             picture = asked.file.with_suffix(".png")
             written.append(save_grid(result.coreset, result.class_names, picture, title=title))
+=======
+    with drawing():
+        title = f"{Path(asked.dataset).stem}, {asked.images_per_class} per class"
+        picture = asked.file.with_suffix(".png")
+        written.append(save_grid(result.coreset, result.class_names, picture, title=title))
+>>>>>>> w30-b
     if result.interrupted:
         done = result.recipe["steps_done"]
         echo(
@@ -252,6 +266,8 @@ def _strategies(asked: DistillOptions) -> dict[str, Any]:
         flip=asked.flip,
     )
     check_known("initialization", asked.initialization, INITIALIZERS)
+    for name in asked.metric or []:
+        check_known("metrics", name, METRICS)
     return {
         "initialization": asked.initialization,
         "recipe": recipe,
@@ -266,7 +282,11 @@ def _run(
     """The run itself, with checkpoints beside the result."""
     sweep(asked.folder, asked.file.name)
     asked.say(
+<<<<<<< HEAD
         f"Distilling {asked.dataset} ({len(train):,} {noun(train.image_shape)}, {train.num_classes} classes) "
+=======
+        f"Distilling {asked.dataset} ({len(train):,} images, {train.num_classes} classes) "
+>>>>>>> w30-b
         f"to {asked.images_per_class} per class in {asked.steps:,} steps. Ctrl-C stops and keeps "
         "the result; --resume goes on."
     )
@@ -322,6 +342,7 @@ def _evaluated(
             key=evaluation_key(asked.seed),
             num_networks=asked.networks,
             steps=asked.evaluation_steps,
+            metrics=asked.metric or (),
             progress=not asked.quiet,
         )
     except KeyboardInterrupt:

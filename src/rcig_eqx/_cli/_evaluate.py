@@ -28,6 +28,7 @@ from ._options import (
     NUM_NETWORKS,
     WIDTH,
     Directory,
+    Metrics,
     Networks,
     Quiet,
     Seed,
@@ -77,6 +78,7 @@ class EvaluateOptions:
     labels: Annotated[
         Literal["learned", "hard"], Option(help="Hard ones are the class each ranks first.")
     ] = "learned"
+    metric: Metrics = None
     seed: Seed = 0
     directory: Directory = None
     json_: Annotated[
@@ -114,6 +116,7 @@ def evaluate_command(asked: EvaluateOptions) -> None:
         steps=asked.steps,
         augment=True if asked.augment == "paper" else asked.augment,
         labels=asked.labels,
+        metrics=asked.metric or (),
         progress=not asked.quiet,
     )
     written = []

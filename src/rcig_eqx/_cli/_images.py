@@ -7,7 +7,7 @@ from pathlib import Path
 import jax.random as jr
 
 from ..data import AbstractImages, DataError, Dataset, load, open_records
-from ..data._load import KNOWN, TOO_LARGE
+from ..data._load import DATASETS, TOO_LARGE
 from ..data._paths import user_path
 from ..evaluation._report import Evaluation
 from ..io._files import write_atomically
@@ -33,7 +33,7 @@ def test_images(
 ) -> tuple[str, str, Images | None]:
     """Name, split and images to test on; images `None` if what was distilled has no test split."""
     distilled = str(result.recipe.get("dataset"))
-    if data is None and distilled not in (*KNOWN, TOO_LARGE) and not user_path(distilled).exists():
+    if data is None and distilled not in DATASETS and not user_path(distilled).exists():
         raise ValueError(
             f"The set was distilled from {distilled}, which is not here: run rcig-eqx evaluate "
             "with its path as --data."
@@ -70,7 +70,7 @@ def shown_name(dataset: str) -> str:
     path = user_path(dataset)
     if not path.is_absolute() and ".." not in path.parts:
         return dataset
-    return f"custom {path.name}" if path.name in KNOWN else path.name
+    return f"custom {path.name}" if path.name in DATASETS else path.name
 
 
 def check_writable(folder: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from typer import Option, Typer
 
+from ..evaluation import METRICS
 from ..evaluation._evaluate import evaluate
 from ..models._architectures import NETWORKS
 from ..models._normalize import NORMALIZATIONS
@@ -17,6 +18,14 @@ NORMALIZATION = f"Its normalisation: {', '.join(NORMALIZATIONS)}."
 WIDTH, DEPTH = "Filters of the network's first block.", "Blocks of a convnet."
 NUM_NETWORKS: int = inspect.signature(evaluate).parameters["num_networks"].default
 Networks = Annotated[int, Option(min=1, help="Fresh networks to evaluate with.")]
+Metrics = Annotated[
+    list[str] | None,
+    Option(
+        "--metric",
+        help=f"Measured beside the accuracy: {', '.join(METRICS)}; may be given several times.",
+        show_default=False,
+    ),
+]
 Seed = Annotated[int, Option(help="The same seed gives the same result.")]
 Directory = Annotated[
     Path | None,
@@ -24,7 +33,12 @@ Directory = Annotated[
 ]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Print the outcome only.")]
 
-_CALLED = {"folder": "out", "every": "checkpoint_every", "num_networks": "networks"}
+_CALLED = {
+    "folder": "out",
+    "every": "checkpoint_every",
+    "num_networks": "networks",
+    "metrics": "metric",
+}
 _KNOWN: set[str] = set()
 
 

@@ -5,7 +5,7 @@ import os
 from ._cache import cache_folder
 from ._dataset import DataError
 from ._imagenet import HOW_TO_GET, NAME, find_imagenet
-from ._load import KNOWN, check_directory, folders_of, load, unknown
+from ._load import DATASETS, check_directory, folders_of, load, unknown
 from ._paths import user_path
 from ._records import Records, write_records, write_stream
 from ._sources import SPLITS
@@ -39,9 +39,9 @@ def open_records(
     are brought to 64 pixels by `resize`; the down-sampled ones are as they are. Raises as `load`
     and `write_records` do.
     """
-    if name not in (NAME, *KNOWN):
+    if name not in DATASETS:
         own = " For one of yours: data.write_records(data.ImageFolder(path), folder)."
-        raise ValueError(unknown("dataset", name, [*KNOWN, NAME]) + own)
+        raise ValueError(unknown("dataset", name, list(DATASETS)) + own)
     if split not in SPLITS:
         raise ValueError(unknown("split", split, SPLITS))
     place = user_path(folder or cache_folder() / "records") / f"{name}-{split}"

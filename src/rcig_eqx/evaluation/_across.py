@@ -136,6 +136,11 @@ def pooled(evaluations: Iterable[Evaluation]) -> Evaluation:
         sets=np.concatenate([n + start for n, start in zip(numbers, first, strict=True)]),
         losses=joined("losses"),
         converged=joined("converged"),
+        metrics={
+            name: np.concatenate([part.metrics[name] for part in parts])
+            for name in parts[0].metrics
+            if all(name in part.metrics for part in parts)
+        },
     )
 
 

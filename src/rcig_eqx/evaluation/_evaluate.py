@@ -1,7 +1,7 @@
 """How good a distilled set is: fresh networks trained on it, tested on real images."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import equinox as eqx
@@ -27,6 +27,7 @@ from ..models._architectures import NETWORKS, architecture_name, default_archite
 from ..models._check import check_model
 from ._augment import Augmentation, as_augmentation
 from ._classes import match_classes
+from ._metrics import Metric, find_metrics
 from ._report import Evaluation
 from ._train_network import (
     Training,
@@ -59,6 +60,7 @@ def evaluate(
     labels: Literal["learned", "hard"] = "learned",
     loss: InnerLoss | None = None,
     augment: bool | str | Augmentation | None = None,
+    metrics: Sequence[str] | Mapping[str, Metric] = (),
     at_once: int | None = None,
     progress: bool = True,
 ) -> Evaluation:
@@ -92,6 +94,8 @@ def evaluate(
       (six operations in colour, four in grey; appendix C), a strategy such as `"flip_crop"`, an
       `Augment`, or a function `(images, *, key) -> images`. The paper finds it
       to help sets of over 200 images and to harm smaller ones (Table 8).
+    - `metrics`: what to measure beside accuracies: names in `evaluation.METRICS`, or a mapping from
+      a name to a jittable function `(outputs [n classes], labels [n]) -> scalar`.
     - `at_once`: networks trained together by `vmap`; chosen by the backend if `None`.
     - `progress`: whether to show a progress bar.
 
@@ -115,6 +119,7 @@ def evaluate(
     names = _names_of(distilled, class_names)
     test = as_images(test)
     numbers = _check_fit(coreset, test, names)
+    measures = find_metrics(metrics, len(test), coreset.num_classes)
     model = model or fresh_network(distilled)
     check_model(model, coreset)
     draws = _random_sets(distilled, baseline, names, num_networks, key)
@@ -137,7 +142,7 @@ def evaluate(
         own = range(first, min(first + at_once, num_networks))
         trained_on = [kinds[k][i % len(kinds[k])].support() for i in own]
         X, y = jax.tree.map(lambda *x: jnp.stack(x), *trained_on)
-        given = (X, y, *tested_with, keys[own.start : own.stop], training)
+        given = (X, y, *tested_with, keys[own.start : own.stop], training, measures)
         found[k].append(jax.tree.map(np.asarray, _train_and_test(model, *given)))
     outcomes = [jax.tree.map(lambda *x: np.concatenate(x), *parts) for parts in found]
     recipe = training_recipe(model, **training._asdict())
@@ -284,20 +289,27 @@ def _train_and_test(
     labels: Int[Array, " t"],
     keys: Shaped[Array, "networks ..."],
     training: Training,
+    metrics: dict[str, Metric],
 ) -> tuple[
     Bool[Array, "networks t"],
     Bool[Array, " networks"],
     Float[Array, "networks steps"],
     Float[Array, "networks steps"],
+    dict[str, Float[Array, " networks"]],
 ]:
     """Of networks trained on (X, y), a set each: whether each gets each test image right, whether
-    it answers at all, and the losses and agreements of its training, as of `fit`."""
+    it answers at all, the losses and agreements of its training, as of `fit`, and the metrics."""
 
-    def one(key: PRNGKeyArray, X: Array, y: Array) -> tuple[Array, Array, Array, Array]:
+    def one(key: PRNGKeyArray, X: Array, y: Array) -> tuple[Any, ...]:
         model_key, train_key = jr.split(key)
         model, losses, agreed = fit(make_model(model_key), X, y, training, key=train_key)
-        said = answers(model, images)
-        return said == labels, jnp.any(said >= 0), losses, agreed
+        if not metrics:  # nothing but the answers is kept of a test pass
+            said = answers(model, images)
+            return said == labels, jnp.any(said >= 0), losses, agreed, {}
+        outputs = _outputs(model, images)
+        said = _ranked_first(outputs)
+        found = {name: metric(outputs, labels) for name, metric in metrics.items()}
+        return said == labels, jnp.any(said >= 0), losses, agreed, found
 
     return each_row(one, keys, X, y)
 
@@ -318,7 +330,7 @@ def _report(
     **more: Any,
 ) -> Evaluation:
     """What `_train_and_test` found of all networks, number i trained on set i % `sets`."""
-    hits, _, losses, agreed = outcome
+    hits, _, losses, agreed, measured = outcome
     columns = [hits[:, labels == c] for c in range(len(class_names))]
     empty = np.full(len(hits), np.nan)
     per_class = np.stack([c.mean(1) if c.shape[1] else empty for c in columns], axis=1)
@@ -330,6 +342,7 @@ def _report(
         sets=np.arange(len(hits)) % sets if sets > 1 else None,
         losses=final_losses(losses).astype(np.float64),
         converged=have_converged(losses, agreed),
+        metrics={name: values.astype(np.float64) for name, values in measured.items()},
         **more,
     )
 
@@ -358,7 +371,19 @@ def answers(model: AbstractNetwork, images: Float[Array, "n *shape"]) -> Int[Arr
     """The class of the largest output, image by image; −1 where an output is not finite."""
 
     def one(image: Array) -> Array:
-        outputs = model(image[None])[0]
-        return jnp.where(jnp.isfinite(outputs).all(), jnp.argmax(outputs), -1)
+        return _ranked_first(model(image[None])[0])
 
     return jax.lax.map(one, images, batch_size=_TEST_BATCH)
+
+
+def _outputs(model: AbstractNetwork, images: Float[Array, "n *shape"]) -> Float[Array, "n classes"]:
+    """What the network says of each image."""
+
+    def one(image: Array) -> Array:
+        return model(image[None])[0]
+
+    return jax.lax.map(one, images, batch_size=_TEST_BATCH)
+
+
+def _ranked_first(outputs: Float[Array, "*n classes"]) -> Int[Array, "*n"]:
+    return jnp.where(jnp.isfinite(outputs).all(-1), jnp.argmax(outputs, -1), -1)

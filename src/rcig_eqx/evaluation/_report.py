@@ -14,7 +14,7 @@ class Evaluation:
 
     - `accuracies`: `[networks]`.
     - `per_class`: `[networks classes]`; NaN for a class without test images.
-    - `class_names`: one a class.
+    - `class_names`: one per class.
     - `steps`: training steps of each network.
     - `baseline`: the same for as many random real images, where they are known.
     - `training`: how the networks were trained, as `training_recipe`
@@ -27,6 +27,8 @@ class Evaluation:
       at most 5% of the first, or the loss no longer fell and 95% of the images get the class that
       their label ranks first. Without that, accuracies say more about the training than about the
       set. `losses` and `converged` are `None` in a file of an earlier version.
+    - `metrics`: `[networks]` each, by name: what `evaluate(metrics=…)` asked for. NaN where a
+      network diverged and the metric has no number for that.
     """
 
     accuracies: Float64[np.ndarray, " networks"]
@@ -39,6 +41,7 @@ class Evaluation:
     sets: Int64[np.ndarray, " networks"] | None = None
     losses: Float64[np.ndarray, " networks"] | None = None
     converged: Bool[np.ndarray, " networks"] | None = None
+    metrics: dict[str, Float64[np.ndarray, " networks"]] = dataclasses.field(default_factory=dict)
 
     @property
     def mean(self) -> float:
@@ -97,6 +100,11 @@ class Evaluation:
             row = f"  {name:<{width}}  {self.per_class[:, c].mean():7.2%}"
             if self.baseline:
                 row += f"   random {self.baseline.per_class[:, c].mean():7.2%}"
+            lines.append(row)
+        for name, values in self.metrics.items():
+            row = f"{name}  {values.mean():.4g}"
+            if self.baseline and name in self.baseline.metrics:
+                row += f"   random {self.baseline.metrics[name].mean():.4g}"
             lines.append(row)
         if count > 1:
             lines.append(f"± is the standard deviation over {count} networks.")
@@ -168,6 +176,9 @@ class Evaluation:
                 "per_class": {
                     name: None if np.isnan(x).any() else x.tolist() for name, x in columns
                 },
+                "metrics": {
+                    name: list(map(_finite, values)) for name, values in report.metrics.items()
+                },
             }
 
         return {
@@ -190,7 +201,7 @@ class Evaluation:
             if not all(type(x) is float and 0 <= x <= 1 for each in known for x in each):
                 raise ValueError("accuracies are no fractions of one")
             sets, losses, converged = (
-                _read_column(part, name, len(known[0])) for name in ("sets", "losses", "converged")
+                _read_column(part, name, len(known[0]), *kind) for name, kind in _COLUMNS.items()
             )
             empty = [math.nan] * len(known[0])
             per_class = [empty if column is None else column for column in columns]
@@ -205,6 +216,7 @@ class Evaluation:
                 sets,
                 losses,
                 converged,
+                _read_metrics(part, len(known[0])),
             )
             for name in ("mean", "std"):
                 if not math.isclose(part[name], getattr(evaluation, name), abs_tol=1e-9):
@@ -233,9 +245,9 @@ def _finite(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _read_column(part: dict[str, Any], name: str, count: int) -> Any:
+def _read_column(part: dict[str, Any], name: str, count: int, kind: type, dtype: Any) -> Any:
     """One value per network, or `None` where an earlier version has not written it."""
-    values, (kind, dtype) = part.get(name), _COLUMNS[name]
+    values = part.get(name)
     if values is None:
         return None
     if kind is float:
@@ -243,3 +255,12 @@ def _read_column(part: dict[str, Any], name: str, count: int) -> Any:
     if len(values) != count or any(type(value) is not kind for value in values):
         raise ValueError(f"{name} are not one per network")
     return np.array(values, dtype)
+
+
+def _read_metrics(part: dict[str, Any], count: int) -> dict[str, Any]:
+    """A value per network of each metric; none where an earlier version has not written them."""
+    measured = part.get("metrics", {})
+    columns = {name: _read_column(measured, name, count, *_COLUMNS["losses"]) for name in measured}
+    if any(column is None for column in columns.values()):
+        raise ValueError("metrics are not one per network")
+    return columns

@@ -47,7 +47,7 @@ class ReproduceOptions:
     networks: Annotated[int | None, Option(min=1, help="Evaluated on each set.")] = None
     steps: Annotated[int | None, Option(min=1, help="Outer iterations.")] = None
     width: Annotated[int | None, Option(min=1, help="Filters of the first block.")] = None
-    batch_size: Annotated[int | None, Option(min=1, help="Real images a step.")] = None
+    batch_size: Annotated[int | None, Option(min=1, help="Real images per step.")] = None
     pool: Annotated[int | None, Option(min=1, help="Networks of the pool.")] = None
     evaluation_steps: Annotated[
         int | None, Option(min=1, help="Of a network evaluated or attacked.")

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections import ChainMap
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -122,7 +123,10 @@ def _at_most(number: int, total: int | None, each: int) -> int:
     return max(1, number if total is None else min(number, total // each))
 
 
-METHODS: dict[str, Callable[..., AbstractMethod] | None] = {"default": None, **methods.METHODS}
+METHODS: Mapping[str, Callable[..., AbstractMethod] | None] = ChainMap(
+    methods.METHODS,  # pyright: ignore[reportArgumentType]  # which is read and never written to
+    {"default": None},
+)
 """Methods by name; `"default"`, which goes by the number of steps, is `None`."""
 SETTINGS: dict[str, Callable[..., Recipe]] = {
     "library": lambda method, **changed: Recipe(method(**changed)),
