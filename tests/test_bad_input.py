@@ -183,6 +183,7 @@ def collect() -> dict[str, list[str]]:
     import numpy as np
 
     import rcig_eqx as r
+    from rcig_eqx._ridge import kernel_ridge
 
     images, labels = np.zeros((12, 8, 8, 1), np.uint8), np.repeat([0, 1], 6).astype(np.int32)
     images[6:] = 200
@@ -257,12 +258,12 @@ def collect() -> dict[str, list[str]]:
         "keys_many": lambda: distill(key=jr.split(key)),
         "initialization_unknown": lambda: distill(initialization="reel"),
         "method_a_string": lambda: distill(method="rcig"),
-        "optimizer_a_float": lambda: r.Recipe(optimizer=0.1),
+        "optimizer_a_float": lambda: r.Recipe(optimizer=0.1),  # pyright: ignore
         "preprocess_a_function": lambda: distill(preprocess=r.data.zca),
-        "pool_a_number": lambda: r.Recipe(pool=3),
-        "average_a_number": lambda: r.Recipe(average=0.9),
-        "average_not_made": lambda: r.Recipe(average=r.ema),
-        "growing_average_not_made": lambda: r.Recipe(average=r.growing_average),
+        "pool_a_number": lambda: r.Recipe(pool=3),  # pyright: ignore
+        "average_a_number": lambda: r.Recipe(average=0.9),  # pyright: ignore
+        "average_not_made": lambda: r.Recipe(average=r.ema),  # pyright: ignore
+        "growing_average_not_made": lambda: r.Recipe(average=r.growing_average),  # pyright: ignore
         "callbacks_not_callable": lambda: distill(callbacks=[1]),
         "callbacks_one_function": lambda: distill(callbacks=print),
         "devices_one": lambda: distill(devices=jax.devices()[0]),
@@ -280,7 +281,7 @@ def collect() -> dict[str, list[str]]:
         "conv_channels": lambda: conv(jnp.ones((1, 8, 8, 6)), stride=2),
         "conv_dtypes": lambda: conv(jnp.ones((1, 8, 8, 3), jnp.bfloat16)),
         "model_too_deep": lambda: distill(model=r.convnet_for((8, 8, 1), 2, 2, 9)),
-        "solve_float64_without_x64": lambda: r._ridge.kernel_ridge(
+        "solve_float64_without_x64": lambda: kernel_ridge(
             jnp.eye(2), jnp.ones((2, 2)), 0.1, dtype="float64"
         ),
         "learning_rate_negative": lambda: r.coreset_optimizer(-0.1),
@@ -317,7 +318,7 @@ def collect() -> dict[str, list[str]]:
             initialization=eqx.tree_at(lambda c: c.images, bare, bare.images[:1])
         ),
         "initialization_made": lambda: distill(initialization=lambda key: 3),
-        "parameterization_a_function": lambda: r.Recipe(parameterization=lambda c: c),
+        "parameterization_a_function": lambda: r.Recipe(parameterization=lambda c: c),  # pyright: ignore
         "adam_rate": lambda: r.solvers.Adam(-1.0),
         "adam_steps": lambda: r.solvers.Adam(steps=-1),
         "adam_untuned": lambda: r.solvers.Adam().rate(),
@@ -352,7 +353,7 @@ def collect() -> dict[str, list[str]]:
         "ridge_dtype_int": lambda: distill(method=r.methods.frepo(dtype=jnp.int32)),
         "ridge_dtype_half": lambda: distill(method=r.methods.frepo(dtype=jnp.float16)),
         "ridge_dtype_text": lambda: distill(method=r.methods.frepo(dtype="double precision")),
-        "checkpoint_every_text": lambda: r.Checkpoints("run", every="60"),
+        "checkpoint_every_text": lambda: r.Checkpoints("run", every="60"),  # pyright: ignore
         "width_text": lambda: r.convnet_for((8, 8, 1), 2, width="16"),  # pyright: ignore
         "softplus_text": lambda: r.convnet_for((8, 8, 1), 2, softplus="papr"),  # pyright: ignore
         "labels_from_one": lambda: distill((images, labels + 1)),

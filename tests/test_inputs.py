@@ -187,7 +187,7 @@ REFUSED = {
     "counts": (lambda made: ask(train=(X.astype(int), Y)), "pass floats"),
     "bytes": (lambda made: ask(train=(X.astype(np.uint8), Y)), r"not \[n h w c\]"),
     "a gap": (
-        lambda made: ask(train=(np.where(X == X[3, 2], np.nan, X), Y)),
+        lambda made: ask(train=(np.where(X[3, 2] == X, np.nan, X), Y)),
         r"1 NaN or infinite values, the first at index \(3, 2\)",
     ),
     "rounded away": (lambda made: ask(train=(1 + 1e-9 * X, Y)), "float32 cannot tell apart"),

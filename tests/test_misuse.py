@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 import rcig_eqx as r
+from rcig_eqx._ridge import kernel_ridge
+from rcig_eqx.evaluation._evaluate import correct
 
 SIZE, CLASSES, N, BATCH = 6, 3, 4, 5
 
@@ -75,8 +77,8 @@ CASES = {
     "ridge_head_dtype": (lambda g: r.methods.ridge_head(g["features"], g["labels"], 0.1), "labels"),
     "ridge_head_rows": (lambda g: r.methods.ridge_head(g["features"], g["targets"][1:], 0.1), "labels"),
     "ridge_head_swapped": (lambda g: r.methods.ridge_head(g["features"], 0.1, g["targets"]), "labels"),
-    "kernel_ridge_swapped": (lambda g: r._ridge.kernel_ridge(g["targets"], g["gram"], 0.1), "K_ss"),
-    "kernel_ridge_l2": (lambda g: r._ridge.kernel_ridge(g["gram"], g["targets"], "0.1"), "l2"),
+    "kernel_ridge_swapped": (lambda g: kernel_ridge(g["targets"], g["gram"], 0.1), "K_ss"),
+    "kernel_ridge_l2": (lambda g: kernel_ridge(g["gram"], g["targets"], "0.1"), "l2"),
     "platt_loss_labels": (lambda g: r.platt_loss(g["targets"], g["labels"], jnp.zeros(())), "targets"),
     "platt_loss_swapped": (lambda g: r.platt_loss(jnp.zeros(()), g["targets"], g["targets"]), "predictions"),
     "platt_loss_temperature": (lambda g: r.platt_loss(g["targets"], g["targets"], jnp.ones(1)), "log_temperature"),
@@ -94,7 +96,7 @@ CASES = {
     "train_network_swapped": (lambda g: train(g["model"], g["targets"], g["images"]), "labels"),
     "train_network_coreset": (lambda g: train(g["coreset"], g["images"], g["targets"]), "model"),
     "train_network_steps": (lambda g: train(g["model"], g["images"], g["targets"], steps=1.5), "steps"),
-    "correct_dtype": (lambda g: r.evaluation._evaluate.correct(g["model"], g["images"], g["targets"]), "labels"),
+    "correct_dtype": (lambda g: correct(g["model"], g["images"], g["targets"]), "labels"),
     "exact_swapped": (lambda g: EXACT(g["coreset"], g["model"], g["images"], g["targets"]), "coreset"),
     "exact_labels": (lambda g: EXACT(g["model"], g["coreset"], g["images"], g["labels"]), "targets"),
     "exact_images_last": (lambda g: EXACT(g["model"], g["coreset"], g["targets"], g["images"]), "images"),

@@ -27,8 +27,8 @@ from .data import (
     sample,
     to_state,
 )
-from .data._dataset import noun
 from .data._adapt import Examples, adapted, is_foreign
+from .data._dataset import noun
 from .initializers import INITIALIZERS, AbstractInitializer, Given, check_start, real_coreset
 from .methods import AbstractMethod, default_method
 from .models import MakeModel
@@ -281,8 +281,8 @@ def check_preprocess(preprocess: AbstractPreprocess, images: np.ndarray) -> None
         if made.shape != images.shape or made.dtype != jnp.float32:
             raise ArgumentError(
                 name,
-                f"made {made.dtype} {noun(images.shape[1:])} {made.shape} of {images.shape}: it must "
-                "make float32 ones of the same shape.",
+                f"made {made.dtype} {noun(images.shape[1:])} {made.shape} of {images.shape}: it "
+                "must make float32 ones of the same shape.",
             )
 
 

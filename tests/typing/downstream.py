@@ -75,9 +75,8 @@ def exact(
     result = method.hypergradient(model, coreset, images, targets, key=jr.key(0))
     assert_type(result, rcig.bilevel.Hypergradient)
     at = rcig.methods.linearize(model, coreset.images)
-    alpha = rcig._ridge.kernel_ridge(at.features @ at.features.T, coreset.labels, 0.1)
     head = rcig.methods.ridge_head(at.features, coreset.labels, 0.1)
-    return result.value + alpha.sum() + head.sum()
+    return result.value + head.sum()
 
 
 def inner(w: Array, log_l2: Array, batch: Array) -> Array:
@@ -124,8 +123,8 @@ def bilevel(w: Array, log_l2: Array, batch: Array) -> Array:
     )
     assert_type(plain, rcig.bilevel.Hypergradient)
     assert_type(plain.stats, dict[str, Array])
-    if plain.result == rcig.bilevel._engine.RESULTS.diverged:
-        print(rcig.bilevel._engine.RESULTS.diverged)
+    if plain.result == rcig.bilevel.RESULTS.diverged:
+        print(rcig.bilevel.RESULTS.diverged)
     del aux
     gradient: Array = plain.gradient
     return gradient

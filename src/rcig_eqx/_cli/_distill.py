@@ -14,13 +14,8 @@ from typer import Argument, Exit, Option
 from .._checks import check_known
 from .._distill import distill
 from .._recipe import Recipe, coreset_optimizer
-<<<<<<< HEAD
-from ..data import AbstractImages
+from ..data import DATASETS, AbstractImages
 from ..data._dataset import noun
-from ..data._load import KNOWN, TOO_LARGE
-=======
-from ..data import DATASETS
->>>>>>> w30-b
 from ..data._paths import user_path
 from ..evaluation import METRICS
 from ..evaluation._classes import match_classes
@@ -212,18 +207,11 @@ def distill_command(asked: DistillOptions) -> None:
     of = {"dataset": shown_name(asked.dataset), "seed": seed, "learning_rate": learning_rate}
     result = dataclasses.replace(result, recipe=result.recipe | of)
     written = [result.save(asked.file)]
-<<<<<<< HEAD
     if has_pictures(result.coreset):
         with drawing():
             title = f"{Path(asked.dataset).stem}, {asked.images_per_class} per class"
             picture = asked.file.with_suffix(".png")
             written.append(save_grid(result.coreset, result.class_names, picture, title=title))
-=======
-    with drawing():
-        title = f"{Path(asked.dataset).stem}, {asked.images_per_class} per class"
-        picture = asked.file.with_suffix(".png")
-        written.append(save_grid(result.coreset, result.class_names, picture, title=title))
->>>>>>> w30-b
     if result.interrupted:
         done = result.recipe["steps_done"]
         echo(
@@ -282,13 +270,9 @@ def _run(
     """The run itself, with checkpoints beside the result."""
     sweep(asked.folder, asked.file.name)
     asked.say(
-<<<<<<< HEAD
-        f"Distilling {asked.dataset} ({len(train):,} {noun(train.image_shape)}, {train.num_classes} classes) "
-=======
-        f"Distilling {asked.dataset} ({len(train):,} images, {train.num_classes} classes) "
->>>>>>> w30-b
-        f"to {asked.images_per_class} per class in {asked.steps:,} steps. Ctrl-C stops and keeps "
-        "the result; --resume goes on."
+        f"Distilling {asked.dataset} ({len(train):,} {noun(train.image_shape)}, "
+        f"{train.num_classes} classes) to {asked.images_per_class} per class in {asked.steps:,} "
+        "steps. Ctrl-C stops and keeps the result; --resume goes on."
     )
     with _earlier_kept(asked):
         return distill(

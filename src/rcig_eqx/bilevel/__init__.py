@@ -10,6 +10,7 @@ from ._inner import (
 )
 
 __all__ = [
+    "RESULTS",
     "GaussNewton",
     "Hypergradient",
     "LeastSquares",
