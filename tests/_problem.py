@@ -36,17 +36,29 @@ def random_problem(n: int, batch: int, size: int, *, channels: int = 1, width: i
     return model, coreset, images, targets
 
 
-def exact_hypergradient(*problem, chosen=None, **options):
+def exact_hypergradient(model, coreset, images, targets, *, chosen=None, **options):
     """That of `rcig(**options)`, without a key."""
-    return methods.rcig(**options).through(*(*problem, chosen))
+    return methods.rcig(**options).through(model, coreset, images, targets, chosen)
 
 
-def head_hypergradient(*problem, chosen=None, **options):
+def head_hypergradient(model, coreset, images, targets, *, chosen=None, **options):
     """That of the ridge head with the paper's outer loss."""
-    return methods.frepo(**({"outer_loss": platt_loss} | options)).through(*(*problem, chosen))
+    return methods.frepo(**({"outer_loss": platt_loss} | options)).through(
+        model, coreset, images, targets, chosen
+    )
 
 
-def implicit_hypergradient(*problem, chosen=None, linearized=True, reparameterized=True, **options):
+def implicit_hypergradient(
+    model,
+    coreset,
+    images,
+    targets,
+    *,
+    chosen=None,
+    linearized=True,
+    reparameterized=True,
+    **options,
+):
     """That of the primal route, RCIG's by default."""
     method = methods.Implicit(linearized=linearized, reparameterized=reparameterized, **options)
-    return method.through(*(*problem, chosen))
+    return method.through(model, coreset, images, targets, chosen)

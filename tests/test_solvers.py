@@ -233,8 +233,8 @@ def test_a_solve_with_the_kernel_reports_the_true_residual(network, l2):
     (prepared,) = prepare_kernel(NTK(model, small, l2), ConjugateGradient(rtol, 300))
     value, stats = prepared.solve(b)
     with jax.enable_x64(True):
-        wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (model, small))
-        K = np.asarray(NTK(*(*wide, l2)).as_matrix())
+        wide, images = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (model, small))
+        K = np.asarray(NTK(wide, images, l2).as_matrix())
     x, right = (np.asarray(a, np.float64).ravel() for a in (value, b))
     true = np.linalg.norm(right - K @ x) / np.linalg.norm(right)
     assert 0.5 * true < stats["residual"] < 3 * true  # where rounding decides, a bound from above
