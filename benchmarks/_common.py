@@ -48,7 +48,7 @@ def pool_network(make_model, X_S, y_S, steps, *, seed=1):
     return train(member, X_S, y_S, jnp.asarray(steps), schedule).model
 
 
-def distil_head_only(train, model, steps, *, batch_size=64, seed=0, **options):
+def distill_head_only(train, model, steps, *, batch_size=64, seed=0, **options):
     """A `DistillResult` of the head-only method with the paper's outer loss."""
     return distill(
         train,

@@ -1,6 +1,6 @@
 """The paper's truncated step, for comparison: Adam inner steps, Adam inverse-Hessian steps.
 
-Written as favourably as its equations allow: the network is linearised once, so that neither
+Written as favorably as its equations allow: the network is linearized once, so that neither
 loop repeats a forward pass.
 """
 
@@ -28,7 +28,7 @@ def truncated_hypergradient(
     inverse_rate=1e-2,
     l2_rate=5e-4,
 ):
-    """Direct plus implicit gradient of the reparameterised problem (paper, Algorithm 1)."""
+    """Direct plus implicit gradient of the reparameterized problem (paper, Algorithm 1)."""
     l2 = l2_rate * len(coreset.labels)
     parameters = eqx.filter(model, eqx.is_inexact_array)
     is_body = eqx.tree_at(lambda m: m.head.kernel, jax.tree.map(lambda _: True, parameters), False)

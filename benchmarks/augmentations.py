@@ -28,7 +28,7 @@ def main():
     train = data.load(args.dataset, "train", directory=args.directory)
     preprocess = data.default_preprocess(train.images)
     same = jnp.repeat(preprocess(train.images[[args.image]]), args.draws, axis=0)
-    # "color" mixes channels: grey images have none to mix.
+    # "color" mixes channels: gray images have none to mix.
     names = ["as it is", *(o for o in OPERATIONS if o != "color" or same.shape[3] == 3)]
     changed = [same]
     for number, operation in enumerate(names[1:]):

@@ -4,11 +4,11 @@
     python benchmarks/bias.py --images-per-class 10 --figure docs/results/bias-10ipc.png
 
 For each method of the primal route: cosine and norm ratio, in the images, to the exact
-hypergradient of the linearised problem, in float32 on real images, with n inner and n
+hypergradient of the linearized problem, in float32 on real images, with n inner and n
 inverse-Hessian Adam steps, all with the paper's outer loss. The learning rates are the library's
 own search at 20 steps, or at each n with `--search`, on the same network and batch. Networks:
 untrained, and after 60 pool steps. FRePo's gradients, with the paper's loss and with its own, come
-first, RCIG with conjugate gradients last; beside each linearised method what an exact v does where
+first, RCIG with conjugate gradients last; beside each linearized method what an exact v does where
 n Adam steps have ended.
 """
 
@@ -112,7 +112,7 @@ def draw(found, path):
         column[1].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         column[1].yaxis.set_major_formatter("{x:g}")
         column[1].minorticks_off()
-        column[1].axhline(1, color="grey", linewidth=0.5)
+        column[1].axhline(1, color="gray", linewidth=0.5)
         for axis in column:
             axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("cosine to the exact hypergradient")

@@ -3,13 +3,13 @@
     python benchmarks/bilevel.py cost               # 1e3 to 1e7 parameters
     python benchmarks/bilevel.py solvers            # every solver on one problem
 
-`cost`: the inner problem is a three-layer tanh network's ridge-regularised regression on 16
+`cost`: the inner problem is a three-layer tanh network's ridge-regularized regression on 16
 examples, ψ one log penalty a layer; θ is near its minimum, and all take the same θ. Every
 iterative solver stops at a relative residual of 1e-3 by its own rule. Columns: median seconds of
 the compiled call with quartiles, XLA's temporaries in MB and in vectors of θ's size, the
 Hessian-vector products where they are counted, and the relative difference to our gradient.
 
-`solvers`: the linearised network's least squares, 64 examples of three outputs, against the exact
+`solvers`: the linearized network's least squares, 64 examples of three outputs, against the exact
 hypergradient in float64.
 """
 
@@ -141,7 +141,7 @@ def optimistix_functions(inner, outer, parameters):
         descent = optx.GradientDescent(0.0, rtol=1e-3, atol=1e-3)
 
         def loss(psi):
-            found = optx.minimise(
+            found = optx.minimize(
                 inner,
                 descent,
                 theta,
@@ -191,7 +191,7 @@ def cost(sizes):
 
 
 def linear_problem(dtype):
-    """The linearised network's least squares, its minimum, and ψ: its labels and log λ."""
+    """The linearized network's least squares, its minimum, and ψ: its labels and log λ."""
     keys = jr.split(jr.key(1), 4)
     with jax.enable_x64(False):  # the same numbers in both precisions
         theta, apply = network(4_000, outputs=3, key=keys[0])

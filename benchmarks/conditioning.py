@@ -26,7 +26,7 @@ from _common import (
     adjoint,
     compile_and_time,
     cosine,
-    distil_head_only,
+    distill_head_only,
     image_gradient,
     pool_network,
     print_header,
@@ -89,7 +89,7 @@ def pivoted_cholesky(K, rank, rng):
 
 
 def deflated(K, base, rank, rng):
-    """A randomised Nyström preconditioner on top of another: split M = L Lᵀ, sketch L⁻¹ K L⁻ᵀ."""
+    """A randomized Nyström preconditioner on top of another: split M = L Lᵀ, sketch L⁻¹ K L⁻ᵀ."""
     L = np.linalg.cholesky(base)
     solve = lambda x, trans="N": scipy.linalg.solve_triangular(L, x, lower=True, trans=trans)  # noqa: E731
     Q = np.linalg.qr(rng.standard_normal((len(K), rank)))[0]
@@ -167,7 +167,7 @@ def main():
     fresh, coreset, images, targets = setting(args.images_per_class, 64, width=args.width)
     small = data.load("fashion_mnist_small", "train")
     make = convnet_for(small.image_shape, small.num_classes, width=args.width)
-    coreset = distil_head_only(
+    coreset = distill_head_only(
         small, make, args.distilled, images_per_class=args.images_per_class
     ).last
 

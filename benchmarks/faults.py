@@ -196,7 +196,7 @@ def main() -> None:
 
         folder = interrupted("other")
         _, said = run(train, folder, resume=True, optimizer=coreset_optimizer(0.01))
-        show("resumed with another optimiser", "refused", said)
+        show("resumed with another optimizer", "refused", said)
         other = data.Dataset(train.images[1:], train.labels[1:], train.class_names)
         _, said = run(other, folder, resume=True)
         show("resumed with other images", "refused", said)

@@ -2,7 +2,7 @@
 
     python benchmarks/kills.py --kills 20
 
-Each run distils the embedded Fashion-MNIST images in a process of its own and writes a checkpoint
+Each run distills the embedded Fashion-MNIST images in a process of its own and writes a checkpoint
 after every step. It is killed with SIGKILL after a random time, and the next process goes on from
 what it finds; those that were killed while a checkpoint was being written have left a part of one.
 When all kills are done, a last process finishes the run. Compared are the distilled sets, the

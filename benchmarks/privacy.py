@@ -3,7 +3,7 @@
     python benchmarks/privacy.py --out docs/results/privacy.png \
         --json benchmarks/results/privacy.json
 
-For every chunk of the training set: distil it, train networks on the chunk, on a random subset of
+For every chunk of the training set: distill it, train networks on the chunk, on a random subset of
 it as large as the distilled set, and on the distilled set, attack them along training as to the
 whole chunk, and put the chunks together. Then the likelihood-ratio attack on the first chunk, whose
 shadow networks are trained on random halves of it, distilled anew for every one. `--out` names the
@@ -66,8 +66,8 @@ def main():
     reports = []
     parts = privacy.chunks(train, args.chunk_size, args.chunks, key=chunk_key)
     for part, key in zip(parts, keys, strict=True):
-        distil_key, attack_key = jr.split(key)
-        result = distill(part, key=distil_key, method=method, steps=args.distill_steps, **fixed)
+        distill_key, attack_key = jr.split(key)
+        result = distill(part, key=distill_key, method=method, steps=args.distill_steps, **fixed)
         print(f"distilled after {time.perf_counter() - began:.0f} s", flush=True)
         report = privacy.membership_inference(
             result, part, test, key=attack_key, model=make[None], at=args.at,
@@ -82,7 +82,7 @@ def main():
     if args.shadows:
         shadow_method = default_method(args.shadow_distill_steps)
 
-        def distil(images, labels, key) -> DistillResult:
+        def distill_part(images, labels, key) -> DistillResult:
             half = data.Dataset(images, labels, part.class_names)
             return distill(
                 half, key=key, method=shadow_method, steps=args.shadow_distill_steps, **fixed
@@ -98,8 +98,8 @@ def main():
         training |= {"steps": args.shadow_steps}
         procedures = {
             "real": (privacy.train_on(make[None], preprocess, **training), True),
-            "subset": (privacy.distil_then_train(subset, make[None], **training), False),
-            "distilled": (privacy.distil_then_train(distil, make[None], **training), False),
+            "subset": (privacy.distill_then_train(subset, make[None], **training), False),
+            "distilled": (privacy.distill_then_train(distill_part, make[None], **training), False),
         }
         for name, (procedure, jit) in procedures.items():
             shadows = privacy.train_shadows(

@@ -19,7 +19,7 @@ import jax.random as jr
 from _common import (
     adjoint,
     cosine,
-    distil_head_only,
+    distill_head_only,
     image_gradient,
     pool_network,
     print_header,
@@ -55,7 +55,7 @@ def main():
     make = convnet_for(train.image_shape, train.num_classes, width=args.width)
     given = {"images_per_class": args.images_per_class, "flip": args.flip}
     given["recipe"] = Recipe(fold=False)
-    coreset = distil_head_only(train, make, args.distilled, **given).last
+    coreset = distill_head_only(train, make, args.distilled, **given).last
     X_S, y_S = coreset.support()
     assert coreset.preprocess is not None
     batch = train.subset(jr.choice(jr.key(2), len(train), (64,), replace=False).tolist())

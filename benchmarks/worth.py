@@ -5,7 +5,7 @@
     python benchmarks/worth.py table worth.jsonl
     python benchmarks/worth.py draw worth.jsonl --figure worth.png
 
-A run distils until the last of `--seconds` has passed, all else being the library's defaults, and
+A run distills until the last of `--seconds` has passed, all else being the library's defaults, and
 keeps what it has at each of them. `default` is the method of a long run, 1,000 head-only steps
 first: one that `distill` is asked to end earlier than after 2,000 turns exact halfway. Seconds are
 those of the whole `distill` call: preprocessing, compilation and the search for learning rates
@@ -41,7 +41,7 @@ METHODS = {"default": functools.partial(methods.default_method, LONG), **methods
 
 
 def run(args):
-    """Distil, then evaluate what there was at each budget."""
+    """Distill, then evaluate what there was at each budget."""
     load = {"directory": args.directory}
     train = data.load(args.dataset, "train", **load)
     test = data.load(args.dataset, "test", **load)
@@ -178,7 +178,7 @@ def draw(args):
     }
     size = (11, 3.5 * len(found))
     figure, axes = plt.subplots(len(found), 2, figsize=size, squeeze=False, layout="constrained")
-    known = {}  # lines are of the same colour in all panels
+    known = {}  # lines are of the same color in all panels
     for row, (panel, labels) in zip(axes, sorted(found.items()), strict=True):
         best = 0.0
         for label, budgets in labels.items():
@@ -187,15 +187,15 @@ def draw(args):
             mean, error = np.array([mean_and_error(budgets[b]) for b in at]).T
             best = max(best, *mean)
             number = list(known).index(label) if label in known else len(known)
-            colour, dashes = f"C{number % 10}", "o-" if number < 10 else "o--"
+            color, dashes = f"C{number % 10}", "o-" if number < 10 else "o--"
             for axis in row:
-                (known[label],) = axis.plot(at, mean, dashes, markersize=3, color=colour)
+                (known[label],) = axis.plot(at, mean, dashes, markersize=3, color=color)
                 low, high = mean - error, mean + error
-                axis.fill_between(at, low, high, alpha=0.2, color=colour, linewidth=0)
+                axis.fill_between(at, low, high, alpha=0.2, color=color, linewidth=0)
                 for seed in seeds if len(seeds) > 1 else ():
                     own = sorted(b for b in budgets if seed in budgets[b])
                     of_seed = [100 * np.mean(budgets[b][seed]) for b in own]
-                    axis.plot(own, of_seed, ".-", markersize=2, linewidth=0.6, color=colour)
+                    axis.plot(own, of_seed, ".-", markersize=2, linewidth=0.6, color=color)
         ticks = sorted({budget for budgets in labels.values() for budget in budgets})
         for axis in row:
             axis.set(xscale="log", xlabel="seconds of distilling", ylabel="test accuracy, %")

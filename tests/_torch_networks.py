@@ -20,7 +20,7 @@ NORMS = (nn.BatchNorm2d, nn.InstanceNorm2d, nn.LayerNorm, nn.GroupNorm)
 
 
 def convolution(kind, i, o, size, stride, side, padding, bias):
-    """A convolution to a map of `side` pixels, and its normalisation."""
+    """A convolution to a map of `side` pixels, and its normalization."""
     normalize = {
         "none": [],
         "batch": [nn.BatchNorm2d(o, momentum=1.0)],
@@ -70,7 +70,7 @@ def layers(name, kind, shape, width):
 
 
 def same_network(name, kind, shape, model):
-    """A PyTorch body with the numbers of a network of ours, and its normalisation layers."""
+    """A PyTorch body with the numbers of a network of ours, and its normalization layers."""
     body = nn.Sequential(*layers(name, kind, shape, model.blocks[0].kernel.shape[-1])).double()
     is_block = lambda x: isinstance(x, ConvBlock)  # noqa: E731
     blocks = [x for x in jax.tree.leaves(model, is_leaf=is_block) if is_block(x)]
@@ -93,7 +93,7 @@ def same_network(name, kind, shape, model):
 
 
 def normalizations(model):
-    """The normalisation layers of a network of ours, from input to output."""
+    """The normalization layers of a network of ours, from input to output."""
     is_block = lambda x: isinstance(x, ConvBlock)  # noqa: E731
     blocks = [x for x in jax.tree.leaves(model, is_leaf=is_block) if is_block(x)]
     return [block.normalize for block in blocks if block.normalize is not None]

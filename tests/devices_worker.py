@@ -158,7 +158,7 @@ def chunks(devices: int, n: int) -> dict:
     return {"difference": difference, "crossing": collective_bytes(run.as_text() or "")}
 
 
-# What each process of several distils: a set "on disk", so that each decodes its own rows alone.
+# What each process of several distills: a set "on disk", so that each decodes its own rows alone.
 IMAGES = np.random.default_rng(1).integers(0, 256, (480, SIZE, SIZE, 1), np.uint8)
 LABELS = np.arange(480) % CLASSES
 decoded: set[int] = set()

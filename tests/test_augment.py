@@ -83,18 +83,18 @@ def test_cutout_blanks_a_rectangle_of_half_the_side():
     assert rows.min() >= SIDE // 4  # a centre at the border leaves half of it
 
 
-def test_color_adds_to_all_pixels_and_scales_greys_and_colours():
-    """x -> a + b grey(x) + c (x - grey(x)), with the numbers of each image in their ranges."""
+def test_color_adds_to_all_pixels_and_scales_greys_and_colors():
+    """x -> a + b gray(x) + c (x - gray(x)), with the numbers of each image in their ranges."""
     X, found = np.asarray(IMAGES), changed("color")
-    grey = X.mean(3, keepdims=True)
-    for x, g, f in zip(X, grey, found, strict=True):
+    gray = X.mean(3, keepdims=True)
+    for x, g, f in zip(X, gray, found, strict=True):
         columns = np.stack([np.ones(x.size), np.broadcast_to(g, x.shape).ravel(), (x - g).ravel()])
         fit, residual, *_ = np.linalg.lstsq(columns.T, f.ravel(), rcond=None)
         assert residual < 1e-6
-        added, contrast, colour = fit
+        added, contrast, color = fit
         assert abs(added) < 0.5 + abs(x.mean())  # contrast is about the image's mean
         assert 0.5 <= contrast <= 1.5
-        assert 0 <= colour / contrast <= 2
+        assert 0 <= color / contrast <= 2
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -150,4 +150,4 @@ def test_an_operation_twice_is_refused():
 
 def test_an_unknown_operation_is_named_with_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'color'"):
-        Augment("flip_colour")
+        Augment("flip_color")

@@ -221,14 +221,14 @@ def cross_entropy(X, t, w):
 def test_logistic_regression_against_a_dense_implicit_derivative(logistic):
     X, t, V, s, psi, w, dense = logistic
 
-    def penalised(f, w, psi):
+    def penalized(f, w, psi):
         loss = jnp.sum(jax.nn.softplus(f) - jnp.asarray(t) * f)
         return loss + 0.5 * jnp.sum(jnp.exp(psi) * w**2)
 
-    inner = lambda w, psi: penalised(jnp.asarray(X) @ w, w, psi)  # noqa: E731
+    inner = lambda w, psi: penalized(jnp.asarray(X) @ w, w, psi)  # noqa: E731
     outer = lambda w, psi: cross_entropy(V, s, w)  # noqa: E731
     outputs = lambda w, psi: (jnp.asarray(X) @ w, w)  # noqa: E731
-    composite = GaussNewton(outputs, lambda f, psi: penalised(f[0], f[1], psi))
+    composite = GaussNewton(outputs, lambda f, psi: penalized(f[0], f[1], psi))
     for loss in (inner, composite):  # outputs linear in w: Gauss–Newton is the Hessian
         for solver in (CG, lx.Cholesky(), Neumann(5000, rtol=1e-12)):
             got = compiled(outer, loss, w, psi, solver=solver)
@@ -286,16 +286,16 @@ def network():
     def outer(model, psi):
         return 0.5 * jnp.mean((jax.vmap(model)(V)[:, 0] - jnp.sin(2 * V[:, 0])) ** 2)
 
-    def minimise(model, psi):
+    def minimize(model, psi):
         theta, static = eqx.partition(model, eqx.is_inexact_array)
         return eqx.combine(newton(lambda t: inner(eqx.combine(t, static), psi), theta), static)
 
-    return inner, outer, eqx.filter_jit(minimise), eqx.filter_jit(minimise)(model, psi), psi
+    return inner, outer, eqx.filter_jit(minimize), eqx.filter_jit(minimize)(model, psi), psi
 
 
 def test_a_three_layer_network_against_finite_differences(network):
     """The minimum found anew on both sides of ψ, along random directions."""
-    inner, outer, minimise, model, psi = network
+    inner, outer, minimize, model, psi = network
     slope = eqx.filter_jit(eqx.filter_grad(inner))(model, psi)
     assert float(jnp.linalg.norm(ravel_pytree(slope)[0])) < 1e-12
     got = eqx.filter_jit(hypergradient)(outer, inner, model, psi, solver=CG)
@@ -304,7 +304,7 @@ def test_a_three_layer_network_against_finite_differences(network):
         eqx.filter(model, eqx.is_inexact_array)
     )
     flat, unravel = ravel_pytree(psi)
-    at = eqx.filter_jit(lambda flat: outer(minimise(model, unravel(flat)), None))
+    at = eqx.filter_jit(lambda flat: outer(minimize(model, unravel(flat)), None))
     for key in jr.split(jr.key(5), 3):
         d, h = jr.normal(key, flat.shape), 1e-4
         ends = [at(flat + s * h * d) for s in (1, -1, 2, -2)]
@@ -313,7 +313,7 @@ def test_a_three_layer_network_against_finite_differences(network):
 
 
 def test_frozen_leaves_and_filter_specs(network):
-    """Only the last layer was minimised over, only its penalty and the labels are learned."""
+    """Only the last layer was minimized over, only its penalty and the labels are learned."""
     inner, outer, _, model, psi = network
     last = jax.tree.map(lambda _: False, model)
     last = eqx.tree_at(lambda m: m.layers[-1], last, True)
@@ -443,8 +443,8 @@ def test_a_key_and_a_batch_are_the_same_in_gradient_and_hessian():
     assert relative(*gradients) > 1e-2
 
 
-class Normalised(eqx.Module):
-    """One layer, batch normalisation, one layer."""
+class Normalized(eqx.Module):
+    """One layer, batch normalization, one layer."""
 
     first: eqx.nn.Linear
     norm: eqx.nn.BatchNorm
@@ -465,7 +465,7 @@ def test_stateful_layers_have_their_state_in_args():
     """Held fixed in every evaluation, the new one in aux."""
     X, y, V = (jr.normal(jr.key(i), s) for i, s in ((1, (6, 3)), (2, (6,)), (3, (5, 3))))
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # Equinox's own
-        model, state = eqx.nn.make_with_state(Normalised)(key=jr.key(0))
+        model, state = eqx.nn.make_with_state(Normalized)(key=jr.key(0))
 
         def apply(model, X, state):
             axes = {"axis_name": "batch", "in_axes": (0, None), "out_axes": (0, None)}
@@ -570,7 +570,7 @@ def given(**changed):
     return hypergradient(**(arguments | changed))
 
 
-def penalised(l2):
+def penalized(l2):
     """Least squares with such a λ."""
     return LeastSquares(lambda w, psi: w - psi, lambda psi: l2)
 
@@ -597,13 +597,13 @@ MISTAKES = {
     "inner_python_integer": ({"inner_params": {"a": jnp.ones(3), "b": 1}}, r"inner_params\['b'\]"),
     "outer_python_integer": ({"outer_params": 3}, "outer_params is the Python integer"),
     "outer_python_complex": ({"outer_params": [1j]}, r"outer_params\[0\] is complex"),
-    "l2_negative": ({"inner_loss": penalised(-1.0)}, "l2 returns -1.0"),
-    "l2_zero": ({"inner_loss": penalised(0)}, "l2 returns 0"),
-    "l2_nan": ({"inner_loss": penalised(np.nan)}, "l2 returns nan"),
-    "l2_text": ({"inner_loss": penalised("0.1")}, "l2 returns '0.1'"),
-    "l2_complex": ({"inner_loss": penalised(1j)}, "l2 returns 1j"),
-    "l2_of_other_shape": ({"inner_loss": penalised(np.ones(2))}, r"l2 returns \[2\] for .*\[3\]"),
-    "l2_of_other_structure": ({"inner_loss": penalised({"a": 1.0})}, "l2 returns PyTreeDef"),
+    "l2_negative": ({"inner_loss": penalized(-1.0)}, "l2 returns -1.0"),
+    "l2_zero": ({"inner_loss": penalized(0)}, "l2 returns 0"),
+    "l2_nan": ({"inner_loss": penalized(np.nan)}, "l2 returns nan"),
+    "l2_text": ({"inner_loss": penalized("0.1")}, "l2 returns '0.1'"),
+    "l2_complex": ({"inner_loss": penalized(1j)}, "l2 returns 1j"),
+    "l2_of_other_shape": ({"inner_loss": penalized(np.ones(2))}, r"l2 returns \[2\] for .*\[3\]"),
+    "l2_of_other_structure": ({"inner_loss": penalized({"a": 1.0})}, "l2 returns PyTreeDef"),
     "inner_integers": (
         {"inner_params": {"a": jnp.arange(3)}, "inner_filter_spec": True},
         r"inner_params\['a'\] is int",
@@ -646,11 +646,11 @@ def test_mistakes_are_told_before_any_work(name):
         given(**changed)
 
 
-def test_mistakes_of_the_differentiable_minimiser():
+def test_mistakes_of_the_differentiable_minimizer():
     with pytest.raises(ValueError, match="takes no preconditioner"):
         implicitly_differentiable(saddle, saddle, solver=lx.LU(), preconditioner=lambda v: v)
     solve = implicitly_differentiable(lambda start, psi: 3, bowl, solver=CG)
-    with pytest.raises(ValueError, match="result of minimise is the Python integer 3"):
+    with pytest.raises(ValueError, match="result of minimize is the Python integer 3"):
         solve(jnp.ones(2), jnp.asarray(0.1))
     rows = implicitly_differentiable(lambda start, psi: start, lambda w, psi: w, solver=CG)
     with pytest.raises(ValueError, match="inner_loss returns"):
@@ -862,24 +862,24 @@ def test_which_way_a_hessian_is_taken(name):
     assert relative(hessian_operator(f, w).mv(v), numeric) < 1e-6
 
 
-def test_a_minimiser_with_aux_and_keywords(ridge):
-    def minimise(start, psi, *, steps):
+def test_a_minimizer_with_aux_and_keywords(ridge):
+    def minimize(start, psi, *, steps):
         return ridge.closed(psi), {"steps": steps, "psi": psi["y"]}
 
-    solve = implicitly_differentiable(minimise, ridge.inner, solver=CG, has_aux=True)
+    solve = implicitly_differentiable(minimize, ridge.inner, solver=CG, has_aux=True)
     assert solve(None, ridge.psi, steps=7)[1]["steps"] == 7
     outer = lambda psi: ridge.outer(solve(None, psi, steps=7)[0], psi)  # noqa: E731
     assert relative(jax.grad(outer)(ridge.psi), jax.grad(ridge.reduced)(ridge.psi)) < 1e-8
     aux = jax.grad(lambda psi: jnp.sum(solve(None, psi, steps=7)[1]["psi"]))(ridge.psi)
     assert not ravel_pytree(aux)[0].any()
-    with pytest.raises(Exception, match="A keyword of minimise has no derivatives"):
+    with pytest.raises(Exception, match="A keyword of minimize has no derivatives"):
         jax.grad(lambda s: ridge.outer(solve(None, ridge.psi, steps=s)[0], ridge.psi))(7.0)
-    with pytest.raises(ValueError, match=r"minimise must return \(inner_params, aux\)"):
+    with pytest.raises(ValueError, match=r"minimize must return \(inner_params, aux\)"):
         implicitly_differentiable(
             lambda start, psi: ridge.closed(psi), ridge.inner, solver=CG, has_aux=True
         )(None, ridge.psi)
-    with pytest.raises(ValueError, match=r"minimise\[1\]\['steps'\]") as told:
-        implicitly_differentiable(minimise, ridge.inner, solver=CG)(None, ridge.psi, steps=7)
+    with pytest.raises(ValueError, match=r"minimize\[1\]\['steps'\]") as told:
+        implicitly_differentiable(minimize, ridge.inner, solver=CG)(None, ridge.psi, steps=7)
     assert "has_aux=True" in "".join(told.value.__notes__)
 
 

@@ -1,4 +1,4 @@
-"""Pieces of one's own in `distill`: losses, networks, optimiser, start, preprocessing, ψ."""
+"""Pieces of one's own in `distill`: losses, networks, optimizer, start, preprocessing, ψ."""
 
 import functools
 import re
@@ -175,7 +175,7 @@ def test_weighted_exact_equals_autodiff_through_closed_form(setting, shape, solv
 
 
 def test_weights_reach_the_primal_route_and_the_ridge_head(setting):
-    """The reparameterised problem, by weighted ridge heads, has the same minimum."""
+    """The reparameterized problem, by weighted ridge heads, has the same minimum."""
     with jax.enable_x64(True):
         model, coreset, images, targets = setting
         loss = SquaredError(weights_of((N, 3)))
@@ -402,8 +402,8 @@ def test_own_networks_are_distilled_and_evaluated(train, model):
     assert 0 <= report.mean <= 1
 
 
-class Centred(AbstractNetwork):
-    """Features that depend on the batch, as batch normalisation's do."""
+class Centered(AbstractNetwork):
+    """Features that depend on the batch, as batch normalization's do."""
 
     head: Head
 
@@ -424,7 +424,7 @@ def softmaxed(key):
 
 
 WRONG = {
-    "depends": (lambda key: Centred(Head(49, 3, key=key)), "beside another"),
+    "depends": (lambda key: Centered(Head(49, 3, key=key)), "beside another"),
     "state": (batch_norm, "layer with a state.*GroupNorm"),
     "softmax": (softmaxed, "not the last thing the module does"),
     "sizes": (lambda key: Network(jnp.ravel, eqx.nn.Linear(9, 3, key=key)), "49 features"),
@@ -445,17 +445,17 @@ def test_ready_networks_are_independent_of_the_batch():
     check_independent(convnet_for((7, 7, 1), 3, 2, 1)(jr.key(0)), jr.normal(jr.key(1), (7, 7, 1)))
 
 
-# Optimiser, start, preprocessing
+# Optimizer, start, preprocessing
 
 
-def test_any_optax_optimiser(train):
+def test_any_optax_optimizer(train):
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.01, weight_decay=1e-3))
     result = distill(train, optimizer=optimizer)
     assert finite(result)
     assert np.abs(np.asarray(result.last.images - result.baseline.images)).max() < 0.03
 
 
-def test_an_optimiser_that_asks_for_the_loss_gets_it(train):
+def test_an_optimizer_that_asks_for_the_loss_gets_it(train):
     """`value` is the outer loss of the step, `grad` its gradient in ψ."""
     distill(train, optimizer=optax.chain(optax.adam(0.01), optax.contrib.reduce_on_plateau()))
 
@@ -477,7 +477,7 @@ def test_an_optimiser_that_asks_for_the_loss_gets_it(train):
     assert all(loss == value != 0 and same == 1.0 for loss, value, same in losses)
 
 
-def test_an_optimiser_that_asks_for_more_is_refused(train):
+def test_an_optimizer_that_asks_for_more_is_refused(train):
     with pytest.raises(ValueError, match=r"optimizer fails .*value_fn"):
         distill(train, optimizer=optax.lbfgs())
 
@@ -564,7 +564,7 @@ def test_a_preprocessing_of_ones_own_is_stored_and_read_back(train, tmp_path):
         distill(train, preprocess=Half())
 
 
-# Parameterisations
+# Parameterizations
 
 
 class HalfResolution(AbstractParameterization):
@@ -599,7 +599,7 @@ class SharedBasis(AbstractParameterization):
 
 
 @pytest.mark.parametrize("parameterization", [HalfResolution(), SharedBasis()])
-def test_a_parameterisation_of_ones_own(train, parameterization, tmp_path):
+def test_a_parameterization_of_ones_own(train, parameterization, tmp_path):
     """ψ moves along the gradient through decode; what is returned is decoded from its average."""
     seen = []
 
@@ -665,7 +665,7 @@ class Broken(AbstractParameterization):
         ("size", r"\(3, 4, 7, 1\).* where these data need .*\(3, 7, 7, 1\)"),
     ],
 )
-def test_parameterisations_that_are_none_are_refused(train, what, says):
+def test_parameterizations_that_are_none_are_refused(train, what, says):
     with pytest.raises(ValueError, match=says):
         distill(train, parameterization=Broken(what), flip=True)
 

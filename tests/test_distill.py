@@ -190,7 +190,7 @@ def test_nothing_is_traced_after_the_first_step(result, seen):
 
 
 def test_a_second_run_with_the_defaults_compiles_nothing(train):
-    """Strategies are compared by value, the default optimiser and average made once."""
+    """Strategies are compared by value, the default optimizer and average made once."""
 
     def model(key):  # not one that an earlier test has compiled
         return counted(key)
@@ -374,7 +374,7 @@ def test_a_set_on_disk_is_distilled_and_evaluated_as_the_one_in_memory(
     np.testing.assert_array_equal(again.accuracies, report.accuracies)
 
 
-def test_frepo_on_a_folder_of_colour_images_which_are_whitened_and_mirrored(tmp_path):
+def test_frepo_on_a_folder_of_color_images_which_are_whitened_and_mirrored(tmp_path):
     Image = pytest.importorskip("PIL.Image")
     rng = np.random.default_rng(0)
     for name in ("cat", "dog"):
@@ -382,24 +382,24 @@ def test_frepo_on_a_folder_of_colour_images_which_are_whitened_and_mirrored(tmp_
         for i in range(8):
             pixels = rng.integers(0, 256, (8, 6, 3)).astype(np.uint8)
             Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
-    colours = distill(
+    colors = distill(
         ImageFolder(tmp_path),
         steps=2,
         batch_size=5,
         method=frepo(),
         model=convnet_for((8, 6, 3), 2, 2, 1),
     )
-    assert colours.class_names == ("cat", "dog")
-    assert type(colours.coreset.preprocess).__name__ == "ZCA"
-    assert colours.coreset.flip
-    images, labels = colours.coreset.support()
+    assert colors.class_names == ("cat", "dog")
+    assert type(colors.coreset.preprocess).__name__ == "ZCA"
+    assert colors.coreset.flip
+    images, labels = colors.coreset.support()
     assert images.shape == (8, 8, 6, 3)
     np.testing.assert_array_equal(images[4:], images[:4, :, ::-1])
     np.testing.assert_array_equal(labels[4:], labels[:4])
-    assert colours.recipe["method"]["name"] == "Frepo"
-    assert "residual" not in colours.history
-    assert np.isfinite(colours.history["loss"]).all()
-    moved = np.abs(np.asarray(colours.last.images - colours.baseline.images)).max()
+    assert colors.recipe["method"]["name"] == "Frepo"
+    assert "residual" not in colors.history
+    assert np.isfinite(colors.history["loss"]).all()
+    moved = np.abs(np.asarray(colors.last.images - colors.baseline.images)).max()
     assert 0 < moved < 1
 
 
@@ -605,7 +605,7 @@ def test_the_default_rate_is_held_and_then_falls():
     np.testing.assert_allclose(rates, [0.5 * min(1, 4 / n) ** 0.5 for n in range(1, 17)], rtol=1e-6)
 
 
-def test_the_default_optimiser_takes_it_for_images_and_labels(train):
+def test_the_default_optimizer_takes_it_for_images_and_labels(train):
     """AdaBelief's update is linear in its rate: beside a constant one, step by step."""
     psi = real_coreset(train, 1, standardize(train.images), key=jr.key(0))
     psi: Any = eqx.tree_at(lambda c: c.preprocess, psi, None)

@@ -202,11 +202,11 @@ MATCHED = {
 UNMATCHED = {  # and what the error names
     "one other name": (("a", "b", "c"), 3, ("a", "b", "d"), "'d'"),
     "all others": (("a", "b", "c"), 3, ("x", "y", "z"), "'x', 'y', 'z'"),
-    "an unlabelled folder": (("a", "b", "c"), 3, ("images",), "'images'"),
+    "an unlabeled folder": (("a", "b", "c"), 3, ("images",), "'images'"),
     "more": (("a", "b"), 2, ("a", "b", "c"), "'c'"),
     "another spelling": (("a", "b"), 2, ("A", "b"), "'A'"),
-    "an unlabelled folder of numbers": (DIGITS, 3, ("images",), "3 classes"),
-    "an unlabelled folder of a bare coreset": (None, 3, ("images",), "3 classes"),
+    "an unlabeled folder of numbers": (DIGITS, 3, ("images",), "3 classes"),
+    "an unlabeled folder of a bare coreset": (None, 3, ("images",), "3 classes"),
     "more than bare arrays": (DIGITS[:2], 2, ("a", "b", "c"), "2 classes and the test set 3"),
     "a bare test set of more": (("a", "b"), 2, DIGITS, "2 classes and the test set 3"),
     "numbers from 1": (DIGITS, 3, ("1", "2", "3"), "'3'"),
@@ -343,7 +343,7 @@ def test_a_distilled_set_behind_random_images_is_explained():
     assert "random images" not in early
     assert "once the networks converge" in why
     (why,) = dataclasses.replace(behind, converged=fitted).remarks
-    assert "Distil for more steps" in why
+    assert "Distill for more steps" in why
     assert dataclasses.replace(behind, accuracies=high + 0.1, converged=fitted).remarks == ()
 
 

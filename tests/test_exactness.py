@@ -116,7 +116,7 @@ def test_equals_finite_differences(problem):
         np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=1e-6)
 
 
-def test_equals_direct_plus_implicit_of_the_reparameterised_problem(problem):
+def test_equals_direct_plus_implicit_of_the_reparameterized_problem(problem):
     """Section 3.3 with both loops run to convergence, by dense Hessians of the body alone."""
     model, coreset, images, targets = problem
     body, head = partition(model)

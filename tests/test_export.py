@@ -583,10 +583,10 @@ def fuzz_signed(folder, cases: int, *, seed: int) -> collections.Counter:
             outcomes["refused"] += 1
             continue
         outcomes["identical" if same(loaded, make()) else "another valid set"] += 1
-        grey = jnp.full((1, *loaded.coreset.images.shape[1:]), 0.5)
+        gray = jnp.full((1, *loaded.coreset.images.shape[1:]), 0.5)
         preprocess = loaded.coreset.preprocess
         assert preprocess is not None
-        for x in (loaded.coreset.images, loaded.coreset.labels, preprocess(grey)):
+        for x in (loaded.coreset.images, loaded.coreset.labels, preprocess(gray)):
             assert jnp.isfinite(x).all()
         training = loaded.card["training"]
         assert training["learning_rate"]["warmup_steps"] < training["steps"]

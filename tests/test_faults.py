@@ -136,7 +136,7 @@ def test_a_trained_head_has_no_ridge_system_to_name(train, batch):
 def test_an_update_that_overflows_is_rejected(train, batch):
     state = start(train, Probe(), optax.scale(jnp.inf))
     after, metrics = take(state, batch)
-    assert "optimiser" in CAUSES[int(metrics["cause"])]
+    assert "optimizer" in CAUSES[int(metrics["cause"])]
     np.testing.assert_array_equal(after.psi.images, state.psi.images)
 
 
@@ -236,7 +236,7 @@ def test_a_signal_of_a_host_program_is_left_alone(monkeypatch):
     assert signal.getsignal(signal.SIGTERM) is usual
 
 
-def test_an_optimiser_that_overflows_is_rejected(train, batch):
+def test_an_optimizer_that_overflows_is_rejected(train, batch):
     """A second moment of infinity would make every later update zero."""
 
     class Huge(Probe):

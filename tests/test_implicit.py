@@ -337,7 +337,7 @@ def test_neumann_is_its_series(inner):
     assert relative(got, total) < 1e-12
 
 
-# name: arguments with which the linearised problem is solved to convergence
+# name: arguments with which the linearized problem is solved to convergence
 EXACT = {
     "cg": {"inner": CG, "solver": CG},
     "dual": {"inner": Dual(), "solver": Dual()},
@@ -453,9 +453,9 @@ def test_ordinary_networks_against_dense_algebra(setting, reparameterized, name)
         return net, kernel, jnp.concatenate([moved, kernel.ravel()])
 
     def residuals(t, c):
-        net, kernel, penalised = network(t, c.images, c.labels)
+        net, kernel, penalized = network(t, c.images, c.labels)
         f = net.features(c.images) @ kernel + net.head.bias[None]
-        return jnp.concatenate([(f - c.labels).ravel(), jnp.sqrt(l2) * penalised])
+        return jnp.concatenate([(f - c.labels).ravel(), jnp.sqrt(l2) * penalized])
 
     def inner(t, c):
         return 0.5 * jnp.sum(residuals(t, c) ** 2)

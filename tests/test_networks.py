@@ -1,4 +1,4 @@
-"""ResNet-18, VGG-11, AlexNet and the normalisations: counts, forward passes, and in a run."""
+"""ResNet-18, VGG-11, AlexNet and the normalizations: counts, forward passes, and in a run."""
 
 import itertools
 import json
@@ -143,7 +143,7 @@ def test_a_convnet_of_constant_width():
         assert [block.kernel.shape[-1] for block in deep.blocks] == [1] * depth
 
 
-def test_one_initialiser():
+def test_one_initializer():
     make = network_for("resnet18", (16, 16, 3), 10, normalization="batch")
     parameters, _ = split_parameters(make(jr.key(0)))
     for path, x in jax.tree_util.tree_leaves_with_path(parameters):
@@ -189,7 +189,7 @@ def test_forward_passes_are_those_of_pytorch(name, kind, channels):
 
 
 @pytest.mark.parametrize("name", ["vgg11", pytest.param("resnet18", marks=pytest.mark.slow)])
-def test_training_with_batch_normalisation_is_that_of_pytorch(name):
+def test_training_with_batch_normalization_is_that_of_pytorch(name):
     """Steps by the batch's statistics, then outputs by those that were stored on the way."""
     pytest.importorskip("torch")
     import _torch_networks as reference
@@ -324,11 +324,11 @@ def run(model, method, steps=2):
 
 @pytest.fixture(scope="module")
 def result():
-    """A set distilled with batch normalisation."""
+    """A set distilled with batch normalization."""
     return run(tiny(), methods.frepo())
 
 
-def test_distilled_with_batch_normalisation(result):
+def test_distilled_with_batch_normalization(result):
     assert np.isfinite(result.coreset.images).all()
     assert not result.history["rejected"].any()
     assert not np.array_equal(result.coreset.images, result.baseline.images)
@@ -359,14 +359,14 @@ def test_a_step_is_at_the_statistics_of_the_set_as_it_is():
         for a, b in zip(seen.pop(), expected, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     named = [name for name in arrays_of(state) if "statistics" in name]
-    assert len(named) == 2  # a checkpoint has them, and the optimiser no moments of them
+    assert len(named) == 2  # a checkpoint has them, and the optimizer no moments of them
     trained = jax.tree.map(lambda x: x[0], state.pool.model)
     fresh = made(tiny())
     for a, b in zip(*map(statistics, (trained, fresh)), strict=True):
         assert not np.allclose(a, b)
 
 
-def test_evaluated_with_the_normalisation_distilled_with(result):
+def test_evaluated_with_the_normalization_distilled_with(result):
     """The paper's appendix C.1: an evaluation that dropped it without a word."""
     report = evaluate(result, TRAIN, key=jr.key(1), **BRIEF)
     network = report.training["network"]
@@ -380,7 +380,7 @@ def test_evaluated_with_the_normalisation_distilled_with(result):
     ("name", "kind"),
     [*(("convnet", kind) for kind in KINDS), ("resnet18", "batch"), ("alexnet", "instance")],
 )
-def test_the_normalisation_asked_for_is_there(result, name, kind):
+def test_the_normalization_asked_for_is_there(result, name, kind):
     """What is made by name, described and built anew does not see how bright its inputs are."""
     make = fresh_network(result, architecture=name, normalization=kind, width=4)
     network = training_recipe(make, steps=1)["network"]
@@ -391,7 +391,7 @@ def test_the_normalisation_asked_for_is_there(result, name, kind):
     assert np.allclose(same, scaled, rtol=0.02, atol=0.02) == (kind != "none")
 
 
-def test_other_networks_take_the_normalisation_along(result):
+def test_other_networks_take_the_normalization_along(result):
     known = training_recipe(fresh_network(result, architecture="AlexNet"), steps=1)["network"]
     assert known.items() >= {"name": "AlexNet", "width": 128, "normalization": "batch"}.items()
     again = training_recipe(fresh_network(result, normalization="none"), steps=1)["network"]
@@ -445,8 +445,8 @@ def test_the_command_line(tmp_path, capsys):
     rest = ["--data", str(data), "--split", "train", "--networks", "1", "--steps", "1"]
     rest += ["--json", str(report)]
     for options, says in (
-        ([], "(ConvNet, group normalisation)"),
-        (["--normalization", "none"], "(ConvNet, without normalisation)"),
+        ([], "(ConvNet, group normalization)"),
+        (["--normalization", "none"], "(ConvNet, without normalization)"),
     ):
         with pytest.raises(SystemExit, match="0"):
             main(["evaluate", str(file), *rest, *options])

@@ -60,7 +60,7 @@ def drawn(path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("channels", [2, 4, 5, 13])
-def test_images_that_are_no_colours_are_shown_by_their_mean(channels, tmp_path):
+def test_images_that_are_no_colors_are_shown_by_their_mean(channels, tmp_path):
     shown = coreset(2, 3, channels)
     mean = Coreset(shown.images.mean(3, keepdims=True), shown.labels, jnp.zeros(()), Identity())
     said = f"T (the mean of {channels} channels)"
@@ -133,7 +133,7 @@ def test_compressed_images_keep_what_lies_outside():
     np.testing.assert_allclose(pixels, [[0.2, 0.9], [0, 2 / 3], [0, 1]], atol=1e-6)
 
 
-def test_natural_colours_come_back_through_whitening():
+def test_natural_colors_come_back_through_whitening():
     try:
         train = load("cifar10", download=False).subset(np.arange(300))
     except DataError:

@@ -211,7 +211,7 @@ MODEL = convnet_for((8, 8, 1), 4, width=16, depth=1, softplus=None)
 TINY = convnet_for((8, 8, 1), 4, width=2, depth=1, softplus=None)
 
 
-def test_networks_that_memorise_are_caught_and_those_that_do_not_are_not():
+def test_networks_that_memorize_are_caught_and_those_that_do_not_are_not():
     images, labels = noise()
     preprocess = data.standardize(images)
     train = privacy.train_on(MODEL, preprocess, steps=150, learning_rate=1e-2)
@@ -258,12 +258,12 @@ def test_distilling_is_a_procedure_as_well():
     """Here with random real images in the place of distilled ones."""
     images, labels = noise()
 
-    def distil(images, labels, key) -> Coreset:
+    def distill(images, labels, key) -> Coreset:
         pool = data.Dataset(images, labels, ("0", "1", "2", "3"))
         coreset = real_coreset(pool, 1, data.Identity(), key=key)
         return eqx.tree_at(lambda c: c.preprocess, coreset, data.Identity(), is_leaf=_is_none)
 
-    train = privacy.distil_then_train(distil, TINY, steps=5, learning_rate=1e-2)
+    train = privacy.distill_then_train(distill, TINY, steps=5, learning_rate=1e-2)
     args = (train, images, labels)
     made = privacy.train_shadows(*args, key=KEY, num_shadows=6, jit=False, progress=False)
     assert np.isfinite(made.confidence).all()

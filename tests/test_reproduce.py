@@ -46,7 +46,7 @@ TINY = SCALES["small"].changed(
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    """Real images under the names of two data sets of the paper; CIFAR's are invented colours."""
+    """Real images under the names of two data sets of the paper; CIFAR's are invented colors."""
     root = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     for split, each in (("train", 30), ("test", 3)):

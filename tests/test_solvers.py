@@ -1,4 +1,4 @@
-"""Linearisation, ridge head, losses and the dual system, each against its dense closed form."""
+"""Linearization, ridge head, losses and the dual system, each against its dense closed form."""
 
 import equinox as eqx
 import jax
@@ -52,7 +52,7 @@ def test_linearization_products(network):
     close(features, model.features(images))
 
 
-def test_linearization_is_centred(network):
+def test_linearization_is_centered(network):
     model, images, *_ = network
     zero = jax.tree.map(jnp.zeros_like, model)
     assert not linearize(model, images).jvp(zero).any()

@@ -23,10 +23,10 @@ Batch = tuple[Float[Array, "b *shape"], Integer[Array, " b"]]
 class State(eqx.Module):
     """Everything that changes: one pytree.
 
-    - `psi`: ψ, a `Coreset`, or what the recipe's parameterisation has in its place.
+    - `psi`: ψ, a `Coreset`, or what the recipe's parameterization has in its place.
     - `average`: the averaged ψ. Not an average of decoded sets, so that what a run returns is a
       set that ψ's few numbers stand for.
-    - `opt_state`: the optimiser's.
+    - `opt_state`: the optimizer's.
     - `pool`: the partly trained networks, stacked.
     - `key`: the source of this run's randomness; every step derives its own from it.
     - `step`: iterations done.
@@ -129,7 +129,7 @@ def step(
     """One iteration of Algorithm 1. Pure and jittable (`equinox.filter_jit`).
 
     Draws a network from the pool, moves ψ along the method's hypergradient on the outer batch,
-    averages it, then trains that network on the new ψ. A network that normalises by batches is
+    averages it, then trains that network on the new ψ. A network that normalizes by batches is
     differentiated at its statistics on ψ, held fixed, and trained with those of each training step.
 
     `move` is what gives the new ψ; `run/_guard.py` has one that rejects what is not finite.

@@ -107,7 +107,7 @@ def check_finite(coreset: Coreset, name: str) -> None:
 def fold_temperature(coreset: Coreset) -> Coreset:
     """The same set with labels y_S · τ and log τ = 0, where τ multiplies the predictions.
 
-    To the linearised inner problem and the ridge head the two are one: predictions are linear in
+    To the linearized inner problem and the ridge head the two are one: predictions are linear in
     the labels, and the outer loss sees them times τ. A network trained on the set adds its random
     initial function to what it learns, and labels of the scale of logits leave that the smaller
     part. Not in the paper.

@@ -52,7 +52,7 @@ def distill(
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
 ) -> DistillResult:
-    """Distil a training set into a few synthetic images per class (paper, Algorithm 1).
+    """Distill a training set into a few synthetic images per class (paper, Algorithm 1).
 
     **Arguments:**
 
@@ -76,7 +76,7 @@ def distill(
       `earlier.last`. Its images are preprocessed; one that carries its preprocessing brings it
       along.
     - `preprocess`: an `AbstractPreprocess`, such as `data.standardize(images)` or your own; fitted
-      on the training images if `None`: standardised if grey, whitened if RGB.
+      on the training images if `None`: standardized if gray, whitened if RGB.
     - `optimizer`: of the distilled set, any of optax. `None`: the recipe's, or
       `coreset_optimizer()`.
     - `recipe`: all strategies as one value: [`Recipe`][rcig_eqx.Recipe] has more of them, `flip`

@@ -1,4 +1,4 @@
-"""Centred linearisation of a network, and its two Jacobian products."""
+"""Centered linearization of a network, and its two Jacobian products."""
 
 from collections.abc import Callable
 
@@ -37,11 +37,11 @@ class Linearization(eqx.Module):
 
 
 def linearize(model: AbstractNetwork, inputs: Float[Array, "n *shape"]) -> Linearization:
-    """Linearise a network in its parameters around their present values θ⁰.
+    """Linearize a network in its parameters around their present values θ⁰.
 
         f_lin(x) = J_B(x) θ_B + h(x)ᵀ θ_F
 
-    *Centred*: the displacement (θ_B, θ_F) starts at zero and the network's own output at θ⁰ is
+    *Centered*: the displacement (θ_B, θ_F) starts at zero and the network's own output at θ⁰ is
     not added (paper, section 3.2). Body and head displacement are one pytree, shaped like the
     network's parameters; [`partition`][rcig_eqx.models.partition] splits it. h is the features at
     θ⁰: it does not move with θ_B. Stored statistics are constants of f_lin.

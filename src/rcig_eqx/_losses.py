@@ -21,7 +21,7 @@ OuterLoss = Callable[[Float[Array, "b classes"], Float[Array, "b classes"], Scal
 class SquaredError(eqx.Module):
     """½ Σ w (y − f)², summed over the distilled images and classes: the inner loss of the paper.
 
-    The one inner loss that a linearised network and a ridge head minimise in closed form. A
+    The one inner loss that a linearized network and a ridge head minimize in closed form. A
     function of your own `(predictions [n classes], labels [n classes]) -> scalar` takes the primal
     route instead, whatever it computes. λ/2 ‖θ‖² is added to either.
 
@@ -146,8 +146,8 @@ def mse_loss(
     The temperature plays no part.
     """
     del log_temperature
-    centred = targets - 1 / targets.shape[-1]
-    return 0.5 * jnp.mean(jnp.sum((predictions - centred) ** 2, axis=-1))
+    centered = targets - 1 / targets.shape[-1]
+    return 0.5 * jnp.mean(jnp.sum((predictions - centered) ** 2, axis=-1))
 
 
 def label_margin(labels: Float[Array, "n classes"]) -> Scalar:

@@ -8,14 +8,20 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, Scalar
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ._checks import check_counts, check_number
 from ._sharding import NETWORK, replicate, split
 from ._subsample import in_chunks
 from ._types import PyTree
 from .models import AbstractNetwork, MakeModel, split_parameters
-from .models._training import has_statistics, running_rate, split_for_training, training_outputs
+from .models._training import (
+    has_statistics,
+    running_rate,
+    split_for_training,
+    training_outputs,
+    training_step,
+)
 
 T = TypeVar("T")
 
@@ -29,7 +35,7 @@ class PoolSchedule(eqx.Module):
       steps between the two. The paper's is one; the authors' code takes 1 to 15. The default's 1
       to 3 cost less than the hypergradient beside them.
     - `learning_rate`: Adam's, on the mean-squared error of the current distilled set, with the
-      network's own (not linearised) dynamics. The authors' code has 5e-5; the default's networks
+      network's own (not linearized) dynamics. The authors' code has 5e-5; the default's networks
       learn more features within their 100 steps, and the distilled sets are better for it.
     - `networks_per_step`: different networks that a step's hypergradient is averaged over, each
       visited afterwards. The paper's is one. Several are worked on side by side, on several
@@ -62,7 +68,7 @@ class PoolSchedule(eqx.Module):
 
 
 class Member(eqx.Module):
-    """One network of the pool, with its optimiser's state and the steps it has had.
+    """One network of the pool, with its optimizer's state and the steps it has had.
 
     The pool itself is the same pytree with a leading axis on every array.
     """
@@ -73,7 +79,7 @@ class Member(eqx.Module):
 
 
 def new_member(make_model: MakeModel, schedule: PoolSchedule, *, key: PRNGKeyArray) -> Member:
-    """A freshly initialised network."""
+    """A freshly initialized network."""
     model = make_model(key)
     opt_state = schedule.optimizer().init(split_parameters(model)[0])
     return Member(model, opt_state, jnp.zeros((), jnp.int32))
@@ -129,27 +135,23 @@ def train_member(
 ) -> Member:
     """Train a network on the distilled set for `steps` full-batch steps (Algorithm 1).
 
-    One that normalises by batches takes the set as one batch, without chunks.
+    One that normalizes by batches takes the set as one batch, without chunks.
     """
     optimizer = schedule.optimizer()
     whole = has_statistics(member.model)
     parameters, stored, static = split_for_training(member.model)
 
-    def loss(parameters: PyTree, stored: PyTree, rate: Scalar) -> tuple[Array, PyTree]:
-        model = eqx.combine(parameters, stored, static)
-        if whole:
-            outputs, model = training_outputs(model, inputs, rate=rate)
-        else:
-            outputs = in_chunks(model, inputs)
-        value = jnp.mean(jnp.sum((outputs - labels) ** 2, axis=-1))
-        return value, split_for_training(model)[1]
-
     def step(i, carry):
-        parameters, stored, opt_state = carry
-        rate = running_rate(member.age + i)
-        gradient, stored = jax.grad(loss, has_aux=True)(parameters, stored, rate)
-        updates, opt_state = optimizer.update(gradient, opt_state)
-        return optax.apply_updates(parameters, updates), stored, opt_state
+        def loss(parameters: PyTree, stored: PyTree) -> tuple[Array, tuple[PyTree, None]]:
+            model = eqx.combine(parameters, stored, static)
+            if whole:
+                outputs, model = training_outputs(model, inputs, rate=running_rate(member.age + i))
+            else:
+                outputs = in_chunks(model, inputs)
+            value = jnp.mean(jnp.sum((outputs - labels) ** 2, axis=-1))
+            return value, (split_for_training(model)[1], None)
+
+        return training_step(loss, optimizer, *carry)[0]
 
     start = (parameters, stored, member.opt_state)
     parameters, stored, opt_state = jax.lax.fori_loop(0, steps, step, start)

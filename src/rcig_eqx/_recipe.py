@@ -76,7 +76,7 @@ class CoresetOptimizer(eqx.Module):
         )
 
     def init(self, params: PyTree) -> PyTree:
-        """The optimiser's state for a ψ."""
+        """The optimizer's state for a ψ."""
         return self._transformation().init(params)
 
     def update(
@@ -94,7 +94,7 @@ def coreset_optimizer(
 
     The paper's rates are 0.003 and 0.03. If `None`, the first one is
     [`falling_rate()`][rcig_eqx.falling_rate]: it starts tenfold, which goes further in short runs.
-    Either may be an optax schedule. A parameterisation's ψ that is no `Coreset` takes the first
+    Either may be an optax schedule. A parameterization's ψ that is no `Coreset` takes the first
     throughout.
     """
     data = falling_rate() if learning_rate is None else learning_rate
@@ -108,7 +108,7 @@ def coreset_optimizer(
 def updated(
     optimizer: Optimizer, gradient: PyTree, opt_state: PyTree, psi: PyTree, value: Scalar
 ) -> tuple[PyTree, PyTree]:
-    """ψ after an optimiser's updates, and its next state.
+    """ψ after an optimizer's updates, and its next state.
 
     One that takes more than a gradient, such as `optax.contrib.reduce_on_plateau`, gets `value`,
     the outer loss on the step's batch, and `grad`. It does not get `value_fn`: the step knows the
@@ -121,7 +121,7 @@ def updated(
 
 
 def check_optimizer(optimizer: Optimizer, psi: PyTree) -> None:
-    """Raise `ValueError` for an optimiser that a step cannot use: a dry run without numbers."""
+    """Raise `ValueError` for an optimizer that a step cannot use: a dry run without numbers."""
     value = jax.ShapeDtypeStruct((), jnp.float32)
     try:
         opt_state = eqx.filter_eval_shape(optimizer.init, psi)
@@ -182,13 +182,13 @@ class Recipe(eqx.Module):
     - `pool`: how the pool's networks are trained and replaced.
     - `average`: weights of the averaged ψ: a function from the number of iterates averaged so far
       to the weight of the next, such as [`ema(0.99)`][rcig_eqx.ema].
-    - `parameterization`: what is optimised in place of images and labels, an
+    - `parameterization`: what is optimized in place of images and labels, an
       [`AbstractParameterization`][rcig_eqx.parameterizations.AbstractParameterization].
     - `fold`: whether the labels returned are multiplied by the learned temperature, as
       `fold_temperature`: networks train to a higher accuracy on them.
       `None`: where it changes no prediction at the inner minimum. That is so if the outer loss
       multiplies predictions by τ, as `platt_loss` says of itself, the inner loss is a
-      `SquaredError`, and the network is linearised or its body frozen. A loss of your own says so
+      `SquaredError`, and the network is linearized or its body frozen. A loss of your own says so
       as an [`AbstractOuterLoss`][rcig_eqx.AbstractOuterLoss], a method of your own by `folds`.
     - `flip`: whether the set also stands for its mirror images. `None`: for RGB sets of up to 1,000
       images (paper, appendix C), or as a `Coreset` to start from says.

@@ -17,7 +17,7 @@ def kernel_ridge(
     *,
     dtype: DTypeLike | None = None,
 ) -> Float[Array, "n classes"]:
-    """The dual coefficients (K_ss + λI)⁻¹ y, by one Cholesky factorisation (paper, equation 3).
+    """The dual coefficients (K_ss + λI)⁻¹ y, by one Cholesky factorization (paper, equation 3).
 
     **Arguments:**
 
@@ -59,7 +59,7 @@ def ridge_head(
     weights: Float[Array, "n classes"] | None = None,
     dtype: DTypeLike | None = None,
 ) -> Float[Array, "features classes"]:
-    """The head θ_F* = hᵀ (h hᵀ + λI)⁻¹ y that minimises the inner loss (paper, equation 3).
+    """The head θ_F* = hᵀ (h hᵀ + λI)⁻¹ y that minimizes the inner loss (paper, equation 3).
 
     `weights` are those of a weighted inner loss, with which every class has a system of its own,
     h hᵀ + λ diag(w)⁻¹. `dtype` is the precision of the solve and of the products around it, as

@@ -17,12 +17,7 @@ from ._pool import PoolSchedule
 from ._recipe import Recipe, coreset_optimizer, ema
 from .methods import AbstractMethod, rcig_paper
 
-__all__ = ["authors_code", "default", "paper"]
-
-
-def default() -> Recipe:
-    """What `distill` does without a recipe."""
-    return Recipe()
+__all__ = ["authors_code", "paper"]
 
 
 def paper(method: Callable[..., AbstractMethod] = rcig_paper, **changed: Any) -> Recipe:

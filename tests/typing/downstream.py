@@ -21,7 +21,9 @@ from rcig_eqx.run import make_mesh as make_mesh
 from rcig_eqx.solvers import Adam, ConjugateGradient, Dual, Neumann
 
 
-def distil(images: Float[Array, "n h w c"], labels: Int[Array, " n"], key: PRNGKeyArray) -> float:
+def distill_once(
+    images: Float[Array, "n h w c"], labels: Int[Array, " n"], key: PRNGKeyArray
+) -> float:
     result = rcig.distill((images, labels), images_per_class=1, key=key, steps=10)
     assert_type(result, rcig.DistillResult)
     assert_type(result.coreset, rcig.Coreset)
@@ -138,13 +140,13 @@ def l2(log_l2: Array, batch: Array) -> Array:
     return jnp.exp(log_l2)
 
 
-def minimise(start: Array, log_l2: Array, batch: Array) -> Array:
+def minimize(start: Array, log_l2: Array, batch: Array) -> Array:
     return start - 0.1 * batch.T @ residuals(start, log_l2, batch)
 
 
 def tuned(start: Array, log_l2: Array, batch: Array) -> Array:
     squares = rcig.bilevel.LeastSquares(residuals, l2)
-    solve = rcig.implicitly_differentiable(minimise, squares, solver=Dual(lx.Cholesky()))
+    solve = rcig.implicitly_differentiable(minimize, squares, solver=Dual(lx.Cholesky()))
 
     def reduced(log_l2: Array) -> Array:
         w: Array = solve(start, log_l2, batch)

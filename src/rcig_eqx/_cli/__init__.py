@@ -47,7 +47,7 @@ def _root(
         bool, Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Distil image data sets into a few synthetic images per class."""
+    """Distill image data sets into a few synthetic images per class."""
 
 
 def run() -> None:

@@ -179,7 +179,7 @@ class DistillOptions:
 
 @releasing()
 def distill_command(asked: DistillOptions) -> None:
-    """Distil a data set, and compare the result with as many random real images."""
+    """Distill a data set, and compare the result with as many random real images."""
     check_writable(asked.folder)
     hold(asked.folder)
     _check_free(asked)

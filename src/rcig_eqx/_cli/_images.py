@@ -25,7 +25,7 @@ def say_networks(make_model: MakeModel, networks: int) -> str:
     normalization = kind.get("normalization", "none")
     normalized = "without" if normalization == "none" else normalization
     fresh = f"{networks} fresh network{'s' * (networks > 1)}"
-    return f"{fresh} ({kind['name']}, {normalized} normalisation)"
+    return f"{fresh} ({kind['name']}, {normalized} normalization)"
 
 
 def test_images(

@@ -14,7 +14,7 @@ from ..models._architectures import NETWORKS
 from ..models._normalize import NORMALIZATIONS
 
 ARCHITECTURE = f"The network: {', '.join(NETWORKS)}."
-NORMALIZATION = f"Its normalisation: {', '.join(NORMALIZATIONS)}."
+NORMALIZATION = f"Its normalization: {', '.join(NORMALIZATIONS)}."
 WIDTH, DEPTH = "Filters of the network's first block.", "Blocks of a convnet."
 NUM_NETWORKS: int = inspect.signature(evaluate).parameters["num_networks"].default
 Networks = Annotated[int, Option(min=1, help="Fresh networks to evaluate with.")]

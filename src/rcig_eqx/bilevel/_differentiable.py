@@ -17,13 +17,13 @@ from ._inner import InnerMinimum, Loss, as_inner_loss
 from ._parameters import check_pair, check_scalar, split
 
 _OPTIONS = (
-    "A keyword of minimise has no derivatives, as the inner loss does not get it: pass what should "
+    "A keyword of minimize has no derivatives, as the inner loss does not get it: pass what should "
     "have some in outer_params or args."
 )
 
 
 def implicitly_differentiable(
-    minimise: Callable[..., PyTree],
+    minimize: Callable[..., PyTree],
     inner_loss: Loss,
     *,
     solver: Solver,
@@ -33,35 +33,35 @@ def implicitly_differentiable(
     inner_filter_spec: PyTree = eqx.is_inexact_array,
     throw: bool = False,
 ) -> Callable[..., PyTree]:
-    """The same minimiser, with the derivatives of the minimum it found.
+    """The same minimizer, with the derivatives of the minimum it found.
 
-        θ = minimise(start, ψ, *args)     dθ = −(∂²L_i/∂θ² + damping)⁻¹ d(∂L_i/∂θ at fixed θ)
+        θ = minimize(start, ψ, *args)     dθ = −(∂²L_i/∂θ² + damping)⁻¹ d(∂L_i/∂θ at fixed θ)
 
     `jax.grad` and `jax.jvp` of anything made of its result go through this rule instead of through
-    the minimiser's steps, which need be neither differentiable nor traceable by JAX outside `jit`.
+    the minimizer's steps, which need be neither differentiable nor traceable by JAX outside `jit`.
     So do gradients of gradients. The gradient with respect to `start` is zero: a minimum does not
     know where the search for it began. What the derivative should reach must be in `outer_params`,
     `args` or the fields of an `inner_loss` that is a module; a closure's variables get none.
 
     **Arguments:**
 
-    - `minimise`: a function `(start, outer_params, *args, **options) -> inner_params`. Keywords,
+    - `minimize`: a function `(start, outer_params, *args, **options) -> inner_params`. Keywords,
       such as a number of steps, go to it alone: the inner loss does not get them, and they have no
       derivatives.
-    - `inner_loss`: what it minimises, a scalar function of `(inner_params, outer_params, *args)`.
-      Batches and keys in `args` are the same in the minimiser, the gradient and every Hessian
+    - `inner_loss`: what it minimizes, a scalar function of `(inner_params, outer_params, *args)`.
+      Batches and keys in `args` are the same in the minimizer, the gradient and every Hessian
       product.
     - `solver`, `damping`, `preconditioner`, `inner_filter_spec`: as in
       [`hypergradient`][rcig_eqx.hypergradient]. Frozen leaves of the result have no derivative.
-    - `has_aux`: whether `minimise` returns `(inner_params, aux)`. So does the result then; aux has
+    - `has_aux`: whether `minimize` returns `(inner_params, aux)`. So does the result then; aux has
       no derivatives.
     - `throw`: raise at run time when an adjoint solve diverged. If not, the derivative is NaN then:
       there is no result code to look at.
 
-    **Returns:** a function like `minimise`. A backward pass costs one solve.
+    **Returns:** a function like `minimize`. A backward pass costs one solve.
 
     Raises `ValueError` for a solver that does not fit, and the function that is returned for a
-    result of `minimise` that cannot be differentiated.
+    result of `minimize` that cannot be differentiated.
     """
     loss = as_inner_loss(inner_loss)
     check_adjoint(solver, loss, damping, preconditioner)
@@ -70,15 +70,15 @@ def implicitly_differentiable(
     def solution(start: PyTree, outer_params: PyTree, *args: Any, **options: Any) -> PyTree:
         given = _fixed((start, outer_params, args))
         options = eqxi.nondifferentiable(options, msg=_OPTIONS)
-        found = _fixed(minimise(given[0], given[1], *given[2], **options))
-        found, aux = check_pair("minimise", found) if has_aux else (found, None)
+        found = _fixed(minimize(given[0], given[1], *given[2], **options))
+        found, aux = check_pair("minimize", found) if has_aux else (found, None)
         try:
-            theta, frozen = split("The result of minimise", found, inner_filter_spec)
+            theta, frozen = split("The result of minimize", found, inner_filter_spec)
             at = InnerMinimum(loss, frozen, outer_params, args)
             check_scalar("inner_loss", at.loss, theta)
         except Exception as error:
             if isinstance(found, tuple) and len(found) == 2 and not has_aux:
-                error.add_note("If minimise returns (inner_params, aux), pass has_aux=True.")
+                error.add_note("If minimize returns (inner_params, aux), pass has_aux=True.")
             raise
         found = eqx.combine(_attach(theta, at, rule), frozen)
         return (found, aux) if has_aux else found

@@ -28,7 +28,7 @@ class RESULTS(eqx.Enumeration):
     successful = ""
     diverged = (
         "The solve for the adjoint diverged. Away from a minimum of the inner loss its Hessian can "
-        "be indefinite: minimise further, add damping, or pass GaussNewton(outputs, loss) as the "
+        "be indefinite: minimize further, add damping, or pass GaussNewton(outputs, loss) as the "
         "inner loss. Lower learning_rate of Adam, step_size of Neumann, rtol of the solver in Dual."
     )
 

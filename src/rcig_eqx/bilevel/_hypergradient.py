@@ -80,7 +80,7 @@ def hypergradient(
       may have a `jax.custom_vjp`. The curvature is the inner loss's Hessian;
       `GaussNewton` and `LeastSquares` are inner
       losses that have another.
-    - `inner_params`: θ, a pytree that minimises the inner loss.
+    - `inner_params`: θ, a pytree that minimizes the inner loss.
     - `outer_params`: ψ, a pytree. In either a Python float is taken for an array, as by `jax.grad`;
       one in an Equinox module is held fixed, with a warning.
     - `args`: what both losses are evaluated on: batches, a key, an `equinox.nn.State`. Gradient
@@ -96,7 +96,7 @@ def hypergradient(
       With any other the hypergradient has no derivatives: a truncated solve from it is not linear.
     - `preconditioner`: for conjugate gradients, a positive definite operator or a function of a
       pytree shaped like θ, close to the inverse Hessian.
-    - `filter_spec`, `inner_filter_spec`: what of ψ is differentiated and what of θ was minimised
+    - `filter_spec`, `inner_filter_spec`: what of ψ is differentiated and what of θ was minimized
       over, as in `equinox.partition`: a function of a leaf, or a prefix of booleans. Frozen leaves
       are held fixed.
     - `throw`: raise at run time when the solve diverged, instead of reporting it in `result`: under

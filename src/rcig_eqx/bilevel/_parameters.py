@@ -33,7 +33,7 @@ def split(name: str, tree: PyTree, filter_spec: PyTree) -> tuple[PyTree, PyTree]
             if not jax.tree.leaves(leaf):
                 continue
             raise ValueError(
-                f"{where} is an equinox.nn.State, whose statistics no gradient step minimises "
+                f"{where} is an equinox.nn.State, whose statistics no gradient step minimizes "
                 "over: pass it in args, and return the new one as aux if it is needed."
             )
         dtype = getattr(leaf, "dtype", None)
@@ -115,7 +115,7 @@ def check_scalar(
 def check_pair(name: str, out: Any) -> tuple[Any, Any]:
     """What a function returned under `has_aux`; `ValueError` unless it is a pair."""
     if not (isinstance(out, tuple) and len(out) == 2):
-        what = "inner_params" if name == "minimise" else "loss"
+        what = "inner_params" if name == "minimize" else "loss"
         raise ValueError(f"{name} must return ({what}, aux) under has_aux=True.")
     return out
 

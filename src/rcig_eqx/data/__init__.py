@@ -28,7 +28,6 @@ __all__ = [
     "AbstractPreprocess",
     "DataError",
     "Dataset",
-    "Identity",
     "ImageFolder",
     "Records",
     "adapt",

@@ -1,4 +1,4 @@
-"""The labelled image set every other room receives, and the checks it passes once."""
+"""The labeled image set every other room receives, and the checks it passes once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -227,5 +227,5 @@ def _validate_floats(images: Float[np.ndarray, "n *shape"]) -> None:
     if images.ndim == 4 and (low < -_ROUNDING or high > 1 + _ROUNDING):
         raise ValueError(
             f"images are floats from {low:.4g} to {high:.4g}, not in [0, 1]: divide by 255 what "
-            "counts to 255, and leave standardising to preprocess=."
+            "counts to 255, and leave standardizing to preprocess=."
         )

@@ -87,7 +87,7 @@ def moments(
 def covariance(
     found: Moments, mean: Float64[np.ndarray, " c"], std: Float64[np.ndarray, " c"]
 ) -> tuple[Float64[np.ndarray, " d"], Float64[np.ndarray, "d d"]]:
-    """Mean and covariance of the tiles once standardised by `mean` and `std`, channel by channel.
+    """Mean and covariance of the tiles once standardized by `mean` and `std`, channel by channel.
 
     In place of `found.second`, which is of the same size.
     """

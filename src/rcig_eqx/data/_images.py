@@ -1,4 +1,4 @@
-"""What every labelled set on disk is, however it is kept."""
+"""What every labeled set on disk is, however it is kept."""
 
 import operator
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ from ._dataset import Dataset
 
 
 class AbstractImages(ABC):
-    """Labelled images that stay on disk, read one by one when asked for: a grain data source.
+    """Labeled images that stay on disk, read one by one when asked for: a grain data source.
 
     `images[i]` is `(image [h w c], label)`. `distill`, `evaluate`, `data.stream`, `data.sample`,
     `data.zca` and `data.write_records` take any of them:

@@ -15,7 +15,7 @@ from ._dataset import DataError
 from ._resize import decode
 
 Arrays = tuple[UInt8[np.ndarray, "n h w 3"], Int32[np.ndarray, " n"], tuple[str, ...]]
-Labelled = tuple[dict[str, int], tuple[str, ...]]
+Labeled = tuple[dict[str, int], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ImageLayout:
     size: int  # pixels that the middle square of every image is brought to
     images: Mapping[str, str]  # a pattern of each split's names; it may take in other images too
     tables: tuple[str, ...]  # text files
-    label: Callable[[list[str], Mapping[str, str], str], Labelled]
+    label: Callable[[list[str], Mapping[str, str], str], Labeled]
 
     def read_split(self, folder: Path, split: str) -> Arrays | None:
         """Images and labels of a split in `folder`, sorted by name, and the class names.
@@ -97,7 +97,7 @@ def _lines(text: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines() if line.strip()]
 
 
-def _tiny_labels(names: list[str], tables: Mapping[str, str], split: str) -> Labelled:
+def _tiny_labels(names: list[str], tables: Mapping[str, str], split: str) -> Labeled:
     wnids = tables["wnids.txt"].split()
     words = dict(line.split("\t", 1) for line in tables["words.txt"].splitlines() if line)
     number = {wnid: i for i, wnid in enumerate(wnids)}
@@ -112,7 +112,7 @@ def _tiny_labels(names: list[str], tables: Mapping[str, str], split: str) -> Lab
 _CUB_TABLES = ("classes", "images", "image_class_labels", "train_test_split")
 
 
-def _cub_labels(names: list[str], tables: Mapping[str, str], split: str) -> Labelled:
+def _cub_labels(names: list[str], tables: Mapping[str, str], split: str) -> Labeled:
     classes, files, labels, training = (
         {int(row[0]): row[1] for row in _lines(tables[f"{table}.txt"])} for table in _CUB_TABLES
     )
@@ -125,7 +125,7 @@ def _cub_labels(names: list[str], tables: Mapping[str, str], split: str) -> Labe
     return {f"images/{files[i]}": order.index(int(labels[i])) for i in chosen}, birds
 
 
-def _folder_labels(classes: Mapping[str, str], names: list[str], *_: Any) -> Labelled:
+def _folder_labels(classes: Mapping[str, str], names: list[str], *_: Any) -> Labeled:
     number = {wnid: i for i, wnid in enumerate(classes)}
     return {name: number[name.split("/")[1]] for name in names}, tuple(classes.values())
 

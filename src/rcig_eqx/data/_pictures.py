@@ -48,8 +48,8 @@ def _suffixes() -> frozenset[str]:
     return frozenset(end for end, name in known if name in (*formats(), "MPO"))  # MPO is JPEG
 
 
-def grey_or_rgb(picture: Any, where: Any, channels: int | None) -> Any:
-    """What a pillow image shows, in grey or RGB: with so many channels, or as many as it has.
+def gray_or_rgb(picture: Any, where: Any, channels: int | None) -> Any:
+    """What a pillow image shows, in gray or RGB: with so many channels, or as many as it has.
 
     It is turned upright by its EXIF orientation, and laid on white where it is transparent.
     `DataError` for one of more than 8 bits, which pillow would cut.
@@ -58,7 +58,7 @@ def grey_or_rgb(picture: Any, where: Any, channels: int | None) -> Any:
         raise DataError(
             f"{where} has pixels of more than 8 bits (mode {picture.mode}): scale it to 8 first."
         )
-    grey = channels == 1 or (channels is None and picture.mode in _GREY_MODES)
+    gray = channels == 1 or (channels is None and picture.mode in _GREY_MODES)
     picture.load()
     # TIFFs turn themselves when they are loaded. `ImageOps.exif_transpose` writes all tags anew,
     # and fails at those it cannot write.
@@ -68,11 +68,11 @@ def grey_or_rgb(picture: Any, where: Any, channels: int | None) -> Any:
     if picture.mode in _SEE_THROUGH or "transparency" in picture.info:
         white = pillow().new("RGBA", picture.size, "white")
         picture = pillow().alpha_composite(white, picture.convert("RGBA"))
-    return picture.convert("L" if grey else "RGB")
+    return picture.convert("L" if gray else "RGB")
 
 
 def _is_cut(picture: Any) -> bool:
-    """Whether pillow keeps the upper 8 of 16 bits, as of PNG and TIFF in colour.
+    """Whether pillow keeps the upper 8 of 16 bits, as of PNG and TIFF in color.
 
     "BGR;16" is another thing: all three colors in 16 bits.
     """

@@ -18,7 +18,7 @@ from ._images import AbstractImages
 Images = Num[Array | np.ndarray, "n *shape"]
 Training = Num[np.ndarray, "n *shape"] | Dataset | AbstractImages
 
-_LARGEST_BLOCK = 64  # pixels: 12,288 dimensions in colour
+_LARGEST_BLOCK = 64  # pixels: 12,288 dimensions in color
 
 
 class AbstractPreprocess(eqx.Module):
@@ -72,7 +72,7 @@ class Standardize(AbstractPreprocess):
 
 
 class ZCA(AbstractPreprocess):
-    """Whitening: `W (x - center)` of the flattened standardised image `x`.
+    """Whitening: `W (x - center)` of the flattened standardized image `x`.
 
     `W = U (S + eps)^(-1/2) Uᵀ`, where `U S Uᵀ` is the covariance of the training images and `eps`
     is `regularization` times its mean eigenvalue. `U` and `S + eps` are what is kept, because they

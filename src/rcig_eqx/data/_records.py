@@ -1,4 +1,4 @@
-"""A labelled set in one ArrayRecord file: written once, then read at random at any size."""
+"""A labeled set in one ArrayRecord file: written once, then read at random at any size."""
 
 import contextlib
 import dataclasses
@@ -37,7 +37,7 @@ _MARGIN = 2**26  # bytes left free on the disk, and what a file has beyond its i
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """Labelled images that come one after another, once: all of one shape and dtype."""
+    """Labeled images that come one after another, once: all of one shape and dtype."""
 
     name: str
     class_names: tuple[str, ...]
@@ -164,7 +164,7 @@ class Records(AbstractImages):
 def write_records(
     source: Any, folder: str | os.PathLike[str], *, size: int | None = None, progress: bool = True
 ) -> Records:
-    """Write a labelled set to disk once, as [`Records`][rcig_eqx.data.Records] to stream from.
+    """Write a labeled set to disk once, as [`Records`][rcig_eqx.data.Records] to stream from.
 
     **Arguments:**
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ._dataset import DataError
-from ._pictures import formats, grey_or_rgb, pillow
+from ._pictures import formats, gray_or_rgb, pillow
 
 
 def resize(image: UInt8[np.ndarray, "h w c"], size: int) -> UInt8[np.ndarray, "size size c"]:
@@ -36,9 +36,9 @@ def decode(
         if not isinstance(encoded, image.Image):
             file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
             with image.open(file, formats=formats()) as opened:
-                picture = grey_or_rgb(opened, where, channels)
+                picture = gray_or_rgb(opened, where, channels)
         else:
-            picture = grey_or_rgb(encoded, where, channels)
+            picture = gray_or_rgb(encoded, where, channels)
     except DataError:
         raise
     except image.UnidentifiedImageError as error:
@@ -71,7 +71,7 @@ def with_channels(
 def check_channels(channels: Any) -> None:
     """Raise `ValueError` for a number of channels that images are not read with."""
     if isinstance(channels, bool) or channels not in (None, 1, 3):
-        raise ValueError(f"channels is {channels!r}: pass 1 for grey, 3 for RGB, or None.")
+        raise ValueError(f"channels is {channels!r}: pass 1 for gray, 3 for RGB, or None.")
 
 
 def check_size(size: Any) -> None:

@@ -14,6 +14,5 @@ __all__ = [
     "Augment",
     "Evaluation",
     "cross_entropy",
-    "paper_strategy",
     "train_network",
 ]

@@ -27,19 +27,19 @@ class Augment(eqx.Module):
     device, the same for the same key.
 
     - `strategy`: operations joined by `_`, of those below; the paper evaluates with
-      `flip_color_crop_rotate_translate_cutout` in colour and with the last four in grey
-      (appendix C), which is [`paper_strategy`][rcig_eqx.evaluation.paper_strategy].
+      `flip_color_crop_rotate_translate_cutout` in color and with the last four in gray
+      (appendix C), which is `augment=True`.
     - `mode`: `"one"` of them, drawn anew for every batch, as the evaluations of this field do, or
       `"all"` at once.
     - `flip`: mirrors left to right with this probability.
     - `brightness`, `saturation`, `contrast`, for `color`: adds up to half of it either way; makes
-      each pixel's distance to its grey 0 to so many times as large; each image's distance to its
+      each pixel's distance to its gray 0 to so many times as large; each image's distance to its
       mean `contrast` to 1 + `contrast` times.
     - `crop`: moves by whole pixels, up to this part of each side.
     - `rotate`: turns by up to so many degrees either way.
     - `scale`: shrinks or stretches each side by up to this factor.
     - `translate`: moves by up to this part of each side, in fractions of a pixel.
-    - `cutout`: blanks a rectangle of this part of each side, centred anywhere in the frame.
+    - `cutout`: blanks a rectangle of this part of each side, centered anywhere in the frame.
 
     The names and sizes are those of the reference of that paper, but for `translate`, which it
     has not. Raises `ValueError` for an operation that is none, with the nearest that are.
@@ -98,8 +98,8 @@ class Augment(eqx.Module):
     def _colored(self, image: Float[Array, "h w c"], key: PRNGKeyArray) -> Float[Array, "h w c"]:
         brightness, saturation, contrast = jr.uniform(key, (3,), image.dtype)
         image = image + (brightness - 0.5) * self.brightness
-        grey = jnp.mean(image, axis=2, keepdims=True)
-        image = grey + (image - grey) * (saturation * self.saturation)
+        gray = jnp.mean(image, axis=2, keepdims=True)
+        image = gray + (image - gray) * (saturation * self.saturation)
         mean = jnp.mean(image)
         return mean + (image - mean) * (contrast + self.contrast)
 
@@ -149,9 +149,9 @@ class Augment(eqx.Module):
 
 
 def paper_strategy(channels: int) -> str:
-    """What the paper evaluates with (appendix C): six operations in colour, four in grey."""
-    grey = "crop_rotate_translate_cutout"
-    return grey if channels == 1 else f"flip_color_{grey}"
+    """What the paper evaluates with (appendix C): six operations in color, four in gray."""
+    gray = "crop_rotate_translate_cutout"
+    return gray if channels == 1 else f"flip_color_{gray}"
 
 
 def as_augmentation(

@@ -81,17 +81,17 @@ def evaluate(
     - `class_names`: those of a bare `Coreset`, such as `load_export(…).class_names`, to match test
       classes with. If `None`, only their number is compared. A `DistillResult` has its own.
     - `model`: a function from a key to a network. If `None`, the ready network that the set was
-      distilled with, its normalisation included, with ReLU; where that is not known, or it is one
+      distilled with, its normalization included, with ReLU; where that is not known, or it is one
       of your own, the paper's `ConvNet`.
     - `num_networks`: fresh networks, one random seed each.
     - `steps`, `learning_rate`, `batch_size`: of Adam, as in
       `train_network`; 1000 steps for up to ten distilled images and
       2000 above if `None`.
     - `labels`: `"learned"` ones as they are, or `"hard"`, the class each of them ranks first.
-    - `loss`: what the networks minimise, a function `(predictions, labels) -> scalar` of a batch;
+    - `loss`: what the networks minimize, a function `(predictions, labels) -> scalar` of a batch;
       if `None` the paper's mean-squared error, and cross-entropy on hard labels.
     - `augment`: how images change at random at every step: `True` for the paper's augmentation
-      (six operations in colour, four in grey; appendix C), a strategy such as `"flip_crop"`, an
+      (six operations in color, four in gray; appendix C), a strategy such as `"flip_crop"`, an
       `Augment`, or a function `(images, *, key) -> images`. The paper finds it
       to help sets of over 200 images and to harm smaller ones (Table 8).
     - `metrics`: what to measure beside accuracies: names in `evaluation.METRICS`, or a mapping from

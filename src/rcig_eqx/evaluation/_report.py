@@ -142,7 +142,7 @@ class Evaluation:
                     "Learned labels are larger than those of real images and take more steps to "
                     "fit: compare again once the networks converge."
                     if early["the distilled set"]
-                    else "Distil for more steps, or evaluate with the network, the loss and the "
+                    else "Distill for more steps, or evaluate with the network, the loss and the "
                     "labels that it was distilled for."
                 )
             )

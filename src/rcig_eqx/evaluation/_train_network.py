@@ -15,7 +15,7 @@ from .._losses import InnerLoss
 from .._types import PyTree
 from ..models import AbstractNetwork, MakeModel
 from ..models._architectures import describe_network
-from ..models._training import running_rate, split_for_training, training_outputs
+from ..models._training import running_rate, split_for_training, training_outputs, training_step
 from ._augment import Augmentation, describe_augmentation
 
 
@@ -32,14 +32,14 @@ class Training(NamedTuple):
 def mean_squared(
     predictions: Float[Array, "n classes"], labels: Float[Array, "n classes"]
 ) -> Scalar:
-    """The mean of (f − y)²: what evaluation networks minimise (paper, appendix C)."""
+    """The mean of (f − y)²: what evaluation networks minimize (paper, appendix C)."""
     return jnp.mean((predictions - labels) ** 2)
 
 
 def cross_entropy(
     predictions: Float[Array, "n classes"], labels: Float[Array, "n classes"]
 ) -> Scalar:
-    """The mean softmax cross-entropy: what evaluation networks minimise on hard labels."""
+    """The mean softmax cross-entropy: what evaluation networks minimize on hard labels."""
     return jnp.mean(optax.softmax_cross_entropy(predictions, labels))
 
 
@@ -111,8 +111,8 @@ def train_network(
 
     Adam on the mean-squared error against the learned labels, or another `loss`, the whole set
     every step, or a random `batch_size` of it where it is larger, changed by `augment`. Batch
-    normalisation is by the images of a step; what it stores, a tenth of it renewed by each, is
-    what the network that is returned normalises by. Jittable.
+    normalization is by the images of a step; what it stores, a tenth of it renewed by each, is
+    what the network that is returned normalizes by. Jittable.
     """
     training = Training(steps, learning_rate, batch_size, loss, augment)
     return fit(model, images, labels, training, key=key)[0]
@@ -181,16 +181,7 @@ def training_steps(
     parameters, stored, static = split_for_training(model)
     keys = jr.split(key, steps)
 
-    def loss_of(
-        parameters: PyTree, stored: PyTree, rate: Scalar, images: Array, labels: Array
-    ) -> tuple[Array, PyTree]:
-        network = eqx.combine(parameters, stored, static)
-        outputs, network = training_outputs(network, images, rate=rate)
-        agreed = jnp.mean(outputs.argmax(-1) == labels.argmax(-1), dtype=jnp.float32)
-        return loss(outputs, labels), (split_for_training(network)[1], agreed)
-
     def step(number: Any, carry: PyTree) -> PyTree:
-        parameters, stored, opt_state, _ = carry
         batch = (images, labels)
         if len(images) > batch_size:
             pick = jr.fold_in(keys[number], 0)
@@ -198,13 +189,18 @@ def training_steps(
             batch = (images[chosen], labels[chosen])
         if augment is not None:
             batch = (augment(batch[0], key=jr.fold_in(keys[number], 1)), batch[1])
-        rate = running_rate(number)
-        (value, (stored, agreed)), gradient = jax.value_and_grad(loss_of, has_aux=True)(
-            parameters, stored, rate, *batch
-        )
-        updates, opt_state = optimizer.update(gradient, opt_state)
-        fitted = (value.astype(jnp.float32), agreed)
-        return optax.apply_updates(parameters, updates), stored, opt_state, fitted
+        X, y = batch
+
+        def loss_of(parameters: PyTree, stored: PyTree) -> tuple[Array, PyTree]:
+            network = eqx.combine(parameters, stored, static)
+            outputs, network = training_outputs(network, X, rate=running_rate(number))
+            agreed = jnp.mean(outputs.argmax(-1) == y.argmax(-1), dtype=jnp.float32)
+            value = loss(outputs, y)
+            fitted = (value.astype(jnp.float32), agreed)
+            return value, (split_for_training(network)[1], fitted)
+
+        moved, fitted = training_step(loss_of, optimizer, *carry[:3])
+        return *moved, fitted
 
     def network_of(carry: PyTree) -> AbstractNetwork:
         return eqx.combine(carry[0], carry[1], static)  # pyright: ignore[reportReturnType]

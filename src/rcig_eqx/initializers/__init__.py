@@ -11,7 +11,7 @@ from ._noise import noise as noise
 from ._real import real as real, real_coreset as real_coreset
 
 INITIALIZERS: Registry[AbstractInitializer] = Registry("initializers", real=real, noise=noise)
-"""Initialisers by name."""
+"""Initializers by name."""
 
 __all__ = [
     "INITIALIZERS",

@@ -1,4 +1,4 @@
-"""What an initialiser is, and what is asked of the set that it makes."""
+"""What an initializer is, and what is asked of the set that it makes."""
 
 import abc
 

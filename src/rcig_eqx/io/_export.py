@@ -187,7 +187,7 @@ def check_described(result: DistillResult) -> None:
     if to_state(preprocess)[0]["kind"] not in FORMULAS:
         raise ValueError(
             f"preprocessing of class {type(preprocess).__name__} cannot be described to others: "
-            "keep such a set with result.save, or distil with one of rcig_eqx.data."
+            "keep such a set with result.save, or distill with one of rcig_eqx.data."
         )
 
 
@@ -237,7 +237,7 @@ def _check_readable(card: dict[str, Any], arrays: dict[str, np.ndarray]) -> None
         raise ValueError("class_names are not distinct, or one is empty: rename some.")
     for name, array in arrays.items():
         if not np.isfinite(array).all():
-            raise ValueError(f"{name} of the result holds NaN or infinite values: distil it again.")
+            raise ValueError(f"{name} of the result holds NaN or infinite numbers: distill anew.")
     if card["bytes"]["total"] > MAX_FILE - MAX_TEXT:
         raise ValueError(
             f"The arrays take {card['bytes']['total']:,} bytes, and a file of an export at most "

@@ -204,9 +204,9 @@ def _read_coreset(path: Path, card: dict[str, Any]) -> Coreset:
         if not np.isfinite(array).all():
             raise ValueError(f"{name} holds NaN or infinite values")
     preprocess = _read_preprocess(card["preprocess"], arrays)
-    grey = jnp.full((1, *shape[1:]), 0.5, jnp.float32)
-    if not jnp.isfinite(jnp.stack([preprocess(grey), preprocess.inverse(grey)])).all():
-        raise ValueError("the preprocessing of a grey image, or its inverse, is not finite")
+    gray = jnp.full((1, *shape[1:]), 0.5, jnp.float32)
+    if not jnp.isfinite(jnp.stack([preprocess(gray), preprocess.inverse(gray)])).all():
+        raise ValueError("the preprocessing of a gray image, or its inverse, is not finite")
     if card["bytes"] != count_bytes(arrays):
         raise ValueError("the card counts other bytes")
     images, labels = (jnp.asarray(arrays[name]) for name in ("images", "labels"))

@@ -61,7 +61,7 @@ def save_grid(
 
     Images whose pixels leave the range of real ones are compressed into it, or clipped to it with
     `clip`, as `to_pixels` does. Of more than ten images a class the first ten are shown, and of
-    images that are neither grey nor RGB the mean of their channels; the title says both. Long names
+    images that are neither gray nor RGB the mean of their channels; the title says both. Long names
     are cut, and those of thousands of classes left out. Needs matplotlib, the extra `plot`.
     """
     pixels = to_pixels(coreset, compress=not clip)
@@ -207,9 +207,9 @@ def _matplotlib():
 def _strips(
     pixels: Float[np.ndarray, "n h w c"], classes: int
 ) -> Float[np.ndarray, "classes h width *c"]:
-    """The first images of each class side by side, on white; no channel axis if grey.
+    """The first images of each class side by side, on white; no channel axis if gray.
 
-    Of images that are neither grey nor RGB the mean of their channels is shown.
+    Of images that are neither gray nor RGB the mean of their channels is shown.
     """
     if pixels.shape[3] not in VISIBLE:
         pixels = pixels.mean(3, keepdims=True)

@@ -58,7 +58,7 @@ the preprocessing.
 - **Labels** are regression targets, not probabilities: no softmax, no one-hot.
 - **Loss**: {_escaped(training["loss"])}, on the {what}{flip}.
 - **Network**: {_escaped(", ".join(network_parts))}.
-- **Optimiser**: Adam at a peak rate of {rate["peak"]:g}, {rate["warmup_steps"]} steps of linear
+- **Optimizer**: Adam at a peak rate of {rate["peak"]:g}, {rate["warmup_steps"]} steps of linear
   warm-up, cosine decay to {rate["final"]:g}; {training["steps"]} steps in all, of up to
   {training["batch_size"]} {what}.
 

@@ -30,7 +30,7 @@ class DistillResult:
     - `class_names`: one a class.
     - `recipe`: plain values that say how it was made: data set, method, steps, versions, …
     - `history`: arrays `[steps]` by name: `loss`, `accuracy`, `seconds`, ….
-    - `psi`: the averaged ψ of a parameterisation, which `coreset` is decoded from, before its
+    - `psi`: the averaged ψ of a parameterization, which `coreset` is decoded from, before its
       labels took the temperature; `None` without one. It is not in the file:
       `equinox.tree_serialise_leaves` keeps any pytree.
     - `draws`: `[draws n *shape]`, the images of further random draws such as `baseline`, which show

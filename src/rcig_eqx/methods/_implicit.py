@@ -1,4 +1,4 @@
-"""The primal route: an inner optimiser, an inverse-Hessian solve, direct plus implicit gradient."""
+"""The primal route: an inner optimizer, an inverse-Hessian solve, direct plus implicit gradient."""
 
 from typing import Any
 
@@ -62,7 +62,7 @@ class Meeting(eqx.Module):
 
 
 class Implicit(AbstractRegularizedMethod):
-    """Direct plus implicit gradient after an inner optimisation (paper, sections 3.1 to 3.4).
+    """Direct plus implicit gradient after an inner optimization (paper, sections 3.1 to 3.4).
 
     `rcig_paper`, `rig`, `cig` and `vig` are its ready forms. Learning rates follow the run.
 
@@ -73,17 +73,17 @@ class Implicit(AbstractRegularizedMethod):
         |                  | `reparameterized` | head trained |
         |------------------|-------------------|--------------|
         | `linearized`     | RCIG              | CIG          |
-        | not linearised   | RIG               | VIG          |
+        | not linearized   | RIG               | VIG          |
 
     - `inner`: what finds θ. `Adam`, or, where the inner loss is quadratic in θ, that of a
-      linearised network with a `SquaredError`, any lineax solver.
+      linearized network with a `SquaredError`, any lineax solver.
     - `solver`: for v = H⁻¹ ∂L_o/∂θ: a lineax solver such as `ConjugateGradient`, `Neumann` or
       `Adam`; where the inner loss is quadratic also [`Dual`][rcig_eqx.solvers.Dual]. Of any other,
       H is taken where `inner` ended.
     - `l2_rate`, `outer_loss`, `subset`, `margin`: as in [`Rcig`][rcig_eqx.methods.Rcig].
     - `damping`: added to H's diagonal.
     - `gauss_newton`: whether H is the Gauss–Newton matrix instead of the Hessian. A network that
-      is not linearised has an indefinite Hessian away from its minimum.
+      is not linearized has an indefinite Hessian away from its minimum.
     - `dtype`: the precision of the ridge solve, where the head is solved for.
     - `clip`: limit the implicit gradient to the direct one's norm, as
       `clip_implicit`.
@@ -127,7 +127,7 @@ class Implicit(AbstractRegularizedMethod):
         check_flags(**{name: getattr(self, name) for name in flags})
         check_shared(self)
         if self.reparameterized:
-            check_quadratic(self.inner_loss, "a reparameterised method solves for the head")
+            check_quadratic(self.inner_loss, "a reparameterized method solves for the head")
         quadratic = self.linearized and is_quadratic(self.inner_loss)
         check_solvers(self.inner, self.solver, quadratic=quadratic)
         check_number("damping", self.damping, lambda d: d >= 0, "a number of at least 0")
@@ -307,17 +307,17 @@ def check_solvers(inner: Solver, solver: Solver, *, quadratic: bool) -> None:
     if not quadratic and not isinstance(inner, AbstractDescent):
         raise ValueError(
             f"inner is {type(inner).__name__}, but the inner loss of a network that is not "
-            "linearised, or one that is no SquaredError, is not quadratic: pass Adam()."
+            "linearized, or one that is no SquaredError, is not quadratic: pass Adam()."
         )
     if traits(solver).dual and not quadratic:
         raise ValueError(
-            f"solver is {type(solver).__name__}, which solves only the linearised problem "
+            f"solver is {type(solver).__name__}, which solves only the linearized problem "
             "of a SquaredError: pass another, such as ConjugateGradient()."
         )
 
 
 def rcig_paper(**changed: Any) -> Implicit:
-    """RCIG as in the paper: linearised, head solved for, 20 and 20 Adam steps (Algorithm 1).
+    """RCIG as in the paper: linearized, head solved for, 20 and 20 Adam steps (Algorithm 1).
 
     Adam's rates are 0.7 of the largest, which are the paper's: pass `below_largest=1.0` for those,
     or take `presets.paper()`, which does. `changed` are fields of
@@ -327,7 +327,7 @@ def rcig_paper(**changed: Any) -> Implicit:
 
 
 def rig(**changed: Any) -> Implicit:
-    """RCIG without linearisation: head solved for, ordinary training dynamics (Table 1).
+    """RCIG without linearization: head solved for, ordinary training dynamics (Table 1).
 
     The features move with the body, and the L2 term is of how far it has moved. The authors' code
     keeps the features of the start, and adds how much the outputs of the start's head have changed.

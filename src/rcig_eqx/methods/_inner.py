@@ -27,10 +27,10 @@ class InnerProblem(eqx.Module):
     """ℓ(f(X_S), y_S) + λ/2 ‖θ‖² over θ = (θ_B, θ_F), λ = l2_rate·n, with two switches.
 
     The weights of ℓ, if any, are of all the inputs, mirrored ones counted.
-    A linearised network's θ is a displacement from the model's parameters, zero at the start;
-    another's are the parameters themselves. Reparameterised, the inner variable is θ_B alone, and
+    A linearized network's θ is a displacement from the model's parameters, zero at the start;
+    another's are the parameters themselves. Reparameterized, the inner variable is θ_B alone, and
     θ_F the ridge solution θ_F*(θ_B) (paper, equations 3 to 5). The θ_B of the L2 term is how far
-    the body has moved then (equation 4), whether the network is linearised or not: an ordinary
+    the body has moved then (equation 4), whether the network is linearized or not: an ordinary
     one's whole weights would outweigh ℓ by far, and the inner problem be to shrink them.
 
     The inner variable is a pair: the body's parameters, and the head's or `None`.
@@ -47,7 +47,7 @@ class InnerProblem(eqx.Module):
 
     def __check_init__(self):
         if self.reparameterized:
-            check_quadratic(self.inner_loss, "a reparameterised method solves for the head")
+            check_quadratic(self.inner_loss, "a reparameterized method solves for the head")
 
     @property
     def quadratic(self) -> bool:
@@ -92,11 +92,11 @@ class InnerProblem(eqx.Module):
         return nodes
 
     def linear(self, at: Linearization) -> Expansion:
-        """The linearised network at some inputs."""
+        """The linearized network at some inputs."""
         return lambda body: (at.features, at.jvp(self.pad((body, None))))
 
     def along(self, at: Expansion, theta_B: PyTree, v_B: PyTree) -> tuple[Nodes, Nodes]:
-        """Nodes at θ_B and their tangent along v_B; linearised features have none."""
+        """Nodes at θ_B and their tangent along v_B; linearized features have none."""
         nodes, (features_dot, offset_dot) = jax.jvp(at, (theta_B,), (v_B,))
         return nodes, (zeros(nodes[0]) if self.linearized else features_dot, offset_dot)
 

@@ -35,7 +35,7 @@ Solver = lx.AbstractLinearSolver[Any]
 
 
 class Rcig(AbstractRegularizedMethod):
-    """Reparameterised convexified implicit gradients, without truncation.
+    """Reparameterized convexified implicit gradients, without truncation.
 
     The inner problem is a strongly convex quadratic, so RCIG's and CIG's minimum is kernel ridge
     regression with the empirical NTK of `model`. With J the Jacobian of f_lin(X_S), λ = l2_rate·n:
@@ -68,7 +68,7 @@ class Rcig(AbstractRegularizedMethod):
 
     The statistics are `accuracy`; `iterations` and `residual` of the solve for β, on which the
     gradient in the inputs depends most, and `inner_iterations` and `inner_residual` of that for α:
-    products, 0 for a factorisation, and relative residuals; and `converged`, whether both reached
+    products, 0 for a factorization, and relative residuals; and `converged`, whether both reached
     their tolerance.
     """
 

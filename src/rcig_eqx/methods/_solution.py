@@ -95,7 +95,7 @@ class InnerSolution:
     def operator(self, damping: float = 0.0) -> lx.AbstractLinearOperator:
         """The damped curvature; that of a quadratic knows its dual.
 
-        The reparameterised problem's is the Schur complement of the head's block, and v the body's
+        The reparameterized problem's is the Schur complement of the head's block, and v the body's
         part of the whole problem's for a g with nothing in the head. The body alone is damped
         there, so that the head's part of J Jᵀ counts (λ + damping)/λ times.
         """
@@ -120,7 +120,7 @@ class InnerSolution:
     def inverse(
         self, solver: lx.AbstractLinearSolver[Any], g: PyTree, damping: float
     ) -> tuple[PyTree, dict[str, Array]]:
-        """v = (H + damping)⁻¹ g and its statistics; a factorisation of `inner` serves again."""
+        """v = (H + damping)⁻¹ g and its statistics; a factorization of `inner` serves again."""
         prepared = self.prepared
         if prepared is None or damping or not alike(prepared.solver, solver):
             prepared = prepare(self.operator(damping), solver)

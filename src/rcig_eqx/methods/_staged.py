@@ -21,7 +21,7 @@ from ._rcig import rcig
 class Staged(AbstractMethod):
     """`first` for so many steps, `then` for the rest: a cheap start for a costlier method.
 
-    Both are compiled into one step, and the optimiser, the pool and the average go on as if
+    Both are compiled into one step, and the optimizer, the pool and the average go on as if
     nothing had happened. Statistics that one of the two does not have are zero in its steps, and
     `converged` is true.
 

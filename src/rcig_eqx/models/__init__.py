@@ -41,7 +41,6 @@ __all__ = [
     "ConvNet",
     "Head",
     "Network",
-    "Normalize",
     "Statistics",
     "average_pool",
     "conv2d",

@@ -44,7 +44,7 @@ class network_for(eqx.Module):
     - `depth`, `growth`: of a convnet, as in [`convnet_for`][rcig_eqx.convnet_for]; an mlp has a
       `depth`, its hidden layers.
 
-    Raises `ValueError` for a name or a normalisation that is none, with the nearest that are, and
+    Raises `ValueError` for a name or a normalization that is none, with the nearest that are, and
     for options that an architecture has not.
     """
 
@@ -89,11 +89,11 @@ def convnet_for(
     - `num_classes`: outputs.
     - `width`: filters of the first block.
     - `depth`: blocks; `None` is the paper's 3, 4 or 5 for images of up to 32, 64 or more pixels.
-    - `softplus`: `"paper"` distils depth 3 with β = 60 and the rest with ReLU (appendix C); a
+    - `softplus`: `"paper"` distills depth 3 with β = 60 and the rest with ReLU (appendix C); a
       number or `None` as in [`ConvNet`][rcig_eqx.models.ConvNet].
     - `normalization`, `growth`: as in [`ConvNet`][rcig_eqx.models.ConvNet].
 
-    Raises `ValueError` for a size below one, an activation that is none, a normalisation that is
+    Raises `ValueError` for a size below one, an activation that is none, a normalization that is
     none, naming the nearest, and images too small for the depth.
     """
     given: Any = {"width": width, "depth": depth, "growth": growth}

@@ -106,7 +106,7 @@ class ConvBlock(eqx.Module):
         self.activate, self.softplus, self.pool = activate, softplus, pool
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 o"]:
-        """The map after the pool, normalised by stored statistics where there are some."""
+        """The map after the pool, normalized by stored statistics where there are some."""
         return self.update(x, None)[0]
 
     def update(

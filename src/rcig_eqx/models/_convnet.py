@@ -36,9 +36,9 @@ class ConvNet(AbstractBlockNetwork):
     - `width`: filters of the first block. The paper's is 128.
     - `depth`: number of blocks. The paper takes 3, 4 and 5 for 28–32, 64 and 128 pixels.
     - `normalization`: `"batch"`, `"instance"`, `"layer"` or `"group"`, between convolution and
-      activation, as [`Normalize`][rcig_eqx.models.Normalize] has them; `"none"` or `None`, the
+      activation, as `Normalize` has them; `"none"` or `None`, the
       paper's default, for none.
-    - `softplus`: the inverse temperature β of softplus(βx)/β, which the paper distils with at
+    - `softplus`: the inverse temperature β of softplus(βx)/β, which the paper distills with at
       depth 3 (β = 60); `None` for ReLU, which it evaluates with.
     - `growth`: how many times as many filters each block has as the one before.
     - `dtype`: of the parameters, whether or not JAX has 64-bit numbers switched on.

@@ -62,10 +62,10 @@ class Head(eqx.Module):
 class AbstractNetwork(eqx.Module):
     """A network split into a body and a head.
 
-    Subclass it to distil with a network of your own: give it a `head` and a `features` method.
+    Subclass it to distill with a network of your own: give it a `head` and a `features` method.
     The features of an input must not depend on the other inputs of the batch, and every inexact
     array counts as a parameter, but those in [`Statistics`][rcig_eqx.models.Statistics]. One that
-    normalises by batches in training is an
+    normalizes by batches in training is an
     [`AbstractBatchNetwork`][rcig_eqx.models.AbstractBatchNetwork].
     """
 

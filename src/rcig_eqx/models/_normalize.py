@@ -1,4 +1,4 @@
-"""Normalisation layers, and what batch normalisation stores."""
+"""Normalization layers, and what batch normalization stores."""
 
 import equinox as eqx
 import jax
@@ -43,7 +43,7 @@ class Normalize(eqx.Module):
     - `kind`: one of the four.
     - `shape`: height, width and channels of the inputs.
 
-    Raises `ValueError` for a kind that is none, and for a shape that it cannot normalise.
+    Raises `ValueError` for a kind that is none, and for a shape that it cannot normalize.
     """
 
     scale: Float[Array, "..."]
@@ -57,8 +57,8 @@ class Normalize(eqx.Module):
             raise ValueError('kind is "none": leave the layer out.')
         if kind == "instance" and height * width == 1:
             raise ValueError(
-                "A map of one pixel has no variance of its own, so that instance normalisation "
-                "leaves nothing of it: use larger images or another normalisation."
+                "A map of one pixel has no variance of its own, so that instance normalization "
+                "leaves nothing of it: use larger images or another normalization."
             )
         if kind == "group" and channels % _GROUPS:
             raise ValueError(
@@ -74,9 +74,9 @@ class Normalize(eqx.Module):
     def update(
         self, x: Float[Array, "n h w c"], rate: float | Scalar | None
     ) -> tuple[Float[Array, "n h w c"], "Normalize"]:
-        """The normalised inputs, and this layer.
+        """The normalized inputs, and this layer.
 
-        With a `rate`, `"batch"` normalises by the batch at hand, and moves what the layer that is
+        With a `rate`, `"batch"` normalizes by the batch at hand, and moves what the layer that is
         returned has stored this far towards it: 1 is all the way.
         """
         if self.statistics is None:

@@ -1,10 +1,13 @@
-"""Networks that normalise by batches: their training forward pass, and their stored statistics."""
+"""Networks that normalize by batches: their training forward pass, and their stored statistics."""
 
 import abc
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int, Scalar
 
 from ._network import AbstractNetwork, check_whole, has_module, split_parameters
@@ -14,10 +17,10 @@ Net = TypeVar("Net", bound=AbstractNetwork)
 
 
 class AbstractBatchNetwork(AbstractNetwork):
-    """A network that may have layers which normalise by a batch in training.
+    """A network that may have layers which normalize by a batch in training.
 
     What it stores of batches is in [`Statistics`][rcig_eqx.models.Statistics]. Its features, and so
-    all that is linearised, are by what is stored: no input sees another.
+    all that is linearized, are by what is stored: no input sees another.
     """
 
     @abc.abstractmethod
@@ -50,7 +53,7 @@ def training_outputs(
     **Arguments:**
 
     - `model`: any network.
-    - `inputs`: a batch. Batch normalisation is by this batch alone.
+    - `inputs`: a batch. Batch normalization is by this batch alone.
     - `rate`: how far stored statistics move towards the batch's.
     """
     if not has_statistics(model):
@@ -69,6 +72,22 @@ def split_for_training(model: AbstractNetwork) -> tuple[Any, Any, Any]:
     parameters, rest = split_parameters(model)
     stored, static = eqx.partition(rest, eqx.is_array)
     return parameters, stored, static
+
+
+def training_step(
+    loss: Callable[[Any, Any], tuple[Scalar, tuple[Any, Any]]],
+    optimizer: optax.GradientTransformation,
+    parameters: Any,
+    stored: Any,
+    opt_state: Any,
+) -> tuple[tuple[Any, Any, Any], Any]:
+    """`(parameters, stored, opt_state)` one step on, and what else the loss tells.
+
+    `loss(parameters, stored)` gives a number, and what the network stores after it with the rest.
+    """
+    (_, (stored, told)), gradient = jax.value_and_grad(loss, has_aux=True)(parameters, stored)
+    updates, opt_state = optimizer.update(gradient, opt_state)
+    return (optax.apply_updates(parameters, updates), stored, opt_state), told
 
 
 def with_statistics(model: Net, inputs: Float[Array, "n *shape"]) -> Net:

@@ -26,7 +26,7 @@ class VGG11(AbstractBlockNetwork):
     """Eight 3×3 convolutions and five 2×2 maximum pools, then one linear layer.
 
     The form for small images (Zhao and Bilen): one linear layer instead of three, and with one
-    input channel the first convolution pads by 3. Images of 32 pixels, grey ones of 28, end as
+    input channel the first convolution pads by 3. Images of 32 pixels, gray ones of 28, end as
     one pixel, and smaller ones are refused. Kernels start LeCun-normal, biases at zero, scales at
     one.
 
@@ -151,7 +151,7 @@ class ResNet18(AbstractBlockNetwork):
 
     The form for small images (Zhao and Bilen): no pool and no stride before the stages, which
     have `width`, `2 width`, `4 width` and `8 width` filters and halve the image from the second
-    on. Convolutions have a bias only where no normalisation follows. Kernels start LeCun-normal,
+    on. Convolutions have a bias only where no normalization follows. Kernels start LeCun-normal,
     biases at zero, scales at one.
 
     **Arguments:** as in [`ConvNet`][rcig_eqx.models.ConvNet]; `width` is of the first stage.

@@ -20,7 +20,7 @@ def hessian_operator(
 ) -> lx.FunctionLinearOperator:
     """v ↦ ∂²L/∂θ² v + damping · v (Pearlmutter, 1994; section 3.4).
 
-    The gradient is linearised once, so that a product repeats no forward pass; the price is that
+    The gradient is linearized once, so that a product repeats no forward pass; the price is that
     its activations are kept.
 
     A product is reverse over reverse: the gradient's transpose applied to v, the same vector by

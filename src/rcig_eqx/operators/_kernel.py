@@ -1,4 +1,4 @@
-"""Kernel operators: the dual of a regularised least-squares problem, and the way back from it.
+"""Kernel operators: the dual of a regularized least-squares problem, and the way back from it.
 
 The primal operator JᵀWJ + D has one row a parameter; its kernel J D⁻¹ Jᵀ + W⁻¹ has one a residual.
 """
@@ -75,7 +75,7 @@ def woodbury(
     return subtract(g, kernel.cotangent(beta)), beta, said
 
 
-def _materialised(kernel: AbstractKernel) -> lx.AbstractLinearOperator:
+def _materialized(kernel: AbstractKernel) -> lx.AbstractLinearOperator:
     structure = kernel.in_structure()
     K = kernel.as_matrix().reshape(*structure.shape, *structure.shape)
     return lx.PyTreeLinearOperator(K, structure, lx.positive_semidefinite_tag)
@@ -83,10 +83,10 @@ def _materialised(kernel: AbstractKernel) -> lx.AbstractLinearOperator:
 
 def register(
     kind: type[lx.AbstractLinearOperator],
-    materialise: Callable[[Any], lx.AbstractLinearOperator],
+    materialize: Callable[[Any], lx.AbstractLinearOperator],
 ) -> None:
     """Tell lineax, which asks by single dispatch, that such operators are positive definite."""
-    lx.materialise.register(kind, materialise)
+    lx.materialise.register(kind, materialize)
     lx.diagonal.register(kind, lambda operator: jnp.diagonal(operator.as_matrix()))
     for same in (lx.linearise, lx.conj):
         same.register(kind, lambda operator: operator)
@@ -103,4 +103,4 @@ def register(
         no.register(kind, lambda operator: False)
 
 
-register(AbstractKernel, _materialised)
+register(AbstractKernel, _materialized)

@@ -19,7 +19,7 @@ class LeastSquaresKernel(AbstractKernel):
     **Arguments:**
 
     - `residuals`: a function of the parameters; any pytree of arrays.
-    - `params`: where it is linearised.
+    - `params`: where it is linearized.
     - `diagonal`: D > 0, a pytree shaped like the parameters; all is NaN where it is not positive.
     """
 

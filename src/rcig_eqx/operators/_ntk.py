@@ -1,4 +1,4 @@
-"""The empirical neural tangent kernel of a network, the dual of its linearised inner problem."""
+"""The empirical neural tangent kernel of a network, the dual of its linearized inner problem."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ from ._kernel import AbstractKernel
 class NTK(AbstractKernel):
     """J Jᵀ + λ W⁻¹ on arrays `[n classes]`, J the Jacobian of a network at n inputs.
 
-    The linearised inner problem is one strongly convex quadratic. Its minimum is kernel ridge
+    The linearized inner problem is one strongly convex quadratic. Its minimum is kernel ridge
     regression with the finite-width empirical NTK at the network's present parameters:
     (J Jᵀ + λI) α = y_S and θ* = Jᵀ α. There is one unknown for each input and class, whatever the
     number of parameters. A product is one transpose and one tangent pass.
@@ -35,7 +35,7 @@ class NTK(AbstractKernel):
     - `linearization`: that of `model` at `inputs`, if it is there already.
 
     The preconditioner is the inverse of the kernel with the body left out, the conjugate kernel:
-    (h hᵀ + λI)⁻¹ ⊗ I_C. It takes one n × n Cholesky factorisation; one for each class with
+    (h hᵀ + λI)⁻¹ ⊗ I_C. It takes one n × n Cholesky factorization; one for each class with
     weights. The matrix costs `classes` transpose passes over the inputs (more where a large layer
     is split) and ½ (nC)² P multiply-adds for P body parameters.
     """

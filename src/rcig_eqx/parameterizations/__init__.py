@@ -1,4 +1,4 @@
-"""What is stored of a distilled set: what is optimised, ψ, and the set that it stands for."""
+"""What is stored of a distilled set: what is optimized, ψ, and the set that it stands for."""
 
 from .._registry import Registry
 from ._parameterization import (
@@ -8,6 +8,6 @@ from ._parameterization import (
 from ._plain import Plain as Plain, plain as plain
 
 PARAMETERIZATIONS: Registry[AbstractParameterization] = Registry("parameterizations", plain=plain)
-"""Parameterisations by name."""
+"""Parameterizations by name."""
 
 __all__ = ["PARAMETERIZATIONS", "AbstractParameterization", "plain"]

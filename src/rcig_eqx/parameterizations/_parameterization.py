@@ -1,4 +1,4 @@
-"""What a parameterisation is, and what is asked of one."""
+"""What a parameterization is, and what is asked of one."""
 
 import abc
 
@@ -11,10 +11,10 @@ from .._types import PyTree
 
 
 class AbstractParameterization(eqx.Module):
-    """What is optimised in place of images and labels: ψ, and the set it stands for.
+    """What is optimized in place of images and labels: ψ, and the set it stands for.
 
-    Subclass it to distil half the pixels, a shared basis, or a generator's inputs. The method's
-    gradient goes back through `decode`, which must be pure; the optimiser, the average and a
+    Subclass it to distill half the pixels, a shared basis, or a generator's inputs. The method's
+    gradient goes back through `decode`, which must be pure; the optimizer, the average and a
     rejected step work on ψ.
     """
 

@@ -15,5 +15,5 @@ class Plain(AbstractParameterization):
 
 
 def plain() -> Plain:
-    """The images and labels themselves are optimised, as in the paper."""
+    """The images and labels themselves are optimized, as in the paper."""
     return Plain()

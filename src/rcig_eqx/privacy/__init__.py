@@ -30,15 +30,14 @@ from ._roc import Auc as Auc, Roc as Roc, auc as auc, roc as roc
 from ._train import (
     Preprocessed as Preprocessed,
     confidence as confidence,
-    distil_then_train as distil_then_train,
+    distill_then_train as distill_then_train,
     train_on as train_on,
     train_with_snapshots as train_with_snapshots,
 )
 
 __all__ = [
     "AbstractAttack",
-    "all_attacks",
-    "distil_then_train",
+    "distill_then_train",
     "lira",
     "membership_inference",
     "save_curves",

@@ -122,9 +122,9 @@ class TrainedAttack(AbstractAttack):
 
 
 def logistic_regression() -> TrainedAttack:
-    """Logistic regression on standardised features. Needs scikit-learn, the extra `privacy`."""
+    """Logistic regression on standardized features. Needs scikit-learn, the extra `privacy`."""
     classifier = _sklearn().linear_model.LogisticRegression
-    return TrainedAttack("LR", lambda seed: _standardised(classifier(random_state=seed)))
+    return TrainedAttack("LR", lambda seed: _standardized(classifier(random_state=seed)))
 
 
 def mlp(hidden: tuple[int, ...] = (64,)) -> TrainedAttack:
@@ -134,7 +134,7 @@ def mlp(hidden: tuple[int, ...] = (64,)) -> TrainedAttack:
     """
     given = {"learning_rate_init": 3e-3, "alpha": 1e-3, "early_stopping": True}
     classifier = functools.partial(_sklearn().neural_network.MLPClassifier, hidden, **given)
-    return TrainedAttack("MLP", lambda seed: _standardised(classifier(random_state=seed)))
+    return TrainedAttack("MLP", lambda seed: _standardized(classifier(random_state=seed)))
 
 
 def random_forest(trees: int = 100) -> TrainedAttack:
@@ -144,9 +144,9 @@ def random_forest(trees: int = 100) -> TrainedAttack:
 
 
 def nearest_neighbours(neighbours: int = 15) -> TrainedAttack:
-    """Votes of the nearest images, features standardised. Needs scikit-learn, as all of these."""
+    """Votes of the nearest images, features standardized. Needs scikit-learn, as all of these."""
     classifier = _sklearn().neighbors.KNeighborsClassifier
-    return TrainedAttack("KNN", lambda _: _standardised(classifier(neighbours)))
+    return TrainedAttack("KNN", lambda _: _standardized(classifier(neighbours)))
 
 
 def all_attacks() -> tuple[AbstractAttack, ...]:
@@ -155,7 +155,7 @@ def all_attacks() -> tuple[AbstractAttack, ...]:
     return (Threshold(), logistic_regression(), mlp(), random_forest(), nearest_neighbours())
 
 
-def _standardised(classifier: Any) -> Any:
+def _standardized(classifier: Any) -> Any:
     sklearn = _sklearn()
     return sklearn.pipeline.make_pipeline(sklearn.preprocessing.StandardScaler(), classifier)
 

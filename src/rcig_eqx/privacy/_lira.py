@@ -58,7 +58,7 @@ def train_shadows(
 
     - `train`: a function `(images [m *shape], labels [m], key)` to a function from images to
       logits, such as [`train_on`][rcig_eqx.privacy.train_on] or
-      [`distil_then_train`][rcig_eqx.privacy.distil_then_train] make.
+      [`distill_then_train`][rcig_eqx.privacy.distill_then_train] make.
     - `images`: `[n *shape]`, as `train` takes them, an even number.
     - `labels`: integers `[n]`.
     - `key`: source of all randomness.

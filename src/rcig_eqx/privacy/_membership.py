@@ -65,7 +65,7 @@ def membership_inference(
       last.
     - `num_networks`: fresh networks of each set.
     - `learning_rate`, `batch_size`: of Adam, as in `train_network`.
-    - `loss`: what the networks minimise; the attackers see it too, image by image, at the true
+    - `loss`: what the networks minimize; the attackers see it too, image by image, at the true
       label one-hot − 1/C times the mean height of the labels trained on.
     - `at_once`: networks trained together by `vmap`; chosen by the backend if `None`.
     - `progress`: whether to show a progress bar.

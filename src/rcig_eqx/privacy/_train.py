@@ -129,8 +129,8 @@ class train_on(eqx.Module):
         return Preprocessed(train_network(network, x, y, **training), self.preprocess)
 
 
-def distil_then_train(
-    distil: Callable[[np.ndarray, np.ndarray, PRNGKeyArray], DistillResult | Coreset],
+def distill_then_train(
+    distill: Callable[[np.ndarray, np.ndarray, PRNGKeyArray], DistillResult | Coreset],
     model: MakeModel,
     *,
     steps: int,
@@ -142,7 +142,7 @@ def distil_then_train(
 
     **Arguments:**
 
-    - `distil`: a function of raw images `[n *shape]`, labels `[n]` and a key to what
+    - `distill`: a function of raw images `[n *shape]`, labels `[n]` and a key to what
       [`distill`][rcig_eqx.distill] returns.
     - `model`: a function from a key to the network trained on the distilled set.
     - `steps`, `learning_rate`, `batch_size`, `loss`: as in
@@ -163,11 +163,11 @@ def distil_then_train(
     def train(images: Any, labels: Any, key: PRNGKeyArray) -> Preprocessed:
         if isinstance(images, Tracer):
             raise ValueError("Distilling cannot be jitted: pass jit=False to train_shadows.")
-        distil_key, fit_key = jr.split(key)
-        made = distil(images, labels, distil_key)
+        distill_key, fit_key = jr.split(key)
+        made = distill(images, labels, distill_key)
         coreset = made.coreset if isinstance(made, DistillResult) else made
         if coreset.preprocess is None:
-            raise ValueError("distil returned a coreset that does not carry its preprocessing.")
+            raise ValueError("distill returned a coreset that does not carry its preprocessing.")
         return Preprocessed(fit(coreset, fit_key), coreset.preprocess)
 
     return train

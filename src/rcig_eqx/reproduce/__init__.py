@@ -6,4 +6,7 @@ from ._rows import DATASETS as DATASETS, ROWS as ROWS, DatasetFacts as DatasetFa
 from ._targets import TARGETS as TARGETS, Target as Target
 from ._workshop import Workshop as Workshop, dry_run as dry_run
 
-__all__ = ["ROWS", "SCALES", "Workshop", "dry_run"]
+__all__ = [
+    "ROWS",
+    "Workshop",
+]

@@ -40,7 +40,7 @@ class ReproduceOptions:
     scale: Annotated[str | None, Option(help=f"{' or '.join(SCALES)}.", show_default=_SCALE)] = None
     method: Annotated[str, Option(help=f"One of {', '.join(METHODS)}.")] = "default"
     settings: Annotated[
-        str, Option(help=f"Optimiser, pool, average, batch: one of {', '.join(SETTINGS)}.")
+        str, Option(help=f"Optimizer, pool, average, batch: one of {', '.join(SETTINGS)}.")
     ] = "library"
     out: Annotated[Path, Option(help="Folder of runs and results.")] = Path("runs/reproduce")
     seeds: Annotated[int | None, Option(min=1, help="Distilled sets of a row.")] = None

@@ -244,7 +244,7 @@ def gallery(workshop: Workshop, rows: Rows, folder: Path) -> Report:
         result = workshop.distilled(row, **how)
         name, title = f"gallery-{row.name.replace('/', '-')}", title_of(row)
         if normalization := how.get("normalization"):
-            name, title = f"{name}-{normalization}", f"{title}, {normalization} normalisation"
+            name, title = f"{name}-{normalization}", f"{title}, {normalization} normalization"
         for kind in (".png", ".pdf"):
             with drawing():
                 save_grid(result.coreset, result.class_names, folder / (name + kind), title=title)
@@ -255,7 +255,7 @@ def gallery(workshop: Workshop, rows: Rows, folder: Path) -> Report:
 
 
 def gallery_ways(row: Row, scale: Scale) -> Ways:
-    """The row's set, and that of Figure 15 with batch normalisation."""
+    """The row's set, and that of Figure 15 with batch normalization."""
     return [{}, *[normalized("batch")] * (row.name == "cifar10/10")]
 
 

@@ -133,27 +133,26 @@ SETTINGS: dict[str, Callable[..., Recipe]] = {
     "paper": presets.paper,
     "authors_code": presets.authors_code,
 }
-"""What is not the method: optimiser, pool, average, outer batch."""
+"""What is not the method: optimizer, pool, average, outer batch."""
 
 
 def _options(row: Row, method: str) -> dict[str, Any]:
     """The row's λ, backward pass and precision, as far as the method has them."""
-    if method == "random":
-        return {}
     options = {"l2_rate": row.l2_rate, "subset": row.subset}
-    if method in ("rcig", "cig", "vig"):  # without a ridge head to solve for
-        return options
-    return options | {"dtype": jnp.float64 if row.float64 else None}
+    made = (METHODS[method] or functools.partial(default_method, 2))()
+    if made.head_l2_rate is not None:
+        options["dtype"] = jnp.float64 if row.float64 else None
+    return options if method == "default" else {k: options[k] for k in options if k in vars(made)}
 
 
 def model_of(row: Row, scale: Scale, normalization: str | None = None, **changed: Any):
-    """The row's ConvNet, to distil with."""
+    """The row's ConvNet, to distill with."""
     given = {"width": scale.width_of(row), "depth": row.depth, "normalization": normalization}
     return network_for("convnet", row.facts.shape, row.facts.classes, **(given | changed))
 
 
 def preprocess_of(row: Row, train: Any, *, progress: bool = False) -> AbstractPreprocess:
-    """Standardised if grey, whitened if colour, large images in blocks (appendix C)."""
+    """Standardized if gray, whitened if color, large images in blocks (appendix C)."""
     if row.facts.shape[2] == 1:
         return standardize(train, progress=progress)
     return zca(train, 0.1, row.block, progress=progress)

@@ -11,7 +11,7 @@ class DatasetFacts:
     """What a data set's rows have in common."""
 
     title: str  # as in the paper's tables
-    shape: tuple[int, int, int]  # height, width and channels that the paper distils at
+    shape: tuple[int, int, int]  # height, width and channels that the paper distills at
     classes: int
     images: int  # of the training split
 
@@ -81,7 +81,7 @@ class Row:
 
     @property
     def flip(self) -> bool:
-        """Whether the set also stands for its mirror images: in colour, up to 1,000."""
+        """Whether the set also stands for its mirror images: in color, up to 1,000."""
         return self.facts.shape[2] == 3 and self.images <= 1000
 
     @property
@@ -151,8 +151,8 @@ RANDOM: dict[str, Number] = {row: methods["random"] for row, methods in TABLE_1.
     "imagewoof/10": (27.0, 1.9), "imagenet64/1": (1.1, 0.1), "imagenet64/2": (1.4, 0.1),
 }  # fmt: skip
 
-# Table 3: CIFAR-10 at 10 images per class, by the normalisation distilled with and the network
-# evaluated with. "DN", the default normalisation, is the one distilled with.
+# Table 3: CIFAR-10 at 10 images per class, by the normalization distilled with and the network
+# evaluated with. "DN", the default normalization, is the one distilled with.
 _NETWORKS = ("conv-dn", "conv-nn", "resnet-dn", "resnet-bn", "vgg-bn", "alexnet")
 
 
@@ -164,7 +164,7 @@ TABLE_3: dict[str, dict[str, Number]] = {
     "none": _across((69.1, 0.4), (69.1, 0.4), (51.3, 1.7), (49.7, 1.4), (46.2, 1.8), (60.8, 1.8)),
     "batch": _across((66.0, 0.6), (66.0, 0.6), (54.4, 1.1), (54.8, 1.1), (55.4, 1.1), (62.1, 0.8)),
 }
-# Distilled with batch normalisation.
+# Distilled with batch normalization.
 TABLE_3_FREPO = _across(
     (65.5, 0.4), (65.5, 0.4), (54.4, 0.8), (52.4, 0.7), (55.4, 0.7), (61.6, 0.2)
 )

@@ -74,14 +74,14 @@ def table3(workshop: Workshop, rows: Rows) -> Report:
     head = [*_WHERE, "Distilled with", "Evaluated with", "Here", "Paper", "Paper's FRePo"]
     title = "Table 3: across architectures, test accuracy in %"
     more = [
-        "dn: normalised as distilled, the paper's FRePo not; nn: not; bn: by batches. The networks "
+        "dn: normalized as distilled, the paper's FRePo not; nn: not; bn: by batches. The networks "
         "evaluated have ReLU. The paper's numbers are of cifar10/10."
     ]
     return Report("table3", title, head, lines, values, [*more, *notes(workshop, rows)])
 
 
 def normalized(kind: str) -> dict[str, Any]:
-    """What `Workshop.distilled` is given for a network of Table 3 to distil with."""
+    """What `Workshop.distilled` is given for a network of Table 3 to distill with."""
     return {} if kind == "none" else {"normalization": kind}
 
 

@@ -1,4 +1,4 @@
-"""The tables and figures by name: their functions, the paper's rows, what each distils."""
+"""The tables and figures by name: their functions, the paper's rows, what each distills."""
 
 import dataclasses
 import functools

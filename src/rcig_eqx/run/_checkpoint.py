@@ -85,7 +85,7 @@ def restore(arrays: Mapping[str, np.ndarray], like: State) -> State:
         if stored.shape != data.shape or stored.dtype != data.dtype:
             raise ValueError(
                 f"{name} is {stored.dtype} {stored.shape} in the checkpoint and {data.dtype} "
-                f"{data.shape} in this run: another network, method, optimiser or pool."
+                f"{data.shape} in this run: another network, method, optimizer or pool."
             )
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jr.wrap_key_data(jnp.asarray(stored), impl=jr.key_impl(leaf))

@@ -34,7 +34,7 @@ CAUSES = (
     SOLVE,
     "the outer loss is not finite",
     "the gradient is not finite",
-    "the update of the distilled set is not finite: lower the optimiser's learning rate",
+    "the update of the distilled set is not finite: lower the optimizer's learning rate",
 )
 
 
@@ -44,7 +44,7 @@ def step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
     Draws a network from the pool, moves ψ along the method's hypergradient on the outer batch,
     averages it, then trains that network on the new ψ; `_algorithm.step` has these lines.
 
-    A step whose hypergradient or update is not finite is rejected: ψ and its optimiser stay, the
+    A step whose hypergradient or update is not finite is rejected: ψ and its optimizer stay, the
     network that gave it is replaced, and the method's λ is ten times larger in the next step, up to
     10⁴ times; every accepted step takes one such raise back. Of several networks a step
     (`PoolSchedule.networks_per_step`) the hypergradients are averaged, and one that is not finite
@@ -171,7 +171,7 @@ def all_finite(values: object) -> Array:
 
 
 def still_finite(now: PyTree, before: PyTree) -> Array:
-    """Whether an optimiser's state is finite where it was.
+    """Whether an optimizer's state is finite where it was.
 
     It may hold infinities of its own; what overflows now would stall it for ever.
     """

@@ -210,7 +210,7 @@ def _rejected(history: History, first: int, short: np.ndarray) -> str:
     text = f"{what} rejected: {'; '.join(shown)}{more}."
     if not gave_up(history, first):
         return text
-    advice = "Lower the optimiser's learning rate or raise the method's l2_rate."
+    advice = "Lower the optimizer's learning rate or raise the method's l2_rate."
     if short.any() and CAUSES[int(history["cause"][rejected[-1]])] == SOLVE:
         advice = "What to change in the solver is said next."
     return (

@@ -24,7 +24,7 @@ from ._step import tuned_structure
 class MemoryEstimate:
     """Bytes that a step holds on its device at once.
 
-    - `state`: ψ and its average, the optimiser, the pool with its optimisers; updated in place.
+    - `state`: ψ and its average, the optimizer, the pool with its optimizers; updated in place.
     - `batch`: the outer batch.
     - `temporaries`: all that the step makes on the way, at its peak.
     """

@@ -20,7 +20,7 @@ class ConjugateGradient(AbstractDefiniteSolver):
 
     `lineax.CG` asks every component of the residual, and of the last change of x, to be small
     against that of b and x, and evaluates the operator once or twice more to begin and to
-    stabilise. A truncated solve needs neither, and here each product is a tangent and a
+    stabilize. A truncated solve needs neither, and here each product is a tangent and a
     transpose pass through a network: this one spends one product per iteration, one more for a
     warm start, and one to close where rounding may matter.
 
@@ -55,7 +55,7 @@ class ConjugateGradient(AbstractDefiniteSolver):
         return (
             "Where it stopped at its cap, raise max_steps, as in ConjugateGradient(1e-4, 1000); "
             "where it broke down before, as on the indefinite Hessian of a network that is not "
-            "linearised, pass the method gauss_newton=True or damping; or take another solver."
+            "linearized, pass the method gauss_newton=True or damping; or take another solver."
         )
 
     def init(

@@ -27,7 +27,7 @@ class Dual(AbstractDefiniteSolver):
 
     The operator must know its dual, a
     `DualizableOperator`: that of a
-    `LeastSquares` is one, and that of a linearised network's squared
+    `LeastSquares` is one, and that of a linearized network's squared
     error. With the option `targets` y, g is taken for JᵀWy, and v = D⁻¹Jᵀα with
     (J D⁻¹ Jᵀ + W⁻¹) α = y: a truncated α is then not divided by D.
 

@@ -43,7 +43,7 @@ def prepare(
     solver: lx.AbstractLinearSolver[Any],
     options: dict[str, Any] | None = None,
 ) -> Prepared:
-    """A factorisation, where the solver makes one; options that it does not take are left out.
+    """A factorization, where the solver makes one; options that it does not take are left out.
 
     A direct solver gets the matrix, so that residuals cost no further product.
     """

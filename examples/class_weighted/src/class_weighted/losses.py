@@ -1,4 +1,4 @@
-"""What a network trained on the distilled set minimises, and what the set is distilled for."""
+"""What a network trained on the distilled set minimizes, and what the set is distilled for."""
 
 import jax
 import jax.numpy as jnp

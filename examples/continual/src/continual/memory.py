@@ -28,7 +28,7 @@ class Memory(eqx.Module):
 
     @property
     def coreset(self) -> Coreset:
-        """The same with centred one-hot labels, to train on."""
+        """The same with centered one-hot labels, to train on."""
         each = len(self.images) // max(1, self.num_classes)
         labels = centered_labels(np.repeat(np.arange(self.num_classes), each), self.num_classes)
         return Coreset(self.images, labels, jnp.zeros(()), self.preprocess)
@@ -69,7 +69,7 @@ def random_real(memory: Memory, task: Task, images_per_class: int, *, key: PRNGK
     return extend(memory, chosen.images, task)
 
 
-def distil(
+def distill_task(
     memory: Memory,
     task: Task,
     images_per_class: int,

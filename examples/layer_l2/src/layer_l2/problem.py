@@ -1,4 +1,4 @@
-"""The bilevel problem: fit a linearised network, then judge the fit on other images.
+"""The bilevel problem: fit a linearized network, then judge the fit on other images.
 
     θ(λ) = argmin ½ ‖J θ − y‖² + ½ Σ_l λ_l ‖θ_l‖²        L(λ) = mean of (J_val θ(λ) − y_val)²
 
@@ -25,14 +25,14 @@ Layers = tuple[Float[Array, " _"], ...]
 
 
 class Examples(eqx.Module):
-    """Images as the linearised network sees them: a row for each image and class."""
+    """Images as the linearized network sees them: a row for each image and class."""
 
     jacobian: tuple[Float[Array, "rows _"], ...]
     targets: Float[Array, " rows"]
 
 
 def examples(network: ConvNet, data: Dataset, preprocess: AbstractPreprocess) -> Examples:
-    """The Jacobian of a network at some images, and their centred one-hot labels."""
+    """The Jacobian of a network at some images, and their centered one-hot labels."""
     dtype = network.head.kernel.dtype
     unit = jnp.eye(data.num_classes, dtype=dtype)[:, None]
 
@@ -78,7 +78,7 @@ def _l2(
 
 
 inner_loss = LeastSquares(_residuals, _l2)
-"""`inner_loss(theta, log_l2, train, validation)`, which `fit` minimises."""
+"""`inner_loss(theta, log_l2, train, validation)`, which `fit` minimizes."""
 
 
 def validation_loss(
