@@ -1,5 +1,6 @@
 """`distill` with all its options side by side, as tables of cases have them."""
 
+import dataclasses
 from typing import Any
 
 import rcig_eqx
@@ -13,6 +14,7 @@ def distill(train: Any, **given: Any) -> DistillResult:
     """`given` has arguments of `distill`, fields of a `Recipe`, and `Checkpoints` as above."""
     strategies = {name: given.pop(name) for name in _STRATEGIES if name in given}
     kept = {_KEPT.get(name, name): given.pop(name) for name in [*_KEPT, "resume"] if name in given}
-    recipe = Recipe(**{name: value for name, value in strategies.items() if value is not None})
+    strategies = {name: value for name, value in strategies.items() if value is not None}
+    recipe = dataclasses.replace(given.pop("recipe", None) or Recipe(), **strategies)
     checkpoints = Checkpoints(**kept) if "folder" in kept else None
     return rcig_eqx.distill(train, recipe=recipe, checkpoint_dir=checkpoints, **given)

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 pytest.importorskip("typer")
@@ -128,15 +129,21 @@ def test_evaluate_repeats_what_distill_measured(out, folder, capsys, tmp_path):
 
 
 def test_devices_are_the_first_that_jax_sees_and_workers_as_many_as_asked_for(
-    folder, tmp_path, monkeypatch
+    tmp_path, monkeypatch
 ):
     asked = {}
+    for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
+        path = tmp_path / "pictures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(np.zeros((8, 8), np.uint8)).save(path)
+    folder = tmp_path / "pictures"
 
     def stop(train, **settings):
-        asked.update(settings)
+        asked.update(settings, workers=train.workers)
         raise ValueError("enough")
 
     monkeypatch.setattr("rcig_eqx._cli._distill.distill", stop)
+    monkeypatch.setattr("rcig_eqx._cli._distill.load_split", lambda *_: data.ImageFolder(folder))
     three = jax.devices() * 3
     monkeypatch.setattr(jax, "devices", lambda: three)
     both = ["--devices", 2, "--workers", 3]
@@ -238,7 +245,7 @@ def test_export_takes_the_evaluation_beside_the_file(out, tmp_path, capsys, monk
     assert stated["training"]["network"]["width"] == 2
     assert stated["tested_on"]["images"] == 20
     assert run("export", out / "distilled.safetensors", place) == 2
-    assert "overwrite it" in capsys.readouterr().err
+    assert "pass --overwrite" in capsys.readouterr().err
     assert run("export", out / "distilled.safetensors", place, "--overwrite") == 0
 
 

@@ -592,8 +592,8 @@ def test_the_presets_take_other_methods():
     assert presets.authors_code(rcig).method == rcig(clip=True, margin=True)
     assert presets.authors_code(rcig, clip=False).method == rcig(margin=True)
     assert presets.authors_code(frepo).method == frepo(margin=True)
-    assert presets.authors_code(rig).method == rig(clip=True, margin=True)
-    assert presets.authors_code(vig).method == vig()  # clip and margin are of the head's loss
+    assert presets.authors_code(rig).method == rig(clip=True, margin=True, below_largest=1.0)
+    assert presets.authors_code(vig).method == vig(below_largest=1.0)  # its head has no such loss
 
 
 def test_rates_shrink_after_a_descent_that_diverged(setting):

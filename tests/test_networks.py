@@ -462,7 +462,7 @@ def test_the_command_line(tmp_path, capsys):
 WRONG = {
     "architecture is 'resnet': did you mean 'resnet18'": lambda: tiny("resnet"),
     "normalization is 'instancenorm': did you mean 'instance'": lambda: tiny(kind="instancenorm"),
-    "depth is of a convnet alone": lambda: network_for("vgg11", SHAPE, 2, depth=2),
+    "depth is no option of VGG11: leave it out": lambda: network_for("vgg11", SHAPE, 2, depth=2),
     "too small for this network": lambda: network_for("vgg11", SHAPE, 2, width=2)(jr.key(0)),
     "make 4 groups": lambda: Normalize("group", (2, 2, 6)),
     "no variance of its own": lambda: Normalize("instance", (1, 1, 4)),

@@ -24,8 +24,8 @@ class Dataset:
 
     **Arguments:**
 
-    - `images`: images [n h w c], uint8 in [0, 255] or finite floats in [0, 1]; or finite floats of
-        another shape: rows of a table or embeddings [n d], series [n length channels]. A
+    - `images` [n h w c]: uint8 in [0, 255] or finite floats in [0, 1]; or inputs of another shape,
+        finite floats: rows of a table or embeddings [n d], series [n length channels]. A
         `np.memmap` is fine.
     - `labels` [n]: the class number of each image, an integer in `range(len(class_names))`.
     - `class_names`: one distinct, non-empty name per class. They are kept in Unicode's composed

@@ -53,7 +53,7 @@ class Frepo(AbstractRegularizedMethod):
         check_dtype(self.dtype)
         AbstractRegularizedMethod.check(self, coreset, batch_size)
 
-    def through(self, model, coreset, inputs, targets, chosen=None, /):
+    def through(self, model, coreset, inputs, targets, /, chosen=None):
         weights = weights_of(self.inner_loss, coreset)
         (X_S, y_S), pull_back = support_vjp(coreset)
         h_T = in_chunks(model.features, inputs)

@@ -165,7 +165,7 @@ class Implicit(AbstractRegularizedMethod):
         AbstractRegularizedMethod.check(self, coreset, batch_size)
 
     @full_precision
-    def through(self, model, coreset, inputs, targets, chosen=None, /):
+    def through(self, model, coreset, inputs, targets, /, chosen=None):
         problem = self.problem(model, coreset)
         (X_S, y_S), pull_back = support_vjp(coreset)
         at = InnerSolution.of(problem, X_S, y_S, self.inner, self.gauss_newton)

@@ -135,8 +135,8 @@ class AbstractRegularizedMethod(AbstractMethod):
         coreset: Coreset,
         inputs: Float[Array, "b *shape"],
         targets: Float[Array, "b classes"],
-        chosen: Int[Array, " m"] | None = None,
         /,
+        chosen: Int[Array, " m"] | None = None,
     ) -> Hypergradient:
         """The hypergradient without the margin, its last backward pass through `chosen` inputs.
 

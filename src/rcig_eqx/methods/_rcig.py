@@ -106,7 +106,7 @@ class Rcig(AbstractRegularizedMethod):
         return advice(self.solver, first_short(history))
 
     @full_precision
-    def through(self, model, coreset, inputs, targets, chosen=None, /):
+    def through(self, model, coreset, inputs, targets, /, chosen=None):
         (X_S, y_S), pull_back = support_vjp(coreset)
         solvers = self._solvers(y_S.size, count_parameters(model))
         if self.clip:  # the exact parts one by one

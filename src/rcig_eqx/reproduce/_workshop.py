@@ -303,9 +303,10 @@ def _asked(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_filed(file: Path, result: DistillResult, settings: Mapping[str, Any], count: int):
     """Raise `ValueError` if a filed set is of other settings than those asked for."""
-    names = ("steps", "images_per_class", "flip", "batch_size")
+    names = ("steps", "images_per_class", "batch_size")
     wanted = {name: settings[name] for name in names} | {"training images": count}
     wanted |= {"model": describe_model(settings["model"]), "asked": _asked(settings)}
+    wanted["flip"] = settings["recipe"].flip
     for name, value in wanted.items():
         if result.recipe.get(name) != value:
             raise ValueError(
