@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from _corrupt import damaged, every_byte, mutated
 from safetensors import safe_open
 from safetensors.numpy import save as serialize
 
-from _corrupt import damaged, every_byte, mutated
 from rcig_eqx import Coreset, DistillResult, export, load_export, load_result, save_grid
 from rcig_eqx.data import AbstractPreprocess, DataError, Identity, standardize, zca
 from rcig_eqx.io import _files

@@ -607,7 +607,7 @@ def test_workers_change_nothing_and_a_dead_one_is_said(pictures, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [1, 20])
 def test_killed_at_random_moments_ends_in_the_same_bytes(kills):
-    script = Path(__file__).parent.parent / "benchmarks" / "kills.py"
+    script = Path(__file__).parents[2] / "benchmarks" / "kills.py"
     options = ["--kills", str(kills), "--steps", str(40 * kills), "--width", "4"]
     done = subprocess.run(
         [sys.executable, str(script), *options],

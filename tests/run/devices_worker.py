@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import jax.random as jr
 import lineax as lx
 import numpy as np
-
 from _collectives import collective_bytes
+
 from _run import distill
 from rcig_eqx import (
     Coreset,

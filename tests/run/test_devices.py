@@ -16,10 +16,10 @@ import jax.random as jr
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AbstractMesh
-
 from _collectives import collective_bytes
 from devices_worker import BATCH, CLASSES, IMAGES, LABELS, RUN, SIZE
+from jax.sharding import AbstractMesh
+
 from rcig_eqx import Coreset, PoolSchedule, Recipe, convnet_for, distill, ema, init, step
 from rcig_eqx._pool import choose
 from rcig_eqx.bilevel import Hypergradient

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from _corrupt import damaged, every_byte, mutated
 from safetensors.numpy import load_file, save as serialize
 
-from _corrupt import damaged, every_byte, mutated
 from rcig_eqx import Coreset, DistillResult, export, load_export, load_result
 from rcig_eqx.data import (
     DataError,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-REAL = Path(__file__).parents[3] / "shared" / "data"
+REAL = Path(__file__).parents[2] / "shared" / "data"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 IDX_PREFIX = {"train": "train", "test": "t10k"}
