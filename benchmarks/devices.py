@@ -24,6 +24,7 @@ import numpy as np
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "run"))
 
 from _collectives import collective_bytes
+
 from _common import print_header
 from rcig_eqx import PoolSchedule, Recipe, coreset_optimizer, data, growing_average, init, step
 from rcig_eqx.initializers import real_coreset

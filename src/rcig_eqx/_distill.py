@@ -1,5 +1,6 @@
 """Algorithm 1 as one call: batches in, a distilled set out."""
 
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -157,8 +158,7 @@ def _result(plan: Plan, state: State, history: dict[str, list[float]]) -> Distil
         # the next step takes the state's memory over
         coreset = _copied(coreset)
         coreset = fold_temperature(coreset) if plan.fold else coreset
-        where = lambda c: c.preprocess  # noqa: E731
-        return eqx.tree_at(where, coreset, plan.preprocess, is_leaf=lambda x: x is None)
+        return dataclasses.replace(coreset, preprocess=plan.preprocess)
 
     decode = plan.recipe.parameterization.decode
     coreset, last, first = map(finished, (decode(average), decode(psi), plan.baseline))

@@ -87,8 +87,8 @@ def new_member(make_model: MakeModel, schedule: PoolSchedule, *, key: PRNGKeyArr
 
 def new_pool(make_model: MakeModel, schedule: PoolSchedule, *, key: PRNGKeyArray) -> Member:
     """`schedule.size` fresh networks, stacked."""
-    make = lambda k: new_member(make_model, schedule, key=k)  # noqa: E731
-    return eqx.filter_vmap(make)(jr.split(key, schedule.size))
+    keys = jr.split(key, schedule.size)
+    return eqx.filter_vmap(lambda k: new_member(make_model, schedule, key=k))(keys)
 
 
 def choose(schedule: PoolSchedule, *, key: PRNGKeyArray) -> Int[Array, "..."]:
@@ -105,8 +105,9 @@ def get_member(pool: T, index: Int[Array, "..."]) -> T:
 
 def set_member(pool: Member, index: Int[Array, "..."], member: Member) -> Member:
     """The pool with what is at `index` replaced; in place where the pool is donated."""
-    put = lambda x, y: x.at[index].set(y) if eqx.is_array(x) else x  # noqa: E731
-    return jax.tree.map(put, pool, replicate(member))
+    return jax.tree.map(
+        lambda x, y: x.at[index].set(y) if eqx.is_array(x) else x, pool, replicate(member)
+    )
 
 
 def each_network(

@@ -57,6 +57,14 @@ def falling_rate(peak: float = 0.03, hold: int = 500) -> FallingRate:
     return FallingRate(float(peak), int(hold))
 
 
+def _rate_of(psi: PyTree) -> PyTree:
+    """The rate of every leaf of ψ: that of the temperature for the temperature of a `Coreset`."""
+    data = jax.tree.map(lambda _: "data", psi)
+    if not isinstance(psi, Coreset):
+        return data
+    return eqx.tree_at(lambda c: c.log_temperature, data, "temperature")
+
+
 class CoresetOptimizer(eqx.Module):
     """AdaBelief, with a rate for the data and one for log τ."""
 
@@ -64,16 +72,9 @@ class CoresetOptimizer(eqx.Module):
     temperature_learning_rate: Rate
 
     def _transformation(self) -> optax.GradientTransformation:
-        where = lambda c: (c.images, c.labels, c.log_temperature)  # noqa: E731
         rates = {"data": self.learning_rate, "temperature": self.temperature_learning_rate}
-        return optax.partition(
-            {name: optax.adabelief(rate) for name, rate in rates.items()},
-            lambda psi: (
-                eqx.tree_at(where, psi, ("data", "data", "temperature"))
-                if isinstance(psi, Coreset)
-                else jax.tree.map(lambda _: "data", psi)
-            ),
-        )
+        optimizers = {name: optax.adabelief(rate) for name, rate in rates.items()}
+        return optax.partition(optimizers, _rate_of)
 
     def init(self, params: PyTree) -> PyTree:
         """The optimizer's state for a ψ."""

@@ -49,8 +49,8 @@ def in_chunks(
     done = jax.tree.map(by_part, done)
     if whole < rows:
         rest = repeated(apart[:, whole:].reshape(-1, *row))
-        add = lambda a, b: jnp.concatenate([a, b.reshape(parts, -1, *b.shape[1:])], 1)  # noqa: E731
-        done = jax.tree.map(add, done, rest)
+        rest = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), rest)
+        done = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), done, rest)
     return jax.tree.map(lambda x: x.reshape(n, *x.shape[2:]), done)
 
 

@@ -152,5 +152,5 @@ def percent(evaluation: Evaluation) -> str:
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of text, the first of them the head, in Markdown."""
-    line = lambda row: "| " + " | ".join(row) + " |"  # noqa: E731
-    return "\n".join([line(rows[0]), line(["---"] * len(rows[0])), *map(line, rows[1:])])
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

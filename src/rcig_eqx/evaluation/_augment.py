@@ -1,5 +1,6 @@
 """Random changes to images while a network trains on them, by the field's strategy strings."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -112,28 +113,34 @@ class Augment(eqx.Module):
         """Flip, scale, rotation and shift as one map of coordinates, interpolated once."""
         sides = jnp.array(image.shape[:2], image.dtype)
 
-        def amount(name: str, of_key: Any, neutral: float, shape: tuple[int, ...] = ()) -> Array:
-            plain = jnp.full(shape, neutral, image.dtype)
-            return jnp.where(on[name], of_key(keys[name]), plain) if name in on else plain
+        def uniform(key: PRNGKeyArray, shape: tuple[int, ...]) -> Array:
+            return jr.uniform(key, shape, image.dtype, -1.0, 1.0)
 
-        uniform = lambda shape: lambda k: jr.uniform(k, shape, image.dtype, -1.0, 1.0)  # noqa: E731
-        pixels = jnp.round(sides * self.crop).astype(int)
-        whole = lambda k: jr.randint(k, (2,), -pixels, pixels + 1).astype(image.dtype)  # noqa: E731
-        flipped = lambda k: jnp.where(jr.bernoulli(k, self.flip), -1.0, 1.0)  # noqa: E731
-        angle = jnp.deg2rad(amount("rotate", uniform(()), 0.0) * self.rotate)
-        scale = self.scale ** amount("scale", uniform((2,)), 0.0, (2,))
+        def whole(key: PRNGKeyArray, shape: tuple[int, ...]) -> Array:
+            pixels = jnp.round(sides * self.crop).astype(int)
+            return jr.randint(key, shape, -pixels, pixels + 1).astype(image.dtype)
+
+        def flipped(key: PRNGKeyArray, shape: tuple[int, ...]) -> Array:
+            return jnp.where(jr.bernoulli(key, self.flip, shape), -1.0, 1.0)
+
+        def amount(name: str, draw: Any, neutral: float, shape: tuple[int, ...] = ()) -> Array:
+            plain = jnp.full(shape, neutral, image.dtype)
+            return jnp.where(on[name], draw(keys[name], shape), plain) if name in on else plain
+
+        angle = jnp.deg2rad(amount("rotate", uniform, 0.0) * self.rotate)
+        scale = self.scale ** amount("scale", uniform, 0.0, (2,))
         shift = amount("crop", whole, 0.0, (2,))
-        shift = shift + amount("translate", uniform((2,)), 0.0, (2,)) * sides * self.translate
+        shift = shift + amount("translate", uniform, 0.0, (2,)) * sides * self.translate
         mirror = amount("flip", flipped, 1.0)
 
-        centre = (sides - 1) / 2
+        center = (sides - 1) / 2
         along = [jnp.arange(side, dtype=image.dtype) for side in image.shape[:2]]
         rows, columns = jnp.meshgrid(*along, indexing="ij")
-        y, x = rows - centre[0], columns - centre[1]
+        y, x = rows - center[0], columns - center[1]
         cos, sin = jnp.cos(angle), jnp.sin(angle)
         y, x = scale[0] * (cos * y - sin * x), scale[1] * (sin * y + cos * x)
-        at = [y + centre[0] + shift[0], mirror * (x + shift[1]) + centre[1]]
-        sample = lambda plane: map_coordinates(plane, at, order=1, mode="constant")  # noqa: E731
+        at = [y + center[0] + shift[0], mirror * (x + shift[1]) + center[1]]
+        sample = functools.partial(map_coordinates, coordinates=at, order=1, mode="constant")
         return jax.vmap(sample, in_axes=2, out_axes=2)(image)
 
     def _hole(self, image: Float[Array, "h w c"], key: PRNGKeyArray) -> Bool[Array, "h w 1"]:

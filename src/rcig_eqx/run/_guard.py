@@ -83,9 +83,11 @@ def guarded_move(state: State, drawn: Drawn) -> Moved:
     psi, opt_state = updated(recipe.optimizer, gradient, state.opt_state, state.psi, result.value)
     finite = jnp.any(sound) & all_finite((gradient, psi))
     finite = finite & still_finite(opt_state, state.opt_state)
-    keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
-    psi = jax.tree.map(keep, psi, state.psi)
-    opt_state = jax.tree.map(keep, opt_state, state.opt_state)
+    psi, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        (psi, opt_state),
+        (state.psi, state.opt_state),
+    )
     worst = jnp.argmin(sound)  # the first network to give no finite hypergradient, if one did
 
     def explained() -> tuple[Int[Array, ""], Scalar]:
