@@ -73,7 +73,7 @@ class CoresetOptimizer(eqx.Module):
 
     def _transformation(self) -> optax.GradientTransformation:
         rates = {"data": self.learning_rate, "temperature": self.temperature_learning_rate}
-        optimizers = {name: optax.adabelief(rate) for name, rate in rates.items()}
+        optimizers: dict[Any, Any] = {name: optax.adabelief(rate) for name, rate in rates.items()}
         return optax.partition(optimizers, _rate_of)
 
     def init(self, params: PyTree) -> PyTree:

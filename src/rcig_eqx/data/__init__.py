@@ -35,6 +35,7 @@ __all__ = [
     "hold_out",
     "load",
     "open_records",
+    "sample",
     "standardize",
     "stream",
     "write_records",
