@@ -28,8 +28,12 @@ def work():
     import jax.random as jr
 
     from rcig_eqx import Recipe, convnet_for, data, init, methods, platt_loss, step
-    from rcig_eqx.initializers import real_coreset
     from rcig_eqx.solvers import Adam
+
+    try:
+        from rcig_eqx.initializers import real_coreset
+    except ImportError:  # before that room was there
+        from rcig_eqx import real_coreset
 
     train = data.load("fashion_mnist_small", "train")
     preprocess = data.standardize(train.images)
