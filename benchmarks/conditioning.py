@@ -136,9 +136,8 @@ def time_class_blocks(model, X, y, l2, products):
 
     def blocks(model, X):
         def block(output):
-            return tangent_gram(
-                eqx.tree_at(lambda m: (m.head.kernel, m.head.bias), model, output), X
-            )
+            one = eqx.tree_at(lambda m: (m.head.kernel, m.head.bias), model, output)
+            return tangent_gram(one, X, one.features(X))
 
         head = model.head
         return jax.lax.map(block, (head.kernel.T[..., None], head.bias[:, None]))
@@ -182,8 +181,8 @@ def main():
     l2, identity = 5e-4 * n, np.eye(n * C)
     if args.time:
         return time_class_blocks(model, X, y, l2, args.products)
-    gram = lambda model, X: np.asarray(jax.jit(tangent_gram)(model, X), np.float64)  # noqa: E731
-    K0, h = gram(model, X), np.asarray(model.features(X), np.float64)
+    gram = jax.jit(lambda model, X: tangent_gram(model, X, model.features(X)))
+    K0, h = np.asarray(gram(model, X), np.float64), np.asarray(model.features(X), np.float64)
     K = K0 + l2 * identity
 
     as_dual = lambda x: jnp.asarray(x.reshape(n, C), jnp.float32)  # noqa: E731

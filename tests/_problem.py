@@ -1,5 +1,7 @@
 """A small random problem in float64 for the tests of hypergradients."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -43,9 +45,8 @@ def exact_hypergradient(model, coreset, images, targets, *, chosen=None, **optio
 
 def head_hypergradient(model, coreset, images, targets, *, chosen=None, **options):
     """That of the ridge head with the paper's outer loss."""
-    return methods.frepo(**({"outer_loss": platt_loss} | options)).through(
-        model, coreset, images, targets, chosen
-    )
+    made: Any = {"outer_loss": platt_loss} | options
+    return methods.frepo(**made).through(model, coreset, images, targets, chosen)
 
 
 def implicit_hypergradient(

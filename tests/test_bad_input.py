@@ -339,8 +339,8 @@ def collect() -> dict[str, list[str]]:
         "paper_damping": lambda: r.methods.rcig_paper(damping=-1.0),
         "paper_one_step": lambda: r.methods.rcig_paper(inner=r.solvers.Adam(steps=1)),
         "shrink": lambda: r.methods.rcig_paper(shrink=1.1),
-        "shrink_text": lambda: r.methods.rig(shrink="often"),
-        "paper_solver": lambda: r.methods.rcig_paper(solver="cg"),
+        "shrink_text": lambda: r.methods.rig(shrink="often"),  # pyright: ignore
+        "paper_solver": lambda: r.methods.rcig_paper(solver="cg"),  # pyright: ignore
         "ema_of_one": lambda: r.ema(1.0),
         "growing_average_negative": lambda: r.growing_average(-1.0),
         "falling_rate_of_nothing": lambda: r.falling_rate(0.0),
@@ -348,7 +348,7 @@ def collect() -> dict[str, list[str]]:
         "cg_rtol": lambda: r.solvers.ConjugateGradient(rtol=2.0),
         "rtol_none": lambda: r.solvers.ConjugateGradient(None),  # pyright: ignore
         "rtol_text": lambda: r.solvers.ConjugateGradient("1e-3"),  # pyright: ignore
-        "damping_text": lambda: r.methods.cig(damping="0.1"),
+        "damping_text": lambda: r.methods.cig(damping="0.1"),  # pyright: ignore
         "margin_text": lambda: r.methods.frepo(margin="no"),  # pyright: ignore
         "ridge_dtype_int": lambda: distill(method=r.methods.frepo(dtype=jnp.int32)),
         "ridge_dtype_half": lambda: distill(method=r.methods.frepo(dtype=jnp.float16)),
@@ -359,7 +359,7 @@ def collect() -> dict[str, list[str]]:
         "labels_from_one": lambda: distill((images, labels + 1)),
         "rcig_l2_rate": lambda: r.methods.rcig(l2_rate=0.0),
         "rcig_solver": lambda: r.methods.rcig(solver=r.solvers.Dual()),
-        "rcig_label_solver": lambda: r.methods.rcig(label_solver="cg"),
+        "rcig_label_solver": lambda: r.methods.rcig(label_solver="cg"),  # pyright: ignore
         "dual_of_dual": lambda: r.solvers.Dual(r.solvers.Dual()),
         "frepo_l2_rate": lambda: r.methods.frepo(l2_rate=-1.0),
         "pool_learning_rate": lambda: r.PoolSchedule(learning_rate=0.0),

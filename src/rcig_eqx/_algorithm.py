@@ -1,5 +1,6 @@
 """Algorithm 1: its state, and one iteration of it as a pure function."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
 
+from ._checks import ArgumentError
 from ._coreset import Coreset
 from ._pool import Member, choose, get_member, new_pool, set_member, visit
 from ._recipe import Recipe, check_optimizer, updated
@@ -47,9 +49,12 @@ class State(eqx.Module):
 def init(coreset: Coreset, recipe: Recipe, *, key: PRNGKeyArray) -> State:
     """The state before the first step: a pool of fresh networks around a starting ψ.
 
-    Raises `ValueError` for a recipe without a method or a model: only `distill` has defaults.
+    Raises `ValueError` for a recipe without a method or a model, as only `distill` has defaults,
+    and for one whose `flip` is not that of the coreset.
     """
     _, make_model = recipe.chosen()
+    if recipe.flip not in (None, coreset.flip):
+        raise ArgumentError("flip", f"is {recipe.flip} in the recipe, and not so of the coreset.")
     pool_key, run_key = jr.split(key)
     coreset = eqx.tree_at(lambda c: c.preprocess, coreset, None, is_leaf=lambda x: x is None)
     dtype = coreset.labels.dtype
@@ -151,5 +156,5 @@ def step(
         "gradient_norm": jnp.linalg.norm(result.gradient.images.ravel()),
         **result.stats,
     }
-    done = state.step + 1
-    return State(psi, average, opt_state, pool, state.key, done, state.raises, recipe), metrics
+    moved = {"psi": psi, "average": average, "opt_state": opt_state, "pool": pool}
+    return dataclasses.replace(state, **moved, step=state.step + 1, recipe=recipe), metrics

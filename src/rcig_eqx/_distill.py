@@ -13,7 +13,6 @@ from jaxtyping import Array, PRNGKeyArray
 
 from ._algorithm import State, init
 from ._backend import usual_settings
-from ._checks import ArgumentError
 from ._coreset import Coreset, fold_temperature
 from ._describe import describe, versions
 from ._plan import Asked, Plan, Train, resolve
@@ -112,10 +111,10 @@ def distill(
         train, images_per_class, key, method, model, steps, batch_size, initialization,
         preprocess, optimizer, recipe, checkpoint_dir, resume, devices, callbacks, progress,
     )  # fmt: skip
-    return _run(resolve(asked), asked)
+    return _run(resolve(asked))
 
 
-def _run(plan: Plan, asked: Asked) -> DistillResult:
+def _run(plan: Plan) -> DistillResult:
     """Take the steps of a plan."""
     mesh, folder, batch_size = plan.mesh, plan.folder, plan.batch_size
     state, history, card = init(plan.start, plan.recipe, key=plan.init_key), {}, {}
@@ -127,23 +126,17 @@ def _run(plan: Plan, asked: Asked) -> DistillResult:
         card |= {"steps": plan.asked_first, "devices": mesh.size if mesh else 1}
         with raised_on_all(mesh):
             state, history = begin(folder, plan.found, card, state, batch)
-            if int(state.step) > plan.steps:
-                raise ArgumentError(
-                    "steps",
-                    f"is {plan.steps}, and {folder.folder} has {int(state.step)} already: ask for "
-                    "at least as many.",
-                )
     first, state = int(state.step), place(state, mesh) if mesh else state
     batches = _batches(plan, first)
 
     def result(state: State, history: dict[str, list[float]]) -> DistillResult:
         return _result(plan, state, history)
 
-    with ProgressBar(enabled=asked.progress and leads(mesh)) as bar:
+    with ProgressBar(enabled=plan.progress and leads(mesh)) as bar:
         if folder is not None and folder.resume and plan.found is None:
             bar.note(f"No checkpoint in {folder.folder} yet: starting at the beginning.")
         loop = Loop(
-            batches, plan.steps, result, asked.callbacks, bar, folder, card, mesh, batch_size
+            batches, plan.steps, result, plan.callbacks, bar, folder, card, mesh, batch_size
         )
         state, history = loop.run(state, history)
     wait_for_all(mesh)  # the last checkpoint is there for whoever resumes next

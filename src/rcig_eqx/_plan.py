@@ -88,6 +88,7 @@ class Plan:
     - `folder`: where checkpoints are kept, if anywhere; `found`: the one to go on from.
     - `asked_first`: the steps that the run was asked for when it began.
     - `settings`: what the result records.
+    - `callbacks`, `progress`: as asked.
     """
 
     train: Any
@@ -107,12 +108,14 @@ class Plan:
     found: Found | None
     asked_first: int
     settings: dict[str, Any]
+    callbacks: Sequence[Callback]
+    progress: bool
 
 
 def resolve(asked: Asked) -> Plan:
     """The plan of a run. Raises `ValueError` for what cannot be distilled, before any work."""
     _check_kinds(asked)
-    recipe = _recipe(asked)
+    initializer, recipe = _initializer(asked.initialization), _recipe(asked)
     images_per_class, steps = int(asked.images_per_class), int(asked.steps)
     coreset_key, noise_key, init_key, stream_key = jr.split(asked.key, 4)
     seed = int(jr.bits(stream_key, dtype=jnp.uint32))
@@ -133,18 +136,15 @@ def resolve(asked: Asked) -> Plan:
         batch_size = shared_batch(mesh, min(default_batch_size(count), len(train)))
         check_batch_size(batch_size, len(train), mesh)
     folder, found = _folder(asked, mesh)
-    preprocess = _preprocess(asked, train, seen, mesh, found)
-    flip = recipe.flip
-    if flip is None and isinstance(asked.initialization, Coreset):
-        flip = asked.initialization.flip
-    elif flip is None:
+    preprocess = _preprocess(asked, initializer, train, seen, mesh, found)
+    flip = initializer.flip if recipe.flip is None else recipe.flip
+    if flip is None:
         flip = len(seen.image_shape) == 3 == seen.image_shape[-1] and count <= _FLIP_UP_TO
     flip = bool(flip)
     if flip:
         check_mirrored(seen.image_shape)
     baseline = real_coreset(seen, images_per_class, preprocess, flip=flip, key=coreset_key)
     draws = _further_draws(seen, baseline, preprocess, key=coreset_key)
-    initializer = _initializer(asked.initialization)
     start = check_start(initializer(seen, baseline, preprocess, key=noise_key), baseline)
     model = recipe.model or default_network(seen.image_shape, seen.num_classes)
     check_model(model, baseline)
@@ -158,14 +158,19 @@ def resolve(asked: Asked) -> Plan:
     )
     settings = _settings(asked, recipe, start, seen, preprocess)
     same = {"images": len(train), "method": describe(method)}
-    same["steps there"] = found[1]["history.seconds"].size if found else 0
+    same["steps there"] = there = found[1]["history.seconds"].size if found else 0
     check_agreement(mesh, settings | same)
     if folder is not None:
+        if there > steps:
+            raise ArgumentError(
+                "steps",
+                f"is {steps}, and {folder.folder} has {there} already: ask for at least as many.",
+            )
         with raised_on_all(mesh):
             folder.prepare()
     return Plan(
         train, seen, recipe, start, baseline, draws, preprocess, steps, batch_size, bool(fold),
-        seed, init_key, mesh, folder, found, asked_first, settings,
+        seed, init_key, mesh, folder, found, asked_first, settings, asked.callbacks, asked.progress,
     )  # fmt: skip
 
 
@@ -191,7 +196,6 @@ def _check_kinds(asked: Asked) -> None:
         value = getattr(asked, name)
         if value is not None and not isinstance(value, right):
             raise ArgumentError(name, f"is {value!r}: pass a value such as {such_as}.")
-    _initializer(asked.initialization)
     if not isinstance(asked.callbacks, Sequence) or not all(map(callable, asked.callbacks)):
         raise ArgumentError("callbacks", f"is {asked.callbacks!r}: pass a sequence of functions.")
 
@@ -239,16 +243,21 @@ def _folder(asked: Asked, mesh: Mesh | None) -> tuple[CheckpointFolder | None, F
 
 
 def _preprocess(
-    asked: Asked, train: Any, seen: Dataset, mesh: Mesh | None, found: Found | None
+    asked: Asked,
+    initializer: AbstractInitializer,
+    train: Any,
+    seen: Dataset,
+    mesh: Mesh | None,
+    found: Found | None,
 ) -> AbstractPreprocess:
     """The preprocessing a run began with, that asked for or of its start, or one fitted."""
-    preprocess, given = asked.preprocess, asked.initialization
-    if isinstance(given, Coreset) and given.preprocess is not None:
-        if preprocess is not None and not eqx.tree_equal(preprocess, given.preprocess):
+    preprocess, given = asked.preprocess, initializer.preprocess
+    if given is not None:
+        if preprocess is not None and not eqx.tree_equal(preprocess, given):
             raise ArgumentError(
                 "initialization", "carries another preprocessing than preprocess: leave one out."
             )
-        preprocess = given.preprocess
+        preprocess = given
     preprocess = as_fitted(found, preprocess, seen.images[:8])
     if preprocess is None:
         on_disk = isinstance(train, AbstractImages)

@@ -599,7 +599,7 @@ def test_the_presets_take_other_methods():
 def test_rates_shrink_after_a_descent_that_diverged(setting):
     good = {"inner_diverged": jnp.asarray(False), "solver_diverged": jnp.asarray(False)}
     bad = {"inner_diverged": jnp.asarray(True), "solver_diverged": jnp.asarray(False)}
-    adams = {"inner": Adam(1.0), "solver": Adam(2.0)}
+    adams: Any = {"inner": Adam(1.0), "solver": Adam(2.0)}
     paper = eqx.filter_jit(rcig_paper(**adams).tune)(*setting)
     assert rates(paper) == [1, 2]
     assert rates(paper.adapt(good)) == pytest.approx([1, 2])

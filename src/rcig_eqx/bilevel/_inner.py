@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Scalar
 
+from .._trees import squared_norm
 from .._types import PyTree
 from ..operators import (
     DualizableOperator,
@@ -211,4 +212,4 @@ def _spread(d: Any) -> Callable[[Array], Array]:
 
 def half_square(tree: PyTree) -> Scalar:
     """½‖r‖² over all leaves."""
-    return 0.5 * jax.tree.reduce(jnp.add, jax.tree.map(lambda r: jnp.sum(r**2), tree))
+    return 0.5 * squared_norm(tree)

@@ -177,7 +177,7 @@ def write_records(
     - `progress`: whether to show a bar.
 
     The folder appears under its name once it is complete: an interrupted call leaves none, a killed
-    one a hidden neighbour that the next call an hour later removes. Raises `FileExistsError` if
+    one a hidden neighbor that the next call an hour later removes. Raises `FileExistsError` if
     something stands there, `DataError` for an image that cannot be read, `OSError` where there is
     no room.
     """
@@ -310,7 +310,7 @@ def _prefix(folder: Path) -> str:
 
 
 def _remove_stale(folder: Path) -> None:
-    """Half-written neighbours that no process has written to for long."""
+    """Half-written neighbors that no process has written to for long."""
     for part in folder.parent.glob(f"{_prefix(folder)}*"):
         with contextlib.suppress(FileNotFoundError):  # finished or removed by its owner meanwhile
             written = max(place.stat().st_mtime for place in (part, *part.iterdir()))

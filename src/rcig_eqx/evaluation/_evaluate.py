@@ -30,18 +30,18 @@ from ._classes import match_classes
 from ._metrics import Metric, find_metrics
 from ._report import Evaluation
 from ._train_network import (
+    TEST_BATCH,
     Training,
     cross_entropy,
     final_losses,
     fit,
     have_converged,
     mean_squared,
+    outputs_of,
     training_recipe,
 )
 
 Images = Dataset | AbstractImages | Examples | tuple[Any, Any]
-
-_TEST_BATCH = 500
 
 
 @usual_settings()
@@ -239,7 +239,7 @@ def fresh_network(
     known = dict(distilled.recipe.get("model", {})) if is_result else {}
     name = str(known.get("name")).lower()
     shape = coreset.images.shape[1:]
-    if name not in NETWORKS:
+    if name not in NETWORKS or known.keys() == {"name"}:  # one of your own describes no options
         name = default_architecture(shape)
         known = {k: known[k] for k in ("width", "depth") if k in known}
     wanted = architecture_name(architecture or name)
@@ -306,7 +306,7 @@ def _train_and_test(
         if not metrics:  # nothing but the answers is kept of a test pass
             said = answers(model, images)
             return said == labels, jnp.any(said >= 0), losses, agreed, {}
-        outputs = _outputs(model, images)
+        outputs = outputs_of(model, images)
         said = _ranked_first(outputs)
         found = {name: metric(outputs, labels) for name, metric in metrics.items()}
         return said == labels, jnp.any(said >= 0), losses, agreed, found
@@ -373,16 +373,7 @@ def answers(model: AbstractNetwork, images: Float[Array, "n *shape"]) -> Int[Arr
     def one(image: Array) -> Array:
         return _ranked_first(model(image[None])[0])
 
-    return jax.lax.map(one, images, batch_size=_TEST_BATCH)
-
-
-def _outputs(model: AbstractNetwork, images: Float[Array, "n *shape"]) -> Float[Array, "n classes"]:
-    """What the network says of each image."""
-
-    def one(image: Array) -> Array:
-        return model(image[None])[0]
-
-    return jax.lax.map(one, images, batch_size=_TEST_BATCH)
+    return jax.lax.map(one, images, batch_size=TEST_BATCH)
 
 
 def _ranked_first(outputs: Float[Array, "*n classes"]) -> Int[Array, "*n"]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, Scalar
+from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray, Scalar
 
 from .._losses import InnerLoss
 from .._types import PyTree
@@ -17,6 +17,15 @@ from ..models import AbstractNetwork, MakeModel
 from ..models._architectures import describe_network
 from ..models._training import running_rate, split_for_training, training_outputs, training_step
 from ._augment import Augmentation, describe_augmentation
+
+TEST_BATCH = 500
+
+
+def outputs_of(
+    network: Callable[[Any], Array], images: Num[Array, "n *shape"]
+) -> Float[Array, "n classes"]:
+    """The logits of any number of images, some at a time to spare memory. Jittable."""
+    return jax.lax.map(lambda image: network(image[None])[0], images, batch_size=TEST_BATCH)
 
 
 class Training(NamedTuple):

@@ -17,6 +17,16 @@ class AbstractInitializer(eqx.Module):
     Subclass it to start from cluster centers, herded images, or a generator's.
     """
 
+    @property
+    def preprocess(self) -> AbstractPreprocess | None:
+        """The preprocessing that what it makes has had; `None`: the one it is given."""
+        return None
+
+    @property
+    def flip(self) -> bool | None:
+        """Whether what it makes also stands for its mirror images; `None`: as the run decides."""
+        return None
+
     @abc.abstractmethod
     def __call__(
         self, train: Dataset, like: Coreset, preprocess: AbstractPreprocess, *, key: PRNGKeyArray
@@ -37,6 +47,14 @@ class Given(AbstractInitializer):
     """A set made before."""
 
     coreset: Coreset
+
+    @property
+    def preprocess(self) -> AbstractPreprocess | None:
+        return self.coreset.preprocess
+
+    @property
+    def flip(self) -> bool | None:
+        return self.coreset.flip
 
     def __call__(self, train, like, preprocess, *, key):
         return self.coreset

@@ -105,7 +105,7 @@ def check_header(path: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a whole file or none: to a neighbour first, then renamed over `path`."""
+    """Write a whole file or none: to a neighbor first, then renamed over `path`."""
     temporary = path.with_name(part_of(path.name, uuid.uuid4().hex))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ def within(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def part_of(name: str, mark: str) -> str:
-    """What the neighbour of a file is called. No two threads, processes or hosts share a mark."""
+    """What the neighbor of a file is called. No two threads, processes or hosts share a mark."""
     return f".{name[:40]}.{mark}.part"
 
 

@@ -15,6 +15,7 @@ from ._method import (
     AbstractRegularizedMethod,
     accuracy,
     check_shared,
+    fields_of,
     support_vjp,
     weights_of,
 )
@@ -71,6 +72,7 @@ class Frepo(AbstractRegularizedMethod):
         return Hypergradient(value, gradient, {"accuracy": accuracy(f_T, targets)})
 
 
+@fields_of(Frepo)
 def frepo(**options: Any) -> Frepo:
     """A [`Frepo`][rcig_eqx.methods.Frepo]; `options` are its fields."""
     return Frepo(**options)

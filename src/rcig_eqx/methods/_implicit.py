@@ -38,6 +38,7 @@ from ._method import (
     accuracy,
     check_shared,
     clip_implicit,
+    fields_of,
     first_short,
     over_support,
     support_vjp,
@@ -106,8 +107,8 @@ class Implicit(AbstractRegularizedMethod):
     `step_times_curvature`, which must be below 2.
     """
 
-    linearized: bool = eqx.field(static=True)
-    reparameterized: bool = eqx.field(static=True)
+    linearized: bool = eqx.field(static=True, default=True)
+    reparameterized: bool = eqx.field(static=True, default=True)
     inner: Solver = Adam()
     solver: Solver = Adam()
     l2_rate: float | Scalar = 5e-4
@@ -316,6 +317,7 @@ def check_solvers(inner: Solver, solver: Solver, *, quadratic: bool) -> None:
         )
 
 
+@fields_of(Implicit)
 def rcig_paper(**changed: Any) -> Implicit:
     """RCIG as in the paper: linearized, head solved for, 20 and 20 Adam steps (Algorithm 1).
 
@@ -326,6 +328,7 @@ def rcig_paper(**changed: Any) -> Implicit:
     return Implicit(linearized=True, reparameterized=True, **changed)
 
 
+@fields_of(Implicit)
 def rig(**changed: Any) -> Implicit:
     """RCIG without linearization: head solved for, ordinary training dynamics (Table 1).
 
@@ -335,6 +338,7 @@ def rig(**changed: Any) -> Implicit:
     return Implicit(linearized=False, reparameterized=True, **changed)
 
 
+@fields_of(Implicit)
 def cig(*, outer_loss: OuterLoss = mse_loss, **changed: Any) -> Implicit:
     """RCIG with the head trained instead of solved for (section 3.2, Table 1).
 
@@ -343,6 +347,7 @@ def cig(*, outer_loss: OuterLoss = mse_loss, **changed: Any) -> Implicit:
     return Implicit(linearized=True, reparameterized=False, outer_loss=outer_loss, **changed)
 
 
+@fields_of(Implicit)
 def vig(*, outer_loss: OuterLoss = mse_loss, **changed: Any) -> Implicit:
     """Plain implicit gradients: ordinary dynamics, all parameters trained (section 3.1).
 

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import equinox as eqx
 import jax
@@ -26,6 +26,16 @@ from ..bilevel import Hypergradient
 from ..models import AbstractNetwork
 
 History = Mapping[str, Sequence[float]]  # a statistic's number in each step, by name
+
+
+P = ParamSpec("P")
+M = TypeVar("M")
+
+
+def fields_of(make: Callable[P, M]) -> Callable[[Callable[..., M]], Callable[P, M]]:
+    """Gives a function that makes a method the arguments that the method's fields are, in types."""
+    del make
+    return lambda function: function
 
 
 class AbstractMethod(eqx.Module):

@@ -26,6 +26,7 @@ from ._method import (
     History,
     accuracy,
     check_shared,
+    fields_of,
     first_short,
     support_vjp,
     weights_of,
@@ -161,6 +162,7 @@ class Rcig(AbstractRegularizedMethod):
         )
 
 
+@fields_of(Rcig)
 def rcig(**options: Any) -> Rcig:
     """An [`Rcig`][rcig_eqx.methods.Rcig]; `options` are its fields."""
     return Rcig(**options)

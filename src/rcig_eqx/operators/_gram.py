@@ -15,15 +15,16 @@ from ..models import AbstractNetwork, partition, split_parameters
 def tangent_gram(
     model: AbstractNetwork,
     inputs: Float[Array, "n *shape"],
+    features: Float[Array, "n features"],
     head_weight: float | Scalar | None = None,
 ) -> Float[Array, "m m"]:
     """J Jᵀ as a matrix `[n·classes, n·classes]`, input after input and class after class within.
 
     The body's part is formed from its explicit Jacobian, a group of parameters at a time so that
     no more than about 60 million numbers of it are held, and in blocks of rows so that only one
-    triangle is computed; the head's part is h hᵀ ⊗ I_C, times `head_weight` if given. Costs
-    `classes` transpose passes over the inputs (more where a large layer is split) and ½ (nC)² P
-    multiply-adds for P body parameters.
+    triangle is computed; the head's part, of the features h at these inputs, is h hᵀ ⊗ I_C, times
+    `head_weight` if given. Costs `classes` transpose passes over the inputs (more where a large
+    layer is split) and ½ (nC)² P multiply-adds for P body parameters.
     """
     body, head = partition(model)
     parameters, static = split_parameters(body)
@@ -42,8 +43,7 @@ def tangent_gram(
         (J,) = jax.vmap(transpose)(jnp.eye(classes, dtype=logits.dtype))
         return [leaf.reshape(classes, -1) for leaf in J]
 
-    h = model.features(inputs)
-    K = jnp.kron(h @ h.T, jnp.eye(classes, dtype=h.dtype))
+    K = jnp.kron(features @ features.T, jnp.eye(classes, dtype=features.dtype))
     K = K if head_weight is None else head_weight * K
     for group, put in _parameter_groups(leaves, len(inputs) * classes):
         # A data dependence, so that no two groups' rows are held at once: XLA's CPU pipeline

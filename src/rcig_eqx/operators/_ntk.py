@@ -108,7 +108,7 @@ class NTK(AbstractKernel):
 
     def as_matrix(self) -> Float[Array, "m m"]:
         """The matrix, input after input and class after class within."""
-        K = tangent_gram(self.model, self.inputs, self.head_weight)
+        K = tangent_gram(self.model, self.inputs, self.features, self.head_weight)
         noise = jnp.broadcast_to(jnp.asarray(self.noise, K.dtype), self.structure.shape)
         return K + jnp.diag(noise.ravel())
 

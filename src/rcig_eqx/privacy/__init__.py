@@ -8,7 +8,7 @@ from ._attacks import (
     all_attacks as all_attacks,
     logistic_regression as logistic_regression,
     mlp as mlp,
-    nearest_neighbours as nearest_neighbours,
+    nearest_neighbors as nearest_neighbors,
     random_forest as random_forest,
 )
 from ._lira import (

@@ -143,16 +143,16 @@ def random_forest(trees: int = 100) -> TrainedAttack:
     return TrainedAttack("RF", lambda seed: classifier(min_samples_leaf=5, random_state=seed))
 
 
-def nearest_neighbours(neighbours: int = 15) -> TrainedAttack:
+def nearest_neighbors(neighbors: int = 15) -> TrainedAttack:
     """Votes of the nearest images, features standardized. Needs scikit-learn, as all of these."""
     classifier = _sklearn().neighbors.KNeighborsClassifier
-    return TrainedAttack("KNN", lambda _: _standardized(classifier(neighbours)))
+    return TrainedAttack("KNN", lambda _: _standardized(classifier(neighbors)))
 
 
 def all_attacks() -> tuple[AbstractAttack, ...]:
     """The five of the paper's Table 5, one fixed setting each, where TensorFlow Privacy, which the
     paper uses, searches a grid. Needs scikit-learn, the extra `privacy`."""
-    return (Threshold(), logistic_regression(), mlp(), random_forest(), nearest_neighbours())
+    return (Threshold(), logistic_regression(), mlp(), random_forest(), nearest_neighbors())
 
 
 def _standardized(classifier: Any) -> Any:

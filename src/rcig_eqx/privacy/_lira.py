@@ -22,8 +22,9 @@ from .._backend import networks_at_once
 from .._checks import check_counts, check_key
 from ..data._arrays import plain_array
 from ..evaluation._evaluate import each_row
+from ..evaluation._train_network import outputs_of
 from ._roc import Auc, Roc, roc
-from ._train import Images, Train, confidence, outputs_of
+from ._train import Images, Train, confidence
 
 _FEW = 64  # networks with or without an image, below which one variance serves all (Carlini et al.)
 _RESAMPLES = 200

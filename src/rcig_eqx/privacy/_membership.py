@@ -18,13 +18,13 @@ from .._losses import InnerLoss
 from ..data import Dataset, apply_in_chunks, default_preprocess
 from ..evaluation._classes import renumbered
 from ..evaluation._evaluate import each_row, fresh_network
-from ..evaluation._train_network import mean_squared
+from ..evaluation._train_network import mean_squared, outputs_of
 from ..io._result import DistillResult
 from ..models import MakeModel
 from ..models._check import check_model, describe_model
 from ._attacks import AbstractAttack, Observations, all_attacks
 from ._report import PrivacyCurve, PrivacyReport
-from ._train import check_rising, outputs_of, train_with_snapshots
+from ._train import check_rising, train_with_snapshots
 
 SNAPSHOTS = (125, 250, 500, 1000, 2000, 4000, 8000, 16000)
 

@@ -64,13 +64,6 @@ def check_rising(at: Sequence[int]) -> None:
         raise ValueError(f"at is {at!r}: pass rising numbers of steps, such as (125, 250, 500).")
 
 
-def outputs_of(
-    network: Callable[[Any], Array], images: Num[Array, "n *shape"]
-) -> Float[Array, "n classes"]:
-    """The logits of any number of images, some at a time to spare memory. Jittable."""
-    return jax.lax.map(lambda image: network(image[None])[0], images, batch_size=_BATCH)
-
-
 def confidence(
     logits: Float[Array, "n classes"], labels: Integer[Array, " n"]
 ) -> Float[Array, " n"]:

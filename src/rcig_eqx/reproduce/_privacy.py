@@ -104,7 +104,7 @@ def membership(name: str, workshop: Workshop, rows: Sequence[Row], folder: Path)
         f"trained for {scale.snapshots()[-1]:,} steps; area under the ROC curve (0.5 is guessing) "
         "± half its 95% interval. Bands in pictures are that interval and, of accuracy, a standard "
         "deviation. Attacks: a threshold on the loss, LR logistic regression, MLP a small network, "
-        "RF a random forest, KNN the nearest neighbours.",
+        "RF a random forest, KNN the nearest neighbors.",
         run_notes(workshop, rows),
     ]
     return Report(name, title, head, lines, values, more, names)

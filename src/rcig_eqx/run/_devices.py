@@ -52,7 +52,7 @@ def make_mesh(devices: Sequence[Device], *, networks_per_step: int = 1) -> Mesh:
             f"devices are of processes {sorted(processes)} of {jax.process_count()}: pass some of "
             "every process, as jax.devices(), or only this one's, as jax.local_devices()."
         )
-    ordered = sorted(devices, key=lambda d: d.process_index)  # stable: neighbours stay so
+    ordered = sorted(devices, key=lambda d: d.process_index)  # stable: neighbors stay so
     networks = int(np.gcd(networks_per_step, len(ordered)))
     grid = np.asarray(ordered).reshape(-1, networks).T
     return Mesh(grid, (NETWORK, BATCH), axis_types=(AxisType.Auto,) * 2)

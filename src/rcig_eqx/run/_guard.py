@@ -114,7 +114,7 @@ def guarded_move(state: State, drawn: Drawn) -> Moved:
 def average_networks(each: Hypergradient, sound: Bool[Array, " networks"]) -> Hypergradient:
     """The mean of several networks' hypergradients, without those that are not sound.
 
-    NaN if none is. Statistics are taken together as `solvers._solve.TOGETHER` says.
+    NaN where no network gave one. Statistics are taken together as `solvers._solve.TOGETHER` says.
     """
 
     def mean(x: Array) -> Array:

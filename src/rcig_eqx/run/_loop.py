@@ -106,7 +106,7 @@ class Loop:
                         state, metrics = step(batch, state)
                     flush((number, metrics))
                     report = Progress(number, self.steps, metrics, state, so_far)
-                    stop = [callback(report) for callback in self.callbacks]
+                    stop = [_is_true(callback(report)) for callback in self.callbacks]
                     # This step has been read by a process that was asked for what there is so far.
                     if agreed(any(stop) or interrupted()) or gave_up(history, first, number - 1):
                         break
@@ -243,6 +243,11 @@ def _range(residuals: np.ndarray) -> str:
     if lost := residuals.size - known.size:
         said.append(f"not finite in {lost}")
     return ", ".join(said)
+
+
+def _is_true(said: Any) -> bool:
+    """Whether a callback said `True`, and nothing else that counts as such, like a loss."""
+    return np.asarray(said).dtype == np.bool_ and bool(said)
 
 
 received: list[int] = []  # signals that ended runs of this process; a command's status says which

@@ -87,14 +87,13 @@ def advice(solver: lx.AbstractLinearSolver[Any], stats: dict[str, Any]) -> str:
     return f"Raise the max_steps of {type(solver).__name__}, add damping, or take another solver."
 
 
-def check_solver(name: str, solver: Any) -> lx.AbstractLinearSolver[Any]:
-    """The solver; `ValueError` if it is none, or not ready."""
+def check_solver(name: str, solver: Any) -> None:
+    """Raise `ValueError` for what is no solver."""
     if not isinstance(solver, lx.AbstractLinearSolver):
         raise ValueError(
             f"{name} is {solver!r}: pass a value of rcig_eqx.solvers or lineax, such as "
             "rcig_eqx.solvers.ConjugateGradient()."
         )
-    return solver
 
 
 def check_ready(solver: lx.AbstractLinearSolver[Any]) -> None:
