@@ -30,7 +30,7 @@ from rcig_eqx import (
 )
 from rcig_eqx.bilevel import Hypergradient
 from rcig_eqx.data import AbstractPreprocess, DataError, Dataset, Identity, load, standardize
-from rcig_eqx.initializers import AbstractInitializer
+from rcig_eqx.initializers import AbstractInitializer, Given
 from rcig_eqx.methods import (
     AbstractMethod,
     Staged,
@@ -503,11 +503,12 @@ class Blank(AbstractInitializer):
 def test_a_start_of_ones_own(train):
     still = {"optimizer": optax.sgd(0.0), "steps": 1}
     earlier = distill(train, initialization="noise", flip=True, **still)
-    on = distill(train, initialization=earlier.last, **still)
-    assert same(on.last.images, earlier.last.images)
-    assert same(on.last.labels, earlier.last.labels)
-    assert on.last.flip
-    assert eqx.tree_equal(on.coreset.preprocess, earlier.coreset.preprocess)
+    for start in (earlier.last, Given(earlier.last)):
+        on = distill(train, initialization=start, **still)
+        assert same(on.last.images, earlier.last.images)
+        assert same(on.last.labels, earlier.last.labels)
+        assert on.last.flip
+        assert eqx.tree_equal(on.coreset.preprocess, earlier.coreset.preprocess)
 
     made = distill(train, initialization=Blank(), flip=True, **still)
     assert 0.05 < float(made.last.images.std()) < 0.2

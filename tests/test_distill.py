@@ -264,10 +264,17 @@ def test_the_loop_is_nothing_but_init_and_step(result, train):
 
 
 def test_true_from_a_callback_ends_the_run(train):
-    stopped = distill(train, callbacks=[lambda report: None, lambda report: report.step == 2])
+    told = [lambda report: report.metrics["loss"], lambda report: report.step == 2]
+    stopped = distill(train, callbacks=told)  # a loss is no True
     assert stopped.interrupted
     assert stopped.recipe["steps_done"] == 2
     assert len(stopped.history["loss"]) == 2
+
+
+def test_a_recipe_that_mirrors_and_a_set_that_does_not(train, result):
+    recipe = dataclasses.replace(Recipe(frepo(), network), flip=True)
+    with pytest.raises(ValueError, match="flip is True in the recipe"):
+        init(result.coreset, recipe, key=jr.key(0))
 
 
 def press_ctrl_c(times: int):

@@ -150,4 +150,4 @@ def test_an_operation_twice_is_refused():
 
 def test_an_unknown_operation_is_named_with_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'color'"):
-        Augment("flip_color")
+        Augment("flip_colour")

@@ -1,5 +1,6 @@
 """ResNet-18, VGG-11, AlexNet and the normalizations: counts, forward passes, and in a run."""
 
+import dataclasses
 import itertools
 import json
 from typing import Any
@@ -396,6 +397,8 @@ def test_other_networks_take_the_normalization_along(result):
     assert known.items() >= {"name": "AlexNet", "width": 128, "normalization": "batch"}.items()
     again = training_recipe(fresh_network(result, normalization="none"), steps=1)["network"]
     assert again.items() >= {"name": "ConvNet", "width": 4, "normalization": "none"}.items()
+    own = dataclasses.replace(result, recipe=result.recipe | {"model": {"name": "AlexNet"}})
+    assert training_recipe(fresh_network(own), steps=1)["network"]["name"] == "ConvNet"  # not ours
     unknown = training_recipe(fresh_network(result.coreset), steps=1)["network"]
     assert unknown.items() >= {"name": "ConvNet", "width": 128, "normalization": "none"}.items()
 
