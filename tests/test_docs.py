@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib.metadata
 import inspect
 import io
 import itertools
@@ -282,3 +283,9 @@ def test_commands_of_the_benchmarks_parse(command, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     with pytest.raises(Parsed):
         runpy.run_path(str(ROOT / "benchmarks" / script), run_name="__main__")
+
+
+def test_the_version_is_stated_once():
+    """The package's own; what is cited is the same."""
+    assert f"version: {rcig_eqx.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert importlib.metadata.version("rcig-eqx") == rcig_eqx.__version__

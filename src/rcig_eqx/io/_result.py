@@ -16,6 +16,7 @@ from .._coreset import Coreset
 from .._types import PyTree
 from ..data import AbstractPreprocess, from_state, to_state
 from ._files import damage_named, read_checked, under, within, write_checked
+from ._plot import grid_png, plot_grid
 
 FORMAT = "rcig_eqx/1"
 
@@ -60,6 +61,14 @@ class DistillResult:
             f"{len(self.class_names)} classes, {recipe['steps_done']} of {recipe['steps']} steps "
             f"on {recipe.get('dataset')})"
         )
+
+    def _repr_png_(self) -> bytes | None:
+        return grid_png(self.coreset, self.class_names)
+
+    def plot(self, *, title: str = "", clip: bool = False) -> Any:
+        """A matplotlib figure of the distilled images, one strip of each class, as
+        [`save_grid`][rcig_eqx.save_grid] writes it. `ValueError` for what is no image."""
+        return plot_grid(self.coreset, self.class_names, title=title, clip=clip)
 
     @property
     def interrupted(self) -> bool:
