@@ -52,7 +52,7 @@ class Coreset(eqx.Module):
         shape = "x".join(map(str, np.shape(self.images)))
         parts = [
             f"{np.shape(self.labels)[-1]} classes",
-            type(self.preprocess).__name__ if self.preprocess else "no preprocessing",
+            type(self.preprocess).__name__ if self.preprocess is not None else "no preprocessing",
         ]
         return f"Coreset({shape}, {', '.join(parts)}{', flip' * self.flip})"
 
