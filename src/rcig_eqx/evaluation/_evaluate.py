@@ -174,7 +174,7 @@ def _warn(message: str) -> None:
 def _names_of(
     distilled: DistillResult | Coreset, given: Sequence[str] | None
 ) -> tuple[str, ...] | None:
-    """The class names of a set, or those given for a bare one; `ValueError` for what is none."""
+    """The class names of a set, or those given for a bare one. `ValueError` for invalid names."""
     if isinstance(distilled, DistillResult):
         if given is not None:
             raise ValueError("A DistillResult has class names: leave class_names out.")

@@ -212,7 +212,9 @@ class Evaluation:
             columns = part["per_class"].values()
             known = [part["accuracies"], *(column for column in columns if column is not None)]
             if not part["accuracies"] or any(len(each) != len(known[0]) for each in known):
-                raise ValueError("accuracies are not one a network, and one a network and class")
+                raise ValueError(
+                    "there is not one accuracy per network, and one per network and class"
+                )
             if not all(type(x) is float and 0 <= x <= 1 for each in known for x in each):
                 raise ValueError("accuracies are no fractions of one")
             sets, losses, converged = (

@@ -191,7 +191,7 @@ def _read_coreset(path: Path, card: dict[str, Any]) -> Coreset:
     if len(shape) != 4 and (card["images"]["flip"] or card["preprocess"]["kind"].startswith("zca")):
         raise ValueError(f"inputs {shape[1:]} are neither mirrored nor whitened")
     if card["labels"]["shape"] != [shape[0], classes]:
-        raise ValueError("the card's labels are not one an image and class")
+        raise ValueError("the card does not have one label per image and class")
     d, channels = math.prod(shape[1:]), shape[-1:]
     if card["preprocess"]["kind"] == "zca_blocks":
         check_block(shape[1:], card["preprocess"]["block"])

@@ -78,7 +78,7 @@ def plot_grid(
     """A matplotlib figure of the distilled images, one strip of each class.
 
     Images whose pixels leave the range of real ones are compressed into it, or clipped to it with
-    `clip`, as `to_pixels` does. Of more than ten images a class the first ten are shown, and of
+    `clip`, as `to_pixels` does. Of more than ten images per class the first ten are shown, and of
     images that are neither gray nor RGB the mean of their channels; the title says both. Long names
     are cut, and those of thousands of classes left out. Needs matplotlib, the extra `plot`.
     """
@@ -87,7 +87,7 @@ def plot_grid(
     if classes != coreset.num_classes or len(pixels) % classes:
         raise ValueError(
             f"{len(pixels)} distilled images of {coreset.num_classes} classes do not fit "
-            f"{classes} class_names: pass one name a class."
+            f"{classes} class_names: pass one name per class."
         )
     per_class = len(pixels) // classes
     notes = [] if channels in VISIBLE else [f"the mean of {channels} channels"]

@@ -28,7 +28,7 @@ class DistillResult:
     - `coreset`: the averaged ψ, preprocessing attached: the result.
     - `last`: the last iterate instead of the average.
     - `baseline`: as many random real images, with plain labels, to compare with.
-    - `class_names`: one a class.
+    - `class_names`: one per class.
     - `recipe`: plain values that say how it was made: data set, method, steps, versions, …
     - `history`: arrays `[steps]` by name: `loss`, `accuracy`, `seconds`, ….
     - `psi`: the averaged ψ of a parameterization, which `coreset` is decoded from, before its
@@ -140,7 +140,7 @@ def _assemble(
         raise ValueError("the recipe's steps are no integers")
     history = within("history", arrays)
     if any(series.ndim != 1 for series in history.values()):
-        raise ValueError("the history is not one number a step")
+        raise ValueError("the history does not have one number per step")
     for name in arrays.keys() - under("history", history).keys():
         if arrays[name].dtype != np.float32 or not np.isfinite(arrays[name]).all():
             raise ValueError(f"{name} holds NaN, infinite or no float32 values")
