@@ -14,20 +14,13 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from rcig_eqx import (
-    Evaluation,
-    convnet_for,
-    data,
-    distill,
-    evaluate,
-    linearize,
-    platt_loss,
-    real_coreset,
-)
+from rcig_eqx import convnet_for, data, distill, evaluate, platt_loss
 from rcig_eqx._backend import compiler_options
-from rcig_eqx._distill import versions
+from rcig_eqx._describe import versions
 from rcig_eqx._pool import PoolSchedule, new_member, train_member
-from rcig_eqx.methods import frepo
+from rcig_eqx.evaluation import Evaluation
+from rcig_eqx.initializers import real_coreset
+from rcig_eqx.methods import frepo, linearize
 
 
 def setting(images_per_class: int, batch_size: int, *, width: int = 32, pool_steps: int = 0):
@@ -55,7 +48,7 @@ def pool_network(make_model, X_S, y_S, steps, *, seed=1):
     return train(member, X_S, y_S, jnp.asarray(steps), schedule).model
 
 
-def distil_head_only(train, model, steps, *, batch_size=64, seed=0, **options):
+def distill_head_only(train, model, steps, *, batch_size=64, seed=0, **options):
     """A `DistillResult` of the head-only method with the paper's outer loss."""
     return distill(
         train,
@@ -118,7 +111,7 @@ def hypergradient_of(method):
 
 @jax.jit
 def adjoint(alpha, model, coreset, images, targets):
-    """J w, the right-hand side of β in `exact_hypergradient`, at any α."""
+    """J w, the right-hand side of β in `Rcig`, at any α."""
     at_S, at_T = linearize(model, coreset.support()[0]), linearize(model, images)
     f_T = at_T.jvp(at_S.vjp(alpha))
     g = jax.grad(lambda f: platt_loss(f, targets, coreset.log_temperature))(f_T)

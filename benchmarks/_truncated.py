@@ -1,6 +1,6 @@
 """The paper's truncated step, for comparison: Adam inner steps, Adam inverse-Hessian steps.
 
-Written as favourably as its equations allow: the network is linearised once, so that neither
+Written as favorably as its equations allow: the network is linearized once, so that neither
 loop repeats a forward pass.
 """
 
@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rcig_eqx import linearize, platt_loss, ridge_head
-from rcig_eqx._losses import squared_norm
-from rcig_eqx.methods._method import Hypergradient, accuracy
+from rcig_eqx import platt_loss
+from rcig_eqx._trees import squared_norm
+from rcig_eqx.bilevel import Hypergradient
+from rcig_eqx.methods import linearize, ridge_head
+from rcig_eqx.methods._method import accuracy
 
 
 def truncated_hypergradient(
@@ -26,7 +28,7 @@ def truncated_hypergradient(
     inverse_rate=1e-2,
     l2_rate=5e-4,
 ):
-    """Direct plus implicit gradient of the reparameterised problem (paper, Algorithm 1)."""
+    """Direct plus implicit gradient of the reparameterized problem (paper, Algorithm 1)."""
     l2 = l2_rate * len(coreset.labels)
     parameters = eqx.filter(model, eqx.is_inexact_array)
     is_body = eqx.tree_at(lambda m: m.head.kernel, jax.tree.map(lambda _: True, parameters), False)

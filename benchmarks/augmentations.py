@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from _common import print_header
-from rcig_eqx import Augment, Coreset, data, save_grid
-from rcig_eqx._augment import OPERATIONS
+from rcig_eqx import Coreset, data, save_grid
+from rcig_eqx.evaluation import Augment
+from rcig_eqx.evaluation._augment import OPERATIONS
 
 
 def main():
@@ -27,7 +28,7 @@ def main():
     train = data.load(args.dataset, "train", directory=args.directory)
     preprocess = data.default_preprocess(train.images)
     same = jnp.repeat(preprocess(train.images[[args.image]]), args.draws, axis=0)
-    # "color" mixes channels: grey images have none to mix.
+    # "color" mixes channels: gray images have none to mix.
     names = ["as it is", *(o for o in OPERATIONS if o != "color" or same.shape[3] == 3)]
     changed = [same]
     for number, operation in enumerate(names[1:]):

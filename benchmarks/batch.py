@@ -5,7 +5,7 @@
     python benchmarks/batch.py --dataset cifar100 --flip --batch-size 64 --steps 120 --networks 3
     python benchmarks/batch.py --dataset cifar100 --flip --batch-size 512 --steps 120 --networks 3
 
-Distils five sixths of the training images by the head-only method, and tests fresh networks,
+Distills five sixths of the training images by the head-only method, and tests fresh networks,
 trained on the set for 150 pool steps (much quicker than the paper's protocol), on 5,000 of the
 rest, or, of a small data set, on the test images. Processor seconds are of the whole `distill`
 call, compilation included.
@@ -18,10 +18,10 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from _common import distil_head_only, pool_network, print_header
-from rcig_eqx import convnet_for, data
-from rcig_eqx._evaluate import correct
+from _common import distill_head_only, pool_network, print_header
+from rcig_eqx import Recipe, convnet_for, data
 from rcig_eqx.data import apply_in_chunks, hold_out
+from rcig_eqx.evaluation._evaluate import correct
 
 TESTED = 5000
 
@@ -47,14 +47,14 @@ def main():
     held = held.subset(np.sort(order)) if len(order) == TESTED else test
     shape = (train.image_shape, train.num_classes)
     began = time.process_time()
-    result = distil_head_only(
+    result = distill_head_only(
         part,
         convnet_for(*shape, width=args.width),
         args.steps,
         batch_size=args.batch_size,
         seed=args.seed,
         images_per_class=args.images_per_class,
-        flip=args.flip,
+        recipe=Recipe(flip=args.flip),
     )
     seconds = time.process_time() - began
     assert result.coreset.preprocess is not None

@@ -4,11 +4,11 @@
     python benchmarks/bias.py --images-per-class 10 --figure docs/results/bias-10ipc.png
 
 For each method of the primal route: cosine and norm ratio, in the images, to the exact
-hypergradient of the linearised problem, in float32 on real images, with n inner and n
+hypergradient of the linearized problem, in float32 on real images, with n inner and n
 inverse-Hessian Adam steps, all with the paper's outer loss. The learning rates are the library's
 own search at 20 steps, or at each n with `--search`, on the same network and batch. Networks:
 untrained, and after 60 pool steps. FRePo's gradients, with the paper's loss and with its own, come
-first, RCIG with conjugate gradients last; beside each linearised method what an exact v does where
+first, RCIG with conjugate gradients last; beside each linearized method what an exact v does where
 n Adam steps have ended.
 """
 
@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 
 from _common import compile_and_time, cosine, hypergradient_of, print_header, setting
-from rcig_eqx import exact_hypergradient, head_hypergradient, mse_loss, platt_loss
-from rcig_eqx.methods import cig, rcig_paper, rig, vig
-from rcig_eqx.solvers import Adam, ConjugateGradient, DualCholesky
+from rcig_eqx import mse_loss, platt_loss
+from rcig_eqx.methods import cig, frepo, rcig, rcig_paper, rig, vig
+from rcig_eqx.solvers import Adam, ConjugateGradient, Dual
 
 METHODS = {
     "rcig_paper": rcig_paper,
@@ -36,10 +36,10 @@ HEADS = ("frepo, Platt", "frepo")
 
 def with_steps(method, steps):
     """The method with another number of steps, at the rates it has."""
-    inner, solver = (
+    inner, inverse = (
         Adam(float(getattr(method, name).learning_rate), steps) for name in ("inner", "solver")
     )
-    return dataclasses.replace(method, inner=inner, solver=solver, tally=None)
+    return dataclasses.replace(method, inner=inner, solver=inverse)
 
 
 def tuned(name, steps, problem):
@@ -53,7 +53,7 @@ def tuned(name, steps, problem):
 
 def measure(problem, methods, steps, time, search):
     """Rows `(method, n, cosine, norm ratio, seconds)` at one network."""
-    hypergradient = functools.partial(exact_hypergradient, solver=DualCholesky())
+    hypergradient = hypergradient_of(rcig(solver=lx.Cholesky()))
     exact = jax.jit(hypergradient)(*problem).gradient.images
     size = float(jnp.linalg.norm(exact.ravel()))
 
@@ -68,8 +68,8 @@ def measure(problem, methods, steps, time, search):
 
     print(f"{'method':<22}{'n':>5}{'cosine':>11}{'norm':>11}{'seconds':>9}")
     row("exact", "", hypergradient)
-    frepo = functools.partial(head_hypergradient, outer_loss=mse_loss)
-    rows = [row(HEADS[0], 0, head_hypergradient), row(HEADS[1], 0, frepo)]
+    losses = zip(HEADS, (platt_loss, mse_loss), strict=True)
+    rows = [row(name, 0, hypergradient_of(frepo(outer_loss=loss))) for name, loss in losses]
     for name in methods:
         found = None if search else tuned(name, 20, problem)
         for n in steps:
@@ -77,7 +77,7 @@ def measure(problem, methods, steps, time, search):
             truncated = with_steps(method, n)
             rows.append(row(name, n, hypergradient_of(truncated)))
             if n and method.linearized:
-                exact_v = dataclasses.replace(truncated, solver=DualCholesky())
+                exact_v = dataclasses.replace(truncated, solver=Dual())
                 row(f"{name}, exact v", n, hypergradient_of(exact_v))
     for n in steps if "rcig_paper" in methods else ():
         if n:
@@ -112,7 +112,7 @@ def draw(found, path):
         column[1].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         column[1].yaxis.set_major_formatter("{x:g}")
         column[1].minorticks_off()
-        column[1].axhline(1, color="grey", linewidth=0.5)
+        column[1].axhline(1, color="gray", linewidth=0.5)
         for axis in column:
             axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("cosine to the exact hypergradient")

@@ -26,14 +26,15 @@ from _common import (
     adjoint,
     compile_and_time,
     cosine,
-    distil_head_only,
+    distill_head_only,
     image_gradient,
     pool_network,
     print_header,
     setting,
 )
-from rcig_eqx import convnet_for, data, linearize
-from rcig_eqx.solvers import dual_gram, dual_operator
+from rcig_eqx import convnet_for, data
+from rcig_eqx.operators import NTK
+from rcig_eqx.operators._gram import tangent_gram
 
 TOLERANCES = (0.3, 1e-1, 1e-2, 1e-3)
 CAP = 150
@@ -88,7 +89,7 @@ def pivoted_cholesky(K, rank, rng):
 
 
 def deflated(K, base, rank, rng):
-    """A randomised Nyström preconditioner on top of another: split M = L Lᵀ, sketch L⁻¹ K L⁻ᵀ."""
+    """A randomized Nyström preconditioner on top of another: split M = L Lᵀ, sketch L⁻¹ K L⁻ᵀ."""
     L = np.linalg.cholesky(base)
     solve = lambda x, trans="N": scipy.linalg.solve_triangular(L, x, lower=True, trans=trans)  # noqa: E731
     Q = np.linalg.qr(rng.standard_normal((len(K), rank)))[0]
@@ -135,13 +136,14 @@ def time_class_blocks(model, X, y, l2, products):
 
     def blocks(model, X):
         def block(output):
-            return dual_gram(eqx.tree_at(lambda m: (m.head.kernel, m.head.bias), model, output), X)
+            one = eqx.tree_at(lambda m: (m.head.kernel, m.head.bias), model, output)
+            return tangent_gram(one, X, one.features(X))
 
         head = model.head
         return jax.lax.map(block, (head.kernel.T[..., None], head.bias[:, None]))
 
     def power(model, X):
-        operator = dual_operator(linearize(model, X), l2)
+        operator = NTK(model, X, l2)
         unit = lambda u: u / jnp.linalg.norm(u)  # noqa: E731
         return jax.lax.fori_loop(0, products, lambda _, u: unit(operator.mv(u)), y)
 
@@ -164,7 +166,7 @@ def main():
     fresh, coreset, images, targets = setting(args.images_per_class, 64, width=args.width)
     small = data.load("fashion_mnist_small", "train")
     make = convnet_for(small.image_shape, small.num_classes, width=args.width)
-    coreset = distil_head_only(
+    coreset = distill_head_only(
         small, make, args.distilled, images_per_class=args.images_per_class
     ).last
 
@@ -179,8 +181,8 @@ def main():
     l2, identity = 5e-4 * n, np.eye(n * C)
     if args.time:
         return time_class_blocks(model, X, y, l2, args.products)
-    gram = lambda model, X: np.asarray(jax.jit(dual_gram)(model, X), np.float64)  # noqa: E731
-    K0, h = gram(model, X), np.asarray(model.features(X), np.float64)
+    gram = jax.jit(lambda model, X: tangent_gram(model, X, model.features(X)))
+    K0, h = np.asarray(gram(model, X), np.float64), np.asarray(model.features(X), np.float64)
     K = K0 + l2 * identity
 
     as_dual = lambda x: jnp.asarray(x.reshape(n, C), jnp.float32)  # noqa: E731

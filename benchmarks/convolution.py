@@ -25,7 +25,7 @@ import jax.random as jr
 import rcig_eqx.models._conv as conv
 import rcig_eqx.models._cpu_convolution as own
 from _common import compile_and_time, print_header
-from rcig_eqx import linearize
+from rcig_eqx.methods import linearize
 from rcig_eqx.models import network_for
 
 

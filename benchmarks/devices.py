@@ -21,24 +21,17 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "run"))
+
+from _collectives import collective_bytes
+
 from _common import print_header
-from rcig_eqx import (
-    ConvNet,
-    PoolSchedule,
-    Recipe,
-    coreset_optimizer,
-    data,
-    growing_average,
-    init,
-    make_mesh,
-    place,
-    real_coreset,
-    shard_rows,
-    step,
-)
-from rcig_eqx._devices import collective_bytes, on_mesh, own_rows
+from rcig_eqx import PoolSchedule, Recipe, coreset_optimizer, data, growing_average, init, step
+from rcig_eqx.initializers import real_coreset
 from rcig_eqx.methods import rcig
-from rcig_eqx.models import count_parameters
+from rcig_eqx.models import ConvNet, count_parameters
+from rcig_eqx.run import make_mesh, place, shard_rows
+from rcig_eqx.run._devices import on_mesh, own_rows
 
 STEPS, BATCH, POOL = 3, 64, 8
 QUICK = "--xla_backend_optimization_level=0"  # nothing is timed: half the time to compile
@@ -84,7 +77,7 @@ def save(run, state, batch, mesh, path, *, reverse=False):
     with on_mesh(mesh):
         for number in range(STEPS):
             state, _ = run(state, batch(number, reverse))
-    parts = {"set": (state.coreset, state.average), "pool": state.pool.model}
+    parts = {"set": (state.psi, state.average), "pool": state.pool.model}
     arrays = {
         f"{name}{i}": np.asarray(x)
         for name, part in parts.items()

@@ -3,7 +3,7 @@
     python benchmarks/export.py
     python benchmarks/export.py --result runs/fashion_mnist-1ipc/distilled.safetensors
 
-Distils (or loads) a set, evaluates it by the paper's protocol, exports it, and has the two scripts
+Distills (or loads) a set, evaluates it by the paper's protocol, exports it, and has the two scripts
 in `examples/` train on the folder by what its card says. The last column is the difference of means
 in standard errors.
 """
@@ -32,7 +32,7 @@ def main():
     parser.add_argument("--dataset", default="fashion_mnist_small")
     parser.add_argument("--directory")
     parser.add_argument("--images-per-class", type=int, default=1)
-    parser.add_argument("--distil-steps", type=int, default=100)
+    parser.add_argument("--distill-steps", type=int, default=100)
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--networks", type=int, nargs=3, default=[5, 5, 5])
     args = parser.parse_args()
@@ -47,7 +47,7 @@ def main():
             key=jr.key(0),
             method=frepo(outer_loss=platt_loss),
             model=convnet_for(train.image_shape, train.num_classes, width=args.width),
-            steps=args.distil_steps,
+            steps=args.distill_steps,
             progress=False,
         )
     print_header(f"{test!r}; {result.coreset.images.shape[0]} distilled images")

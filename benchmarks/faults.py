@@ -27,7 +27,16 @@ import jax.random as jr
 import numpy as np
 
 from _common import print_header
-from rcig_eqx import Hypergradient, PoolSchedule, convnet_for, coreset_optimizer, data, distill
+from rcig_eqx import (
+    Checkpoints,
+    PoolSchedule,
+    Recipe,
+    convnet_for,
+    coreset_optimizer,
+    data,
+    distill,
+)
+from rcig_eqx.bilevel import Hypergradient
 from rcig_eqx.methods import AbstractMethod, frepo
 
 STEPS = 30
@@ -82,12 +91,22 @@ class LatePixels:
 
 def run(train, folder=None, **changed):
     """What a run gave, or the error that ended it, and what it warned of."""
-    given = STRATEGIES | {"checkpoint_dir": folder, "checkpoint_every": 0.0} | changed
+    given = STRATEGIES | changed
+    recipe = Recipe(**{name: given.pop(name) for name in ("optimizer", "pool")})
+    resume = given.pop("resume", False)
+    kept = Checkpoints(folder, every=0.0, resume=resume) if folder else None
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
             result = distill(
-                train, images_per_class=1, key=jr.key(0), steps=STEPS, progress=False, **given
+                train,
+                images_per_class=1,
+                key=jr.key(0),
+                steps=STEPS,
+                recipe=recipe,
+                checkpoint_dir=kept,
+                progress=False,
+                **given,
             )
         except Exception as error:
             notes = " ".join(getattr(error, "__notes__", []))
@@ -177,7 +196,7 @@ def main() -> None:
 
         folder = interrupted("other")
         _, said = run(train, folder, resume=True, optimizer=coreset_optimizer(0.01))
-        show("resumed with another optimiser", "refused", said)
+        show("resumed with another optimizer", "refused", said)
         other = data.Dataset(train.images[1:], train.labels[1:], train.class_names)
         _, said = run(other, folder, resume=True)
         show("resumed with other images", "refused", said)
@@ -190,7 +209,7 @@ def main() -> None:
             kind = "a real disk of 0.5 MB" if real else "every write failing"
             _, said = run(train, root / "small")
             show(f"no room from the start, {kind}", "before any work", said[-1:])
-            with mock.patch("rcig_eqx._checkpoint.CheckpointFolder.check_room"):
+            with mock.patch("rcig_eqx.run._checkpoint.CheckpointFolder.check_room"):
                 result, said = run(train, root / "small")
             show(
                 f"disk full during the run, {kind}", f"same bytes: {same(result, whole)}", said[:1]
@@ -217,8 +236,10 @@ def main() -> None:
                     os.kill(process.pid, signal.SIGKILL)
 
         folder = root / "workers"
-        _, said = run(files, folder, batch_size=20, workers=2, callbacks=[kill_readers])
-        result, _ = run(files, folder, batch_size=20, workers=1, resume=True)
+        files.workers = 2
+        _, said = run(files, folder, batch_size=20, callbacks=[kill_readers])
+        files.workers = 1
+        result, _ = run(files, folder, batch_size=20, resume=True)
         show(
             "reading processes killed",
             f"resumed with another number of them, same bytes: {same(result, calm)}",

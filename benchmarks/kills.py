@@ -2,7 +2,7 @@
 
     python benchmarks/kills.py --kills 20
 
-Each run distils the embedded Fashion-MNIST images in a process of its own and writes a checkpoint
+Each run distills the embedded Fashion-MNIST images in a process of its own and writes a checkpoint
 after every step. It is killed with SIGKILL after a random time, and the next process goes on from
 what it finds; those that were killed while a checkpoint was being written have left a part of one.
 When all kills are done, a last process finishes the run. Compared are the distilled sets, the
@@ -24,8 +24,8 @@ import jax.random as jr
 import numpy as np
 
 from _common import print_header
-from rcig_eqx import PoolSchedule, convnet_for, data, distill, load_result
-from rcig_eqx._progress import Progress
+from rcig_eqx import Checkpoints, PoolSchedule, Recipe, convnet_for, data, distill, load_result
+from rcig_eqx.run._progress import Progress
 
 
 def child(args: argparse.Namespace) -> None:
@@ -40,11 +40,9 @@ def child(args: argparse.Namespace) -> None:
         images_per_class=1,
         key=jr.key(0),
         model=convnet_for(train.image_shape, train.num_classes, width=args.width),
-        pool=PoolSchedule(size=4),
+        recipe=Recipe(pool=PoolSchedule(size=4)),
         steps=args.steps,
-        checkpoint_dir=args.folder / "checkpoints",
-        checkpoint_every=0.0,
-        resume=True,
+        checkpoint_dir=Checkpoints(args.folder / "checkpoints", every=0.0, resume=True),
         callbacks=[tell],
         progress=False,
     )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from _common import fresh_accuracies, print_header
-from rcig_eqx import convnet_for, data, distill, platt_loss
+from rcig_eqx import Recipe, convnet_for, data, distill, platt_loss
 from rcig_eqx.methods import frepo, rcig, staged
 
 
@@ -35,7 +35,7 @@ def main():
         method=staged(frepo(outer_loss=platt_loss), rcig(), args.head_steps),
         model=convnet_for(train.image_shape, train.num_classes, width=args.width),
         steps=args.steps,
-        fold=False,
+        recipe=Recipe(fold=False),
         progress=False,
     )
     print(f"learned temperature {float(jnp.exp(result.coreset.log_temperature)):.2f}")

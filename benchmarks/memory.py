@@ -30,10 +30,10 @@ from rcig_eqx import (
     estimate_memory,
     growing_average,
     init,
-    real_coreset,
 )
-from rcig_eqx._step import compiled_step
+from rcig_eqx.initializers import real_coreset
 from rcig_eqx.methods import frepo, rcig, rcig_paper
+from rcig_eqx.run._step import compiled_step
 from rcig_eqx.solvers import Adam
 
 METHODS = {
@@ -86,7 +86,7 @@ def one(name: str, per_class: int, width: int, batch_size: int, pool: int) -> No
     state = make(coreset)
     for _ in range(3):
         state, _ = compiled_step()(batch, state)
-    jax.block_until_ready(state.coreset)
+    jax.block_until_ready(state.psi)
     measured = status("VmHWM") - before + estimate.batch / 1e6  # which is there already
     expected = estimate.total / 1e6
     print(

@@ -9,9 +9,9 @@ many pool steps old: the variance that is the network's, the batch's and their i
 two-way analysis of variance, summed over the numbers of the images or the labels); and how much of
 a given network's would be left if the head-only gradient of the same batch, times its best factor,
 were taken off and its mean over far more images put back: a control variate. Then the test accuracy
-of networks of each age, linearised with the ridge solution on the set, by the ridge head alone, and
+of networks of each age, linearized with the ridge solution on the set, by the ridge head alone, and
 as they are. Where they agree with one another and with the accuracy on outer batches, neither
-evaluation nor generalisation is what holds the set back. Networks are trained on the set as it was
+evaluation nor generalization is what holds the set back. Networks are trained on the set as it was
 returned, averaged and with the temperature in its labels, not on a run's last iterate.
 """
 
@@ -22,20 +22,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import lineax as lx
 import numpy as np
 
 from _common import pool_network, print_header
-from rcig_eqx import (
-    convnet_for,
-    data,
-    linearize,
-    load_result,
-    methods,
-    platt_loss,
-    ridge_head,
-)
+from rcig_eqx import convnet_for, data, load_result, methods, platt_loss
 from rcig_eqx.data import apply_in_chunks
-from rcig_eqx.solvers import DualCholesky
+from rcig_eqx.methods import linearize, ridge_head
+from rcig_eqx.operators import NTK
 
 
 def components(draws):
@@ -62,10 +56,10 @@ def left_by_control(draws, controls):
 
 @eqx.filter_jit
 def accuracies(model, X_S, y_S, images, labels):
-    """Of the linearised network, the ridge head on its features, and the network itself."""
+    """Of the linearized network, the ridge head on its features, and the network itself."""
     l2 = 5e-4 * len(y_S)
     at_S = linearize(model, X_S)
-    alpha = DualCholesky().prepare(model, X_S, at_S, l2).solve(y_S).value
+    alpha = lx.linear_solve(NTK(model, X_S, l2, linearization=at_S), y_S, lx.Cholesky()).value
     linear = linearize(model, images).jvp(at_S.vjp(alpha))
     head = model.features(images) @ ridge_head(at_S.features, y_S, l2)
     return [jnp.mean(jnp.argmax(f, -1) == labels) for f in (linear, head, model(images))]
@@ -128,7 +122,7 @@ def main():
         on_batches = np.mean([[float(g[2]) for g in row] for row in found])
         linear, head, own = np.mean(tests, axis=0)
         print(
-            f"  accuracy: linearised {linear:.2%} ({on_batches:.2%} on the outer batches), "
+            f"  accuracy: linearized {linear:.2%} ({on_batches:.2%} on the outer batches), "
             f"ridge head {head:.2%}, the network itself {own:.2%}",
             flush=True,
         )

@@ -1,12 +1,14 @@
 """Table 6 of the paper: membership inference against networks trained on a distilled set.
 
-    python benchmarks/privacy.py --out docs/results/privacy.png
+    python benchmarks/privacy.py --out docs/results/privacy.png \
+        --json benchmarks/results/privacy.json
 
-For every chunk of the training set: distil it, train networks on the chunk, on a random subset of
+For every chunk of the training set: distill it, train networks on the chunk, on a random subset of
 it as large as the distilled set, and on the distilled set, attack them along training as to the
 whole chunk, and put the chunks together. Then the likelihood-ratio attack on the first chunk, whose
 shadow networks are trained on random halves of it, distilled anew for every one. `--out` names the
-picture of the curves; the ROC curves go beside it with the ending `-lira`, numbers as JSON.
+picture of the curves; the ROC curves go beside it with the ending `-lira`. `--json` names the
+numbers.
 """
 
 import argparse
@@ -18,17 +20,8 @@ import jax
 import jax.random as jr
 
 from _common import print_header
-from rcig_eqx import (
-    Coreset,
-    DistillResult,
-    PoolSchedule,
-    convnet_for,
-    coreset_optimizer,
-    data,
-    distill,
-    privacy,
-    real_coreset,
-)
+from rcig_eqx import Coreset, DistillResult, convnet_for, data, distill, privacy
+from rcig_eqx.initializers import real_coreset
 from rcig_eqx.methods import default_method
 
 # Test accuracy (%), and the AUC of threshold, LR, MLP, RF and KNN (Table 6).
@@ -57,6 +50,7 @@ def main():
     parser.add_argument("--shadow-distill-steps", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     began = time.perf_counter()
     train = data.load(args.dataset, "train", directory=args.directory)
@@ -65,16 +59,15 @@ def main():
     make = {s: convnet_for(train.image_shape, train.num_classes, width=args.width, softplus=s)
             for s in (None, 60.0)}  # fmt: skip
     chunk_key, *keys, lira_key = jr.split(jr.key(args.seed), 2 + args.chunks)
-    fixed = {"optimizer": coreset_optimizer(), "pool": PoolSchedule(), "progress": False}
-    fixed |= {"model": make[60.0], "images_per_class": args.images_per_class}
+    fixed = {"model": make[60.0], "images_per_class": args.images_per_class, "progress": False}
     method = default_method(args.distill_steps)
     training = {"learning_rate": args.learning_rate, "batch_size": args.batch_size}
 
     reports = []
     parts = privacy.chunks(train, args.chunk_size, args.chunks, key=chunk_key)
     for part, key in zip(parts, keys, strict=True):
-        distil_key, attack_key = jr.split(key)
-        result = distill(part, key=distil_key, method=method, steps=args.distill_steps, **fixed)
+        distill_key, attack_key = jr.split(key)
+        result = distill(part, key=distill_key, method=method, steps=args.distill_steps, **fixed)
         print(f"distilled after {time.perf_counter() - began:.0f} s", flush=True)
         report = privacy.membership_inference(
             result, part, test, key=attack_key, model=make[None], at=args.at,
@@ -89,7 +82,7 @@ def main():
     if args.shadows:
         shadow_method = default_method(args.shadow_distill_steps)
 
-        def distil(images, labels, key) -> DistillResult:
+        def distill_part(images, labels, key) -> DistillResult:
             half = data.Dataset(images, labels, part.class_names)
             return distill(
                 half, key=key, method=shadow_method, steps=args.shadow_distill_steps, **fixed
@@ -105,8 +98,8 @@ def main():
         training |= {"steps": args.shadow_steps}
         procedures = {
             "real": (privacy.train_on(make[None], preprocess, **training), True),
-            "subset": (privacy.distil_then_train(subset, make[None], **training), False),
-            "distilled": (privacy.distil_then_train(distil, make[None], **training), False),
+            "subset": (privacy.distill_then_train(subset, make[None], **training), False),
+            "distilled": (privacy.distill_then_train(distill_part, make[None], **training), False),
         }
         for name, (procedure, jit) in procedures.items():
             shadows = privacy.train_shadows(
@@ -122,8 +115,9 @@ def main():
         privacy.save_curves(report, args.out)
         if ratios:
             privacy.save_roc(ratios, args.out.with_stem(args.out.stem + "-lira"))
+    if args.json:
         said = {"report": report.to_json(), "lira": {n: r.to_json() for n, r in ratios.items()}}
-        args.out.with_suffix(".json").write_text(json.dumps(said) + "\n")
+        args.json.write_text(json.dumps(said) + "\n")
     print(f"{time.perf_counter() - began:.0f} s in all, {jax.devices()[0].device_kind}")
 
 

@@ -18,11 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from _common import pool_network, print_header, setting
-from rcig_eqx import convnet_for
-from rcig_eqx.methods import cig, rcig_paper, rig, vig
+from rcig_eqx import convnet_for, methods
 from rcig_eqx.solvers import Adam
 
-METHODS = {"rcig_paper": rcig_paper, "cig": cig, "rig": rig, "vig": vig}
+METHODS = {name: make for name, make in methods.METHODS.items() if make().adapts}
 RATES = 1e-5 * 2.0 ** np.arange(13)
 
 

@@ -17,7 +17,7 @@ import jax.random as jr
 import numpy as np
 
 from _common import print_header
-from rcig_eqx import convnet_for, data, distill
+from rcig_eqx import Checkpoints, convnet_for, data, distill
 from rcig_eqx.methods import frepo, rcig, staged
 from rcig_eqx.models import ConvNet
 
@@ -48,7 +48,7 @@ def main() -> None:
         return make(key)
 
     def look(progress) -> None:
-        jax.block_until_ready(progress.state.coreset)
+        jax.block_until_ready(progress.state.psi)
         ends.append(time.process_time())
         if progress.step % args.sample == 0:
             sizes.append((progress.step, resident()))
@@ -61,8 +61,7 @@ def main() -> None:
             model=counted,
             method=staged(frepo(), rcig(), args.settle // 2),  # both parts have run by then
             steps=args.steps,
-            checkpoint_dir=folder,
-            checkpoint_every=10.0,
+            checkpoint_dir=Checkpoints(folder, every=10.0),
             callbacks=[look],
             progress=False,
         )

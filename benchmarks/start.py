@@ -19,7 +19,7 @@ from rcig_eqx import convnet_for
 
 
 def in_shape(shape, dtype, *, key):
-    """JAX's own initialiser."""
+    """JAX's own initializer."""
     return jax.nn.initializers.lecun_normal()(key, shape, dtype)
 
 

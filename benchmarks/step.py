@@ -18,9 +18,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import lineax as lx
 import numpy as np
 
-from _common import compile_and_time, cosine, print_header, setting
+from _common import compile_and_time, cosine, hypergradient_of, print_header, setting
 from _truncated import truncated_hypergradient
 from rcig_eqx import (
     PoolSchedule,
@@ -28,17 +29,16 @@ from rcig_eqx import (
     convnet_for,
     coreset_optimizer,
     data,
-    exact_hypergradient,
     growing_average,
-    head_hypergradient,
     init,
-    linearize,
     platt_loss,
     step,
 )
 from rcig_eqx._pool import new_member, train_member
-from rcig_eqx.methods import AbstractMethod, frepo, rcig
-from rcig_eqx.solvers import DualCG, DualCholesky
+from rcig_eqx.methods import AbstractMethod, frepo, linearize, rcig
+from rcig_eqx.operators import NTK
+from rcig_eqx.solvers import ConjugateGradient
+from rcig_eqx.solvers._dual import prepare_kernel
 
 
 def reference(problem):
@@ -47,7 +47,7 @@ def reference(problem):
         wide = jax.tree.map(
             lambda x: x.astype(jnp.float64) if eqx.is_inexact_array(x) else x, problem
         )
-        solve = functools.partial(exact_hypergradient, solver=DualCholesky())
+        solve = hypergradient_of(rcig(solver=lx.Cholesky()))
         return jax.device_get(jax.jit(solve)(*wide).gradient.images)
 
 
@@ -87,14 +87,14 @@ def main():
     exact = reference(problem)
     inner_rate, inverse_rate = best_rates(problem, exact)
     candidates = {
-        "exact (default)": exact_hypergradient,
-        "exact, Cholesky": functools.partial(exact_hypergradient, solver=DualCholesky()),
-        "exact, CG 1e-3": functools.partial(exact_hypergradient, solver=DualCG()),
-        "exact, CG 1e-2": functools.partial(exact_hypergradient, solver=DualCG(rtol=1e-2)),
+        "exact (default)": hypergradient_of(rcig()),
+        "exact, Cholesky": hypergradient_of(rcig(solver=lx.Cholesky())),
+        "exact, CG 1e-3": hypergradient_of(rcig(solver=ConjugateGradient(1e-3))),
+        "exact, CG 1e-2": hypergradient_of(rcig(solver=ConjugateGradient(1e-2))),
         f"Adam 20/20 ({inner_rate:g}, {inverse_rate:g})": functools.partial(
             truncated_hypergradient, inner_rate=inner_rate, inverse_rate=inverse_rate
         ),
-        "head only": head_hypergradient,
+        "head only": hypergradient_of(frepo(outer_loss=platt_loss)),
     }
     time_all = functools.partial(
         compile_and_time, repeats=args.repeats, default_schedule=args.default_schedule
@@ -161,15 +161,12 @@ def breakdown(problem, args, time_all):
         parameters = eqx.filter(model, eqx.is_inexact_array)
         return at.vjp(at.jvp(parameters))
 
-    def one_solve(model, coreset):
-        at = linearize(model, coreset.images)
-        system = DualCG().prepare(model, coreset.images, at, 5e-4 * len(coreset.labels))
-        return system.solve(coreset.labels).value
+    def by(solver):
+        def one_solve(model, coreset):
+            K = NTK(model, coreset.images, 5e-4 * len(coreset.labels))
+            return prepare_kernel(K, solver)[0].solve(coreset.labels)[0]
 
-    def factorisation(model, coreset):
-        at = linearize(model, coreset.images)
-        system = DualCholesky().prepare(model, coreset.images, at, 5e-4 * len(coreset.labels))
-        return system.solve(coreset.labels).value
+        return one_solve
 
     def pool_training(member, coreset):
         return train_member(member, coreset.images, coreset.labels, 8, schedule).model
@@ -178,8 +175,8 @@ def breakdown(problem, args, time_all):
     member = new_member(make_model, schedule, key=jr.key(1))
     parts = {
         "outer batch: forward, tangent, transpose": (outer_passes, (model, images)),
-        "dual solve by CG to 1e-3, once": (one_solve, (model, coreset)),
-        "dual matrix, factored, solved": (factorisation, (model, coreset)),
+        "dual solve by CG to 1e-3, once": (by(ConjugateGradient()), (model, coreset)),
+        "dual matrix, factored, solved": (by(lx.Cholesky()), (model, coreset)),
         "pool training, 8 steps (the code's mean)": (pool_training, (member, coreset)),
     }
     print(f"\n{'part of a step':<44}{'seconds':>9}{'quartiles':>16}{'temp MB':>9}")

@@ -16,9 +16,9 @@ from unittest import mock
 import jax.random as jr
 
 from _common import compile_and_time, fresh_accuracies, hypergradient_of, print_header, setting
-from rcig_eqx import PoolSchedule, convnet_for, data, distill, platt_loss
+from rcig_eqx import PoolSchedule, Recipe, convnet_for, data, distill, platt_loss
 from rcig_eqx.methods import frepo, rcig, rcig_paper
-from rcig_eqx.solvers import Adam, DualCG
+from rcig_eqx.solvers import Adam, ConjugateGradient
 
 
 def methods_of(subset, steps):
@@ -26,7 +26,7 @@ def methods_of(subset, steps):
     adam = {"inner": Adam(1e-3, steps), "solver": Adam(1e-2, steps)}
     return {
         "head only": frepo(outer_loss=platt_loss, subset=subset),
-        f"exact, CG of {steps}": rcig(solver=DualCG(1e-12, steps), subset=subset),
+        f"exact, CG of {steps}": rcig(solver=ConjugateGradient(1e-12, steps), subset=subset),
         f"paper's Adam {steps}/{steps}": rcig_paper(**adam, subset=subset),
     }
 
@@ -83,7 +83,7 @@ def accuracies(args):
             key=jr.key(0),
             method=frepo(outer_loss=platt_loss, subset=subset),
             model=convnet_for(train.image_shape, train.num_classes, width=args.width),
-            pool=PoolSchedule(max_visit=1),
+            recipe=Recipe(pool=PoolSchedule(max_visit=1)),
             steps=args.accuracy_steps,
             progress=False,
         )

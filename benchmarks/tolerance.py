@@ -19,20 +19,23 @@ import jax.random as jr
 from _common import (
     adjoint,
     cosine,
-    distil_head_only,
+    distill_head_only,
     image_gradient,
     pool_network,
     print_header,
 )
-from rcig_eqx import convnet_for, data, linearize
-from rcig_eqx.solvers import DualCG
+from rcig_eqx import Recipe, convnet_for, data
+from rcig_eqx.operators import NTK
+from rcig_eqx.solvers import ConjugateGradient
+from rcig_eqx.solvers._dual import prepare_kernel
 
 
 @jax.jit(static_argnames="rtol")
 def solve(rtol, b, model, X_S):
     """The dual system's solution for one right-hand side, with its statistics."""
-    at_S = linearize(model, X_S)
-    return DualCG(rtol, 1000).prepare(model, X_S, at_S, 5e-4 * len(X_S)).solve(b)
+    K = NTK(model, X_S, 5e-4 * len(X_S))
+    value, stats = prepare_kernel(K, ConjugateGradient(rtol, 1000))[0].solve(b)
+    return value, stats["iterations"]
 
 
 def main():
@@ -50,8 +53,9 @@ def main():
     print_header(f"{args}")
     train = data.load(args.dataset, "train", directory=args.directory)
     make = convnet_for(train.image_shape, train.num_classes, width=args.width)
-    given = {"images_per_class": args.images_per_class, "flip": args.flip, "fold": False}
-    coreset = distil_head_only(train, make, args.distilled, **given).last
+    given = {"images_per_class": args.images_per_class, "flip": args.flip}
+    given["recipe"] = Recipe(fold=False)
+    coreset = distill_head_only(train, make, args.distilled, **given).last
     X_S, y_S = coreset.support()
     assert coreset.preprocess is not None
     batch = train.subset(jr.choice(jr.key(2), len(train), (64,), replace=False).tolist())
@@ -62,13 +66,13 @@ def main():
         problem = (model, coreset, images, targets)
         reference, rows = None, []
         for rtol in reversed(args.tolerances):
-            alpha = solve(rtol, y_S, model, X_S)
-            b = adjoint(alpha.value, *problem)
+            alpha, products = solve(rtol, y_S, model, X_S)
+            b = adjoint(alpha, *problem)
             betas = [solve(u, b, model, X_S) for u in args.tolerances]
-            row = [image_gradient(alpha.value, beta.value, *problem) for beta in betas]
+            row = [image_gradient(alpha, beta, *problem) for beta, _ in betas]
             reference = row[-1] if reference is None else reference
-            counts = [int(beta.num_steps) for beta in betas]
-            rows.append((rtol, int(alpha.num_steps), counts, [cosine(g, reference) for g in row]))
+            counts = [int(count) for _, count in betas]
+            rows.append((rtol, int(products), counts, [cosine(g, reference) for g in row]))
         print(f"{y_S.size:,} unknowns; a network after {steps} pool steps")
         print(f"{'α':>8}{'products':>10}" + "".join(f"{f'β {u:g}':>16}" for u in args.tolerances))
         for rtol, products, counts, cosines in reversed(rows):

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from _common import print_header
-from rcig_eqx import Coreset, convnet_for
-from rcig_eqx._step import Recipe, compiled_step, init
+from rcig_eqx import Coreset, Recipe, convnet_for, init
 from rcig_eqx.methods import frepo
+from rcig_eqx.run._step import compiled_step
 
 STEPS = 20
 

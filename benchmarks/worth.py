@@ -5,7 +5,7 @@
     python benchmarks/worth.py table worth.jsonl
     python benchmarks/worth.py draw worth.jsonl --figure worth.png
 
-A run distils until the last of `--seconds` has passed, all else being the library's defaults, and
+A run distills until the last of `--seconds` has passed, all else being the library's defaults, and
 keeps what it has at each of them. `default` is the method of a long run, 1,000 head-only steps
 first: one that `distill` is asked to end earlier than after 2,000 turns exact halfway. Seconds are
 those of the whole `distill` call: preprocessing, compilation and the search for learning rates
@@ -27,31 +27,21 @@ import numpy as np
 from _common import fresh_accuracies, print_header
 from rcig_eqx import (
     PoolSchedule,
+    Recipe,
     convnet_for,
     coreset_optimizer,
     data,
     distill,
     methods,
-    platt_loss,
 )
 from rcig_eqx.solvers import Adam
 
 LONG = 10**7  # steps: more than any budget has time for
-METHODS = {
-    "rcig": methods.rcig,
-    "rcig_paper": methods.rcig_paper,
-    "rig": methods.rig,
-    "cig": methods.cig,
-    "vig": methods.vig,
-    "frepo": methods.frepo,
-    "frepo_platt": functools.partial(methods.frepo, outer_loss=platt_loss),
-    "random": methods.random_subset,
-    "default": functools.partial(methods.default_method, LONG),
-}
+METHODS = {"default": functools.partial(methods.default_method, LONG), **methods.METHODS}
 
 
 def run(args):
-    """Distil, then evaluate what there was at each budget."""
+    """Distill, then evaluate what there was at each budget."""
     load = {"directory": args.directory}
     train = data.load(args.dataset, "train", **load)
     test = data.load(args.dataset, "test", **load)
@@ -62,10 +52,12 @@ def run(args):
     settings = {
         "method": method,
         "model": convnet_for(train.image_shape, train.num_classes, width=args.width),
-        "pool": PoolSchedule(**pool),
+        "recipe": Recipe(
+            optimizer=coreset_optimizer(args.rate),
+            pool=PoolSchedule(**pool),
+            fold=False if args.no_fold else None,
+        ),
     }
-    if args.rate is not None:
-        settings["optimizer"] = coreset_optimizer(args.rate)
     print_header(f"{args}")
     began = time.perf_counter()
     budgets, kept = iter([*sorted(args.seconds), None]), []
@@ -73,7 +65,7 @@ def run(args):
 
     def keep(progress):
         nonlocal due
-        jax.block_until_ready(progress.state.coreset)
+        jax.block_until_ready(progress.state.psi)
         seconds = time.perf_counter() - began
         while due is not None and seconds >= due:
             kept.append((due, seconds, progress.step, progress.result()))
@@ -86,7 +78,6 @@ def run(args):
         key=jr.key(args.seed),
         steps=1 if args.method == "random" else LONG,
         batch_size=args.batch_size,
-        fold=False if args.no_fold else None,
         callbacks=[keep],
         progress=False,
         **settings,
@@ -187,7 +178,7 @@ def draw(args):
     }
     size = (11, 3.5 * len(found))
     figure, axes = plt.subplots(len(found), 2, figsize=size, squeeze=False, layout="constrained")
-    known = {}  # lines are of the same colour in all panels
+    known = {}  # lines are of the same color in all panels
     for row, (panel, labels) in zip(axes, sorted(found.items()), strict=True):
         best = 0.0
         for label, budgets in labels.items():
@@ -196,15 +187,15 @@ def draw(args):
             mean, error = np.array([mean_and_error(budgets[b]) for b in at]).T
             best = max(best, *mean)
             number = list(known).index(label) if label in known else len(known)
-            colour, dashes = f"C{number % 10}", "o-" if number < 10 else "o--"
+            color, dashes = f"C{number % 10}", "o-" if number < 10 else "o--"
             for axis in row:
-                (known[label],) = axis.plot(at, mean, dashes, markersize=3, color=colour)
+                (known[label],) = axis.plot(at, mean, dashes, markersize=3, color=color)
                 low, high = mean - error, mean + error
-                axis.fill_between(at, low, high, alpha=0.2, color=colour, linewidth=0)
+                axis.fill_between(at, low, high, alpha=0.2, color=color, linewidth=0)
                 for seed in seeds if len(seeds) > 1 else ():
                     own = sorted(b for b in budgets if seed in budgets[b])
                     of_seed = [100 * np.mean(budgets[b][seed]) for b in own]
-                    axis.plot(own, of_seed, ".-", markersize=2, linewidth=0.6, color=colour)
+                    axis.plot(own, of_seed, ".-", markersize=2, linewidth=0.6, color=color)
         ticks = sorted({budget for budgets in labels.values() for budget in budgets})
         for axis in row:
             axis.set(xscale="log", xlabel="seconds of distilling", ylabel="test accuracy, %")

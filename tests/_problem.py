@@ -1,10 +1,13 @@
 """A small random problem in float64 for the tests of hypergradients."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from rcig_eqx import ConvNet, Coreset
+from rcig_eqx import Coreset, methods, platt_loss
+from rcig_eqx.models import ConvNet
 
 CLASSES = 3
 
@@ -33,3 +36,30 @@ def random_problem(n: int, batch: int, size: int, *, channels: int = 1, width: i
     images = jr.normal(keys[3], (batch, size, size, channels))
     targets = jax.nn.one_hot(jr.randint(keys[4], (batch,), 0, CLASSES), CLASSES, dtype=jnp.float64)
     return model, coreset, images, targets
+
+
+def exact_hypergradient(model, coreset, images, targets, *, chosen=None, **options):
+    """That of `rcig(**options)`, without a key."""
+    return methods.rcig(**options).through(model, coreset, images, targets, chosen)
+
+
+def head_hypergradient(model, coreset, images, targets, *, chosen=None, **options):
+    """That of the ridge head with the paper's outer loss."""
+    made: Any = {"outer_loss": platt_loss} | options
+    return methods.frepo(**made).through(model, coreset, images, targets, chosen)
+
+
+def implicit_hypergradient(
+    model,
+    coreset,
+    images,
+    targets,
+    *,
+    chosen=None,
+    linearized=True,
+    reparameterized=True,
+    **options,
+):
+    """That of the primal route, RCIG's by default."""
+    method = methods.Implicit(linearized=linearized, reparameterized=reparameterized, **options)
+    return method.through(model, coreset, images, targets, chosen)

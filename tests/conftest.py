@@ -8,13 +8,13 @@ import jax
 import pytest
 
 CACHE = Path(__file__).parents[1] / ".pytest_cache" / "jax"
-# The fusion emitters take much of the time that compiling without optimising takes. XLA ends the
+# The fusion emitters take much of the time that compiling without optimizing takes. XLA ends the
 # process at a flag that it does not know, and another version may not know this one.
 QUICK = "--xla_cpu_use_fusion_emitters=false" if jax.__version__.startswith("0.10.") else ""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compile a program once for all processes, and in the default run without much optimising."""
+    """Compile a program once for all processes, and in the default run without much optimizing."""
     quick = config.option.markexpr == "not slow"
     settings = {
         "jax_compilation_cache_dir": str(CACHE),

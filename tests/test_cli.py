@@ -15,11 +15,27 @@ from typing import Any
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 pytest.importorskip("typer")
 
-from rcig_eqx import _cli, convnet_for, data, distill, load_export, load_result, methods, platt_loss
+from rcig_eqx import (
+    Checkpoints,
+    _cli,
+    convnet_for,
+    data,
+    distill,
+    evaluation,
+    initializers,
+    load_export,
+    load_result,
+    methods,
+    models,
+    parameterizations,
+    platt_loss,
+    run as rcig_run,
+)
 from rcig_eqx.reproduce import _command
 from rcig_eqx.reproduce._report import Report
 from rcig_eqx.reproduce._rows import TABLE_2
@@ -69,7 +85,7 @@ def test_a_set_too_large_for_memory_is_opened_on_disk(monkeypatch, tmp_path):
         images = rng.integers(0, 256, (20, 8, 8, 1)).astype(np.uint8)
         return data.write_records((images, labels), place, progress=False)
 
-    monkeypatch.setattr(_cli, "open_records", open_records)
+    monkeypatch.setattr("rcig_eqx._cli._images.open_records", open_records)
     out, where = tmp_path / "out", ["--directory", tmp_path]
     assert run("distill", "imagenet64", "--steps", 2, *SMALL, *FEW, *where, "--out", out) == 0
     assert opened == [("imagenet64", "train", tmp_path), ("imagenet64", "test", tmp_path)]
@@ -88,7 +104,7 @@ def test_distill_writes_a_set_a_picture_and_a_report(out, folder):
     model = {"name": "ConvNet", "width": 2, "depth": 1, "normalization": "none"}
     model |= {"activation": "relu"}
     assert result.recipe["model"] == model
-    assert result.recipe["method"]["name"] == "frepo"
+    assert result.recipe["method"]["name"] == "Frepo"
     report = json.loads((out / "evaluation.json").read_text())
     for numbers in (report, report["baseline"]):
         assert len(numbers["accuracies"]) == 2
@@ -113,15 +129,21 @@ def test_evaluate_repeats_what_distill_measured(out, folder, capsys, tmp_path):
 
 
 def test_devices_are_the_first_that_jax_sees_and_workers_as_many_as_asked_for(
-    folder, tmp_path, monkeypatch
+    tmp_path, monkeypatch
 ):
     asked = {}
+    for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
+        path = tmp_path / "pictures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(np.zeros((8, 8), np.uint8)).save(path)
+    folder = tmp_path / "pictures"
 
     def stop(train, **settings):
-        asked.update(settings)
+        asked.update(settings, workers=train.workers)
         raise ValueError("enough")
 
-    monkeypatch.setattr(_cli, "distill", stop)
+    monkeypatch.setattr("rcig_eqx._cli._distill.distill", stop)
+    monkeypatch.setattr("rcig_eqx._cli._distill.load_split", lambda *_: data.ImageFolder(folder))
     three = jax.devices() * 3
     monkeypatch.setattr(jax, "devices", lambda: three)
     both = ["--devices", 2, "--workers", 3]
@@ -143,9 +165,9 @@ def test_an_earlier_result_is_kept(out, folder, capsys):
 def test_ctrl_c_keeps_the_result_so_far_and_resume_goes_on(folder, tmp_path, monkeypatch, capsys):
     def interrupted(*arguments, **options):
         press = lambda report: os.kill(os.getpid(), signal.SIGINT)  # noqa: E731
-        return distill(*arguments, **options, callbacks=[press])
+        return distill(*arguments, **options | {"callbacks": [press]})
 
-    monkeypatch.setattr(_cli, "distill", interrupted)
+    monkeypatch.setattr("rcig_eqx._cli._distill.distill", interrupted)
     monkeypatch.chdir(tmp_path)
     assert run("distill", folder, "--steps", 50, *SMALL) == 130
     text = capsys.readouterr().out
@@ -176,8 +198,8 @@ def test_ctrl_c_during_the_evaluation_keeps_the_result(folder, out, tmp_path, mo
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_cli, "distill", lambda *_, **__: result)
-    monkeypatch.setattr(_cli, "evaluate", interrupted)
+    monkeypatch.setattr("rcig_eqx._cli._distill.distill", lambda *_, **__: result)
+    monkeypatch.setattr("rcig_eqx._cli._distill.evaluate", interrupted)
     options = [*SMALL, "--steps", 1, "--quiet", "--overwrite", "--out", tmp_path]
     assert run("distill", folder, *options) == 130
     assert "The distilled set is kept" in capsys.readouterr().out
@@ -203,14 +225,16 @@ def test_ctrl_c_twice_says_what_is_kept(folder, tmp_path, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_cli, "distill", interrupted)
+    monkeypatch.setattr("rcig_eqx._cli._distill.distill", interrupted)
     assert run("distill", folder, "--quiet", "--out", tmp_path / "o") == 130
     assert "Stopped at once" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
 
 
 def test_export_takes_the_evaluation_beside_the_file(out, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(_cli, "evaluate", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr(
+        "rcig_eqx._cli._evaluate.evaluate", lambda *_, **__: pytest.fail("measured again")
+    )
     place = tmp_path / "new" / "e"
     assert run("export", out / "distilled.safetensors", place) == 0
     assert capsys.readouterr().out.endswith(f"evaluation.json.\nWrote {place}\n")
@@ -221,7 +245,7 @@ def test_export_takes_the_evaluation_beside_the_file(out, tmp_path, capsys, monk
     assert stated["training"]["network"]["width"] == 2
     assert stated["tested_on"]["images"] == 20
     assert run("export", out / "distilled.safetensors", place) == 2
-    assert "--overwrite" in capsys.readouterr().err
+    assert "pass --overwrite" in capsys.readouterr().err
     assert run("export", out / "distilled.safetensors", place, "--overwrite") == 0
 
 
@@ -320,7 +344,7 @@ def test_a_run_in_a_folder_keeps_others_out_and_its_end_is_told(command, folder,
     for more in ([], ["--resume"], ["--overwrite"]):
         assert run(*arguments, *more) == 2
         assert f"in use by process {first.pid} on {socket.gethostname()}" in capsys.readouterr().err
-    folder_of = distilled(folder, checkpoint_dir=out / "checkpoints", resume=True)
+    folder_of = distilled(folder, checkpoint_dir=Checkpoints(out / "checkpoints", resume=True))
     with pytest.raises(BlockingIOError, match=f"process {first.pid}"):
         folder_of()
     assert part.exists()
@@ -382,7 +406,7 @@ def test_no_picture_is_a_note(folder, tmp_path, monkeypatch, capsys):
     def fail(*_, **__):
         raise RuntimeError("no font")
 
-    monkeypatch.setattr(_cli, "save_grid", fail)
+    monkeypatch.setattr("rcig_eqx._cli._distill.save_grid", fail)
     assert run("distill", folder, "--steps", 1, *SMALL, *FEW, "--out", tmp_path) == 0
     assert "No picture: no font" in capsys.readouterr().err
     assert written(tmp_path) == {"distilled.safetensors", "evaluation.json"}
@@ -404,15 +428,18 @@ ERRORS = {
     "unknown data": ("distill fasion_mnist", "Did you mean 'fashion_mnist'"),
     "no such file": ("distill {folder}/none.npz", "check the path"),
     "out is below a file": ("distill --out {folder}/train.npz/x", "Cannot write to .*another"),
-    "learning rate": ("distill --learning-rate -1", "make it positive"),
+    "learning rate": ("distill --learning-rate -1", "--learning-rate is -1.0: it must be positive"),
     "no images": ("distill {folder} -n 0 --out {out}", "--images-per-class is 0"),
     "more than there are": ("distill {folder} -n 99 --batch-size 5 --out {out}", "too few"),
     "batch": ("distill {folder} --batch-size 21 --out {out}", r"--batch-size is 21: .* 1\.\.20"),
     "devices": ("distill {folder} --devices 999", "JAX sees 1 of them: pass at most"),
-    "a figure's own method": ("reproduce figure2 --method frepo --out {out}", "leave --method out"),
+    "a figure's own method": (
+        "reproduce figure2 --method frepo --out {out}",
+        "--method is rcig_paper of figure2: leave it out",
+    ),
     "devices of a row": ("reproduce table2 --devices 999 --out {out}", "JAX sees 1 of them"),
     "depth": ("distill {folder} --batch-size 5 --depth 9 --out {out}", "smaller depth"),
-    "method": ("distill --method best", "'rcig', 'rcig_paper'"),
+    "method": ("distill --method best", "--method is 'best': choose one of rcig, rcig_paper"),
     "no result": ("evaluate {folder}/none", "does not exist"),
     "damaged result": ("evaluate {folder}/train.npz", "damaged or no distilled set"),
     "nothing to export": ("export {folder}/none", "does not exist"),
@@ -440,9 +467,8 @@ def test_errors_are_one_line_and_exit_code_2(case, folder, out, tmp_path, capsys
     assert run(*arguments.format(**names).split()) == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error
-    if case != "method":  # the command line's own are drawn in a box
-        assert error.startswith("Error: ")
-        assert error.count("\n") == 1
+    assert error.startswith("Error: ")
+    assert error.count("\n") == 1
     assert re.search(says, error), error
     assert not (tmp_path / "o").exists()  # nothing left behind
 
@@ -482,8 +508,8 @@ def test_tables_of_other_rows_stay(reproduced, tmp_path, capsys):
 
 
 def test_the_methods_of_the_command_line():
-    assert _cli._method("frepo_platt") == methods.frepo(outer_loss=platt_loss)
-    assert _cli._method("frepo") == methods.frepo()
+    assert methods.METHODS["frepo_platt"]() == methods.frepo(outer_loss=platt_loss)
+    assert methods.METHODS["frepo"]() == methods.frepo()
     assert run("distill", "--method", "frepo_plat", "--out", "x") == 2
 
 
@@ -554,6 +580,35 @@ def test_version_and_help(capsys):
     for command in ("distill", "evaluate", "export"):
         assert run(command, "--help") == 0
         assert "--networks" in capsys.readouterr().out
+
+
+REGISTRIES: dict[str, Any] = {
+    "distill --method": methods.METHODS,
+    "distill --architecture": models.NETWORKS,
+    "distill --initialization": initializers.INITIALIZERS,
+    "distill --parameterization": parameterizations.PARAMETERIZATIONS,
+    "distill --metric": evaluation.METRICS,
+    "distill --log": rcig_run.LOGGERS,
+    "distill": data.DATASETS,
+    "evaluate {result} --data {folder} --metric": evaluation.METRICS,
+    "evaluate {result} --data {folder} --architecture": models.NETWORKS,
+    "evaluate {result} --data": data.DATASETS,
+    "reproduce table2 --method": methods.METHODS,
+}
+
+
+@pytest.mark.parametrize("command", REGISTRIES)
+def test_an_unknown_name_is_answered_with_those_of_the_registry(
+    command, folder, out, tmp_path, capsys
+):
+    wrong = command.format(result=out / "distilled.safetensors", folder=folder).split()
+    place = ["--out", tmp_path / "o"] * (not command.startswith("evaluate"))
+    assert run(*wrong, "no-such-name", *place) == 2
+    error = capsys.readouterr().err
+    assert ", ".join(REGISTRIES[command]) in error
+    if REGISTRIES[command] is not data.DATASETS:
+        assert f"Error: {wrong[-1]} is 'no-such-name': " in error
+    assert not (tmp_path / "o").exists()
 
 
 def test_without_typer_the_extra_is_named():

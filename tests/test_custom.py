@@ -1,4 +1,4 @@
-"""Pieces of one's own in `distill`: losses, networks, optimiser, start, preprocessing, ψ."""
+"""Pieces of one's own in `distill`: losses, networks, optimizer, start, preprocessing, ψ."""
 
 import functools
 import re
@@ -9,39 +9,37 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import lineax as lx
 import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
+import _run
 import rcig_eqx
-from _problem import random_problem
+from _problem import exact_hypergradient, head_hypergradient, implicit_hypergradient, random_problem
 from rcig_eqx import (
-    AbstractParameterization,
     Coreset,
-    Hypergradient,
-    Network,
     PoolSchedule,
     Recipe,
     SquaredError,
     evaluate,
-    exact_hypergradient,
-    head_hypergradient,
     init,
     load_result,
-    partition,
     platt_loss,
-    ridge_head,
 )
+from rcig_eqx.bilevel import Hypergradient
 from rcig_eqx.data import AbstractPreprocess, DataError, Dataset, Identity, load, standardize
+from rcig_eqx.initializers import AbstractInitializer, Given
 from rcig_eqx.methods import (
     AbstractMethod,
+    Staged,
     cig,
     default_method,
     frepo,
-    implicit_hypergradient,
     rcig,
     rcig_paper,
+    ridge_head,
     rig,
     staged,
     vig,
@@ -49,12 +47,15 @@ from rcig_eqx.methods import (
 from rcig_eqx.models import (
     AbstractNetwork,
     Head,
+    Network,
     average_pool,
     convnet_for,
+    partition,
     split_network,
 )
 from rcig_eqx.models._network import check_independent
-from rcig_eqx.solvers import Adam, ConjugateGradient, DualCG, DualCholesky
+from rcig_eqx.parameterizations import AbstractParameterization
+from rcig_eqx.solvers import Adam, ConjugateGradient, Dual
 
 N, BATCH, SIZE, L2_RATE = 3, 5, 6, 0.02
 CG = ConjugateGradient(1e-13, 2000)
@@ -98,7 +99,7 @@ def distill(train, **changed) -> rcig_eqx.DistillResult:
         "pool": PoolSchedule(size=2, max_visit=1),
         "progress": False,
     }
-    return rcig_eqx.distill(train, **(given | changed))
+    return _run.distill(train, **(given | changed))
 
 
 def finite(result: rcig_eqx.DistillResult) -> bool:
@@ -142,8 +143,8 @@ def test_a_weighted_squared_error_is_what_it_says():
 @pytest.mark.parametrize(
     ("shape", "solver", "flip"),
     [
-        ((N, 1), DualCholesky(), True),
-        pytest.param((1, 3), DualCG(1e-12, 500), False, marks=pytest.mark.slow),
+        ((N, 1), lx.Cholesky(), True),
+        pytest.param((1, 3), ConjugateGradient(1e-12, 500), False, marks=pytest.mark.slow),
     ],
 )
 def test_weighted_exact_equals_autodiff_through_closed_form(setting, shape, solver, flip):
@@ -174,12 +175,12 @@ def test_weighted_exact_equals_autodiff_through_closed_form(setting, shape, solv
 
 
 def test_weights_reach_the_primal_route_and_the_ridge_head(setting):
-    """The reparameterised problem, by weighted ridge heads, has the same minimum."""
+    """The reparameterized problem, by weighted ridge heads, has the same minimum."""
     with jax.enable_x64(True):
         model, coreset, images, targets = setting
         loss = SquaredError(weights_of((N, 3)))
         given = {"l2_rate": L2_RATE, "inner_loss": loss}
-        exact = functools.partial(exact_hypergradient, solver=DualCholesky(), **given)
+        exact = functools.partial(exact_hypergradient, solver=lx.Cholesky(), **given)
         expected = jax.jit(exact)(model, coreset, images, targets)
         primal = functools.partial(implicit_hypergradient, inner=CG, solver=CG, **given)
         got = jax.jit(primal)(model, coreset, images, targets)
@@ -252,7 +253,7 @@ def test_cross_entropy_equals_finite_differences_of_the_whole_map(setting):
 def test_the_type_of_the_inner_loss_decides_and_wrong_methods_say_so():
     squared = SquaredError(jnp.ones((1, 3)))
     chosen = default_method(10, inner_loss=squared)
-    assert isinstance(chosen, staged)
+    assert isinstance(chosen, Staged)
     assert chosen.first.inner_loss is chosen.then.inner_loss is squared  # pyright: ignore[reportAttributeAccessIssue]
     chosen = default_method(10, inner_loss=cross_entropy)
     assert (chosen.linearized, chosen.reparameterized) == (True, False)  # pyright: ignore[reportAttributeAccessIssue]
@@ -269,7 +270,7 @@ def test_the_type_of_the_inner_loss_decides_and_wrong_methods_say_so():
         with pytest.raises(ValueError, match=r"is not quadratic: pass Adam\(\)"):
             cig(inner_loss=loss, inner=CG)
         with pytest.raises(ValueError, match="of a SquaredError: pass another"):
-            cig(inner_loss=loss, solver=DualCG())
+            cig(inner_loss=loss, solver=Dual())
         vig(inner_loss=loss)
     for weights, says in (
         (jnp.ones(3), r"pass \[n 1\]"),
@@ -390,7 +391,7 @@ def test_a_split_module_is_the_module():
 @pytest.mark.parametrize("model", [split, parts])
 def test_own_networks_are_distilled_and_evaluated(train, model):
     """The costly halves apart: one network through the exact method, one through `evaluate`."""
-    method = rcig(solver=DualCholesky()) if model is split else Known()
+    method = rcig(solver=lx.Cholesky()) if model is split else Known()
     result = distill(train, model=model, method=method)
     assert finite(result)
     assert result.recipe["model"] == {"name": "Network"}
@@ -401,8 +402,8 @@ def test_own_networks_are_distilled_and_evaluated(train, model):
     assert 0 <= report.mean <= 1
 
 
-class Centred(AbstractNetwork):
-    """Features that depend on the batch, as batch normalisation's do."""
+class Centered(AbstractNetwork):
+    """Features that depend on the batch, as batch normalization's do."""
 
     head: Head
 
@@ -423,7 +424,7 @@ def softmaxed(key):
 
 
 WRONG = {
-    "depends": (lambda key: Centred(Head(49, 3, key=key)), "beside another image"),
+    "depends": (lambda key: Centered(Head(49, 3, key=key)), "beside another"),
     "state": (batch_norm, "layer with a state.*GroupNorm"),
     "softmax": (softmaxed, "not the last thing the module does"),
     "sizes": (lambda key: Network(jnp.ravel, eqx.nn.Linear(9, 3, key=key)), "49 features"),
@@ -444,17 +445,17 @@ def test_ready_networks_are_independent_of_the_batch():
     check_independent(convnet_for((7, 7, 1), 3, 2, 1)(jr.key(0)), jr.normal(jr.key(1), (7, 7, 1)))
 
 
-# Optimiser, start, preprocessing
+# Optimizer, start, preprocessing
 
 
-def test_any_optax_optimiser(train):
+def test_any_optax_optimizer(train):
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.01, weight_decay=1e-3))
     result = distill(train, optimizer=optimizer)
     assert finite(result)
     assert np.abs(np.asarray(result.last.images - result.baseline.images)).max() < 0.03
 
 
-def test_an_optimiser_that_asks_for_the_loss_gets_it(train):
+def test_an_optimizer_that_asks_for_the_loss_gets_it(train):
     """`value` is the outer loss of the step, `grad` its gradient in ψ."""
     distill(train, optimizer=optax.chain(optax.adam(0.01), optax.contrib.reduce_on_plateau()))
 
@@ -476,7 +477,7 @@ def test_an_optimiser_that_asks_for_the_loss_gets_it(train):
     assert all(loss == value != 0 and same == 1.0 for loss, value, same in losses)
 
 
-def test_an_optimiser_that_asks_for_more_is_refused(train):
+def test_an_optimizer_that_asks_for_more_is_refused(train):
     with pytest.raises(ValueError, match=r"optimizer fails .*value_fn"):
         distill(train, optimizer=optax.lbfgs())
 
@@ -487,29 +488,34 @@ def test_a_number_of_a_set_may_be_a_python_float():
     start = eqx.tree_at(lambda c: c.log_temperature, start, 0.5)
     recipe = Recipe(frepo(), convnet_for((7, 7, 1), 2, 2, 1))
     state = init(start, recipe, key=jr.key(0))
-    assert state.coreset.log_temperature.dtype == jnp.float32
-    assert not state.coreset.log_temperature.weak_type
+    assert state.psi.log_temperature.dtype == jnp.float32
+    assert not state.psi.log_temperature.weak_type
+
+
+class Blank(AbstractInitializer):
+    right: bool = True
+
+    def __call__(self, train, like, preprocess, *, key) -> Any:
+        images = 0.1 * jr.normal(key, like.images.shape)
+        return Coreset(images, jnp.eye(3), jnp.zeros(())) if self.right else jnp.zeros(3)
 
 
 def test_a_start_of_ones_own(train):
     still = {"optimizer": optax.sgd(0.0), "steps": 1}
     earlier = distill(train, initialization="noise", flip=True, **still)
-    on = distill(train, initialization=earlier.last, **still)
-    assert same(on.last.images, earlier.last.images)
-    assert same(on.last.labels, earlier.last.labels)
-    assert on.last.flip
-    assert eqx.tree_equal(on.coreset.preprocess, earlier.coreset.preprocess)
+    for start in (earlier.last, Given(earlier.last)):
+        on = distill(train, initialization=start, **still)
+        assert same(on.last.images, earlier.last.images)
+        assert same(on.last.labels, earlier.last.labels)
+        assert on.last.flip
+        assert eqx.tree_equal(on.coreset.preprocess, earlier.coreset.preprocess)
 
-    def blank(key) -> Coreset:
-        images = 0.1 * jr.normal(key, (3, 7, 7, 1))
-        return Coreset(images, jnp.eye(3), jnp.zeros(()))
-
-    made = distill(train, initialization=blank, flip=True, **still)
+    made = distill(train, initialization=Blank(), flip=True, **still)
     assert 0.05 < float(made.last.images.std()) < 0.2
     assert same(made.last.labels, np.eye(3))
-    assert made.recipe["initialization"] == "custom"
+    assert made.recipe["initialization"] == "Blank"
     for wrong, says in (
-        (lambda key: jnp.zeros(3), "made a .*: it must make a Coreset"),
+        (Blank(False), "made a .*: it must make a Coreset"),
         (Coreset(jnp.zeros((2, 7, 7, 1)), jnp.eye(3)[:2], jnp.zeros(())), r"images \(2, 7, 7, 1\)"),
         (Coreset(jnp.full((3, 7, 7, 1), jnp.nan), jnp.eye(3), jnp.zeros(())), "NaN"),
         (eqx.tree_at(lambda c: c.preprocess, earlier.last, Identity()), "leave one out"),
@@ -559,7 +565,7 @@ def test_a_preprocessing_of_ones_own_is_stored_and_read_back(train, tmp_path):
         distill(train, preprocess=Half())
 
 
-# Parameterisations
+# Parameterizations
 
 
 class HalfResolution(AbstractParameterization):
@@ -594,12 +600,12 @@ class SharedBasis(AbstractParameterization):
 
 
 @pytest.mark.parametrize("parameterization", [HalfResolution(), SharedBasis()])
-def test_a_parameterisation_of_ones_own(train, parameterization, tmp_path):
+def test_a_parameterization_of_ones_own(train, parameterization, tmp_path):
     """ψ moves along the gradient through decode; what is returned is decoded from its average."""
     seen = []
 
     def look(report):
-        seen.append(jax.tree.map(jnp.copy, (report.state.coreset, report.state.average)))
+        seen.append(jax.tree.map(jnp.copy, (report.state.psi, report.state.average)))
 
     run = distill(train, parameterization=parameterization, optimizer=optax.sgd(0.1), fold=False,
                   callbacks=[look])  # fmt: skip
@@ -627,7 +633,7 @@ def test_the_gradient_goes_back_through_decode(train):
         parameterization=half,
         optimizer=optax.sgd(0.1),
         steps=1,
-        callbacks=[lambda report: states.append(jax.tree.map(jnp.copy, report.state.coreset))],
+        callbacks=[lambda report: states.append(jax.tree.map(jnp.copy, report.state.psi))],
     )
     psi = half.encode(start)
     decoded, transpose = jax.vjp(half.decode, psi)
@@ -660,7 +666,7 @@ class Broken(AbstractParameterization):
         ("size", r"\(3, 4, 7, 1\).* where these data need .*\(3, 7, 7, 1\)"),
     ],
 )
-def test_parameterisations_that_are_none_are_refused(train, what, says):
+def test_parameterizations_that_are_none_are_refused(train, what, says):
     with pytest.raises(ValueError, match=says):
         distill(train, parameterization=Broken(what), flip=True)
 

@@ -23,10 +23,10 @@ from rcig_eqx import (
     evaluate,
     export,
     platt_loss,
-    train_network,
-    training_recipe,
 )
 from rcig_eqx.data import Identity, standardize, to_state, zca
+from rcig_eqx.evaluation import train_network
+from rcig_eqx.evaluation._train_network import training_recipe
 from rcig_eqx.methods import frepo
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -185,7 +185,7 @@ def test_both_take_mirror_images_and_the_recipe_of_the_card(name, tmp_path, monk
 
 
 def exported(
-    folder: Path, test: data.Dataset, *, width: int, distil_steps: int, networks: int, **options
+    folder: Path, test: data.Dataset, *, width: int, distill_steps: int, networks: int, **options
 ):
     """A set distilled, evaluated and exported; the evaluation."""
     train = data.load("fashion_mnist_small", "train")
@@ -195,7 +195,7 @@ def exported(
         key=jr.key(0),
         method=frepo(outer_loss=platt_loss),
         model=convnet_for(train.image_shape, train.num_classes, width=width),
-        steps=distil_steps,
+        steps=distill_steps,
         progress=False,
     )
     model = convnet_for(train.image_shape, train.num_classes, width=width, softplus=None)
@@ -229,7 +229,7 @@ def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small")
     test = data.load("fashion_mnist_small", "test")
     options = {"steps": 200, "learning_rate": 2e-3, "progress": False}
-    return folder, exported(folder, test, width=8, distil_steps=60, networks=4, **options)
+    return folder, exported(folder, test, width=8, distill_steps=60, networks=4, **options)
 
 
 @pytest.mark.slow
@@ -246,7 +246,7 @@ def test_both_reach_what_the_card_states(name, small):
 @pytest.mark.slow
 def test_both_reach_what_the_card_states_by_the_papers_protocol(tmp_path, capsys):
     test = data.load("fashion_mnist_small", "test")
-    report = exported(tmp_path, test, width=32, distil_steps=100, networks=5, progress=False)
+    report = exported(tmp_path, test, width=32, distill_steps=100, networks=5, progress=False)
     for name, networks in (("pytorch", 5), ("numpy", 3)):
         accuracies = run(name, tmp_path, networks)
         with capsys.disabled():

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 import rcig_eqx as r
+from rcig_eqx._ridge import kernel_ridge
+from rcig_eqx.evaluation._evaluate import correct
 
 SIZE, CLASSES, N, BATCH = 6, 3, 4, 5
 
@@ -56,54 +58,57 @@ def bilevel(outer=quadratic, inner=quadratic, w=None, psi=None, **changed):
 
 
 def train(model, images, labels, **changed):
-    return r.train_network(model, images, labels, **({"steps": 1, "key": jr.key(0)} | changed))
+    return r.evaluation.train_network(
+        model, images, labels, **({"steps": 1, "key": jr.key(0)} | changed)
+    )
 
 
 CG = r.solvers.ConjugateGradient()
-EXACT = r.exact_hypergradient
+EXACT = r.methods.rcig().through
 
 # name: a call with the right arguments g at hand, and the argument that is wrong
 CASES = {
-    "linearize_rank": (lambda g: r.linearize(g["model"], g["images"][0]), "images"),
-    "linearize_dtype": (lambda g: r.linearize(g["model"], jnp.zeros((2, 6, 6, 1), "u1")), "images"),
-    "linearize_swapped": (lambda g: r.linearize(g["images"], g["model"]), "model"),
-    "dual_gram_rank": (lambda g: r.solvers.dual_gram(g["model"], g["targets"]), "images"),
-    "ridge_head_rank": (lambda g: r.ridge_head(g["features"], g["labels"] / 1, 0.1), "labels"),
-    "ridge_head_dtype": (lambda g: r.ridge_head(g["features"], g["labels"], 0.1), "labels"),
-    "ridge_head_rows": (lambda g: r.ridge_head(g["features"], g["targets"][1:], 0.1), "labels"),
-    "ridge_head_swapped": (lambda g: r.ridge_head(g["features"], 0.1, g["targets"]), "labels"),
-    "kernel_ridge_swapped": (lambda g: r.kernel_ridge(g["targets"], g["gram"], 0.1), "K_ss"),
-    "kernel_ridge_l2": (lambda g: r.kernel_ridge(g["gram"], g["targets"], "0.1"), "l2"),
+    "linearize_rank": (lambda g: r.methods.linearize(g["model"], g["images"][0]), "images"),
+    "linearize_dtype": (lambda g: r.methods.linearize(g["model"], jnp.zeros((2, 6, 6, 1), "u1")), "inputs"),
+    "linearize_swapped": (lambda g: r.methods.linearize(g["images"], g["model"]), "model"),
+    "ntk_rank": (lambda g: r.operators.NTK(g["model"], g["targets"], 0.1), "images"),
+    "ntk_swapped": (lambda g: r.operators.NTK(g["images"], g["model"], 0.1), "model"),
+    "ridge_head_rank": (lambda g: r.methods.ridge_head(g["features"], g["labels"] / 1, 0.1), "labels"),
+    "ridge_head_dtype": (lambda g: r.methods.ridge_head(g["features"], g["labels"], 0.1), "labels"),
+    "ridge_head_rows": (lambda g: r.methods.ridge_head(g["features"], g["targets"][1:], 0.1), "labels"),
+    "ridge_head_swapped": (lambda g: r.methods.ridge_head(g["features"], 0.1, g["targets"]), "labels"),
+    "kernel_ridge_swapped": (lambda g: kernel_ridge(g["targets"], g["gram"], 0.1), "K_ss"),
+    "kernel_ridge_l2": (lambda g: kernel_ridge(g["gram"], g["targets"], "0.1"), "l2"),
     "platt_loss_labels": (lambda g: r.platt_loss(g["targets"], g["labels"], jnp.zeros(())), "targets"),
     "platt_loss_swapped": (lambda g: r.platt_loss(jnp.zeros(()), g["targets"], g["targets"]), "predictions"),
     "platt_loss_temperature": (lambda g: r.platt_loss(g["targets"], g["targets"], jnp.ones(1)), "log_temperature"),
     "mse_loss_classes": (lambda g: r.mse_loss(g["targets"], g["targets"][:, 1:], jnp.zeros(())), "targets"),
-    "inner_loss_l2": (lambda g: r.inner_loss(g["targets"], g["targets"], 0.1, g["model"]), "l2"),
-    "label_margin_rank": (lambda g: r.label_margin(g["labels"] / 1), "labels"),
-    "centred_labels_dtype": (lambda g: r.centred_labels(g["labels"] / 1, CLASSES), "labels"),
-    "coreset_swapped": (lambda g: r.Coreset(g["targets"], g["images"], jnp.zeros(())), "images"),
+    "squared_error_labels": (lambda g: r.SquaredError()(g["targets"], g["labels"]), "labels"),
+    "label_margin_rank": (lambda g: r._losses.label_margin(g["labels"] / 1), "labels"),
+    "centered_labels_dtype": (lambda g: r.initializers.centered_labels(g["labels"] / 1, CLASSES), "labels"),
+    "coreset_swapped": (lambda g: r.Coreset(g["targets"], g["images"], jnp.zeros(())), "labels"),
     "coreset_rows": (lambda g: r.Coreset(g["images"], g["targets"][1:], jnp.zeros(())), "labels"),
     "coreset_dtype": (lambda g: r.Coreset(g["images"], g["labels"], jnp.zeros(())), "labels"),
     "coreset_temperature": (lambda g: r.Coreset(g["images"], g["targets"], 0.0), "log_temperature"),
-    "fold_temperature": (lambda g: r.fold_temperature(g["images"]), "coreset"),
+    "fold_temperature": (lambda g: r._coreset.fold_temperature(g["images"]), "coreset"),
     "train_network_rank": (lambda g: train(g["model"], g["images"][..., 0], g["targets"]), "images"),
     "train_network_dtype": (lambda g: train(g["model"], g["images"], g["labels"]), "labels"),
-    "train_network_swapped": (lambda g: train(g["model"], g["targets"], g["images"]), "images"),
+    "train_network_swapped": (lambda g: train(g["model"], g["targets"], g["images"]), "labels"),
     "train_network_coreset": (lambda g: train(g["coreset"], g["images"], g["targets"]), "model"),
     "train_network_steps": (lambda g: train(g["model"], g["images"], g["targets"], steps=1.5), "steps"),
-    "correct_dtype": (lambda g: r.correct(g["model"], g["images"], g["targets"]), "labels"),
-    "exact_swapped": (lambda g: EXACT(g["coreset"], g["model"], g["images"], g["targets"]), "model"),
+    "correct_dtype": (lambda g: correct(g["model"], g["images"], g["targets"]), "labels"),
+    "exact_swapped": (lambda g: EXACT(g["coreset"], g["model"], g["images"], g["targets"]), "coreset"),
     "exact_labels": (lambda g: EXACT(g["model"], g["coreset"], g["images"], g["labels"]), "targets"),
     "exact_images_last": (lambda g: EXACT(g["model"], g["coreset"], g["targets"], g["images"]), "images"),
     "exact_rows": (lambda g: EXACT(g["model"], g["coreset"], g["images"], g["targets"][1:]), "targets"),
-    "exact_solver": (lambda g: EXACT(g["model"], g["coreset"], g["images"], g["targets"], solver=CG), "solver"),
+    "exact_solver": (lambda g: r.methods.rcig(solver=1), "solver"),
     "exact_chosen": (lambda g: EXACT(g["model"], g["coreset"], g["images"], g["targets"], chosen=jnp.ones(2)), "chosen"),
-    "head_swapped": (lambda g: r.head_hypergradient(g["model"], g["images"], g["coreset"], g["targets"]), "coreset"),
+    "head_swapped": (lambda g: r.methods.frepo().through(g["model"], g["images"], g["coreset"], g["targets"]), "coreset"),
     "init_swapped": (lambda g: r.init(g["recipe"], g["coreset"], key=jr.key(0)), "coreset"),
     "step_swapped": (lambda g: r.step((g["images"], g["labels"]), g["state"]), "state"),
     "step_batch_swapped": (lambda g: r.step(g["state"], (g["labels"], g["images"])), "batch"),
     "step_one_hot": (lambda g: r.step(g["state"], (g["images"], g["targets"])), "batch"),
-    "step_rank": (lambda g: r.step(g["state"], (g["images"][..., 0], g["labels"])), "batch"),
+    "step_rank": (lambda g: r.step(g["state"], (g["images"][..., 0], g["labels"])), "images"),
     "hypergradient_swapped": (lambda g: bilevel(outer=jnp.ones(3)), "outer_loss"),
     "hypergradient_solver": (lambda g: bilevel(solver="cg"), "solver"),
     "hypergradient_damping": (lambda g: bilevel(damping="small"), "damping"),
@@ -115,14 +120,20 @@ CASES = {
 
 # Told by the functions themselves, with the hook or without; what the message says
 HALVES = {
-    "linearize_body": (lambda g: r.linearize(r.partition(g["model"])[0], g["images"]), "one half"),
-    "linearize_head": (lambda g: r.linearize(r.partition(g["model"])[1], g["images"]), "one half"),
+    "linearize_body": (
+        lambda g: r.methods.linearize(r.models.partition(g["model"])[0], g["images"]),
+        "one half",
+    ),
+    "linearize_head": (
+        lambda g: r.methods.linearize(r.models.partition(g["model"])[1], g["images"]),
+        "one half",
+    ),
     "train_body": (
-        lambda g: train(r.partition(g["model"])[0], g["images"], g["targets"]),
+        lambda g: train(r.models.partition(g["model"])[0], g["images"], g["targets"]),
         r"one half.*equinox\.combine\(body, head\)",
     ),
     "exact_head": (
-        lambda g: EXACT(r.partition(g["model"])[1], g["coreset"], g["images"], g["targets"]),
+        lambda g: EXACT(r.models.partition(g["model"])[1], g["coreset"], g["images"], g["targets"]),
         "one half",
     ),
     "hypergradient_static": (
@@ -143,7 +154,7 @@ BY_HAND = {
     "byte_order": (lambda x, y: (x.astype(">f4"), y), "images is >f4"),
     "label_rows": (lambda x, y: (x, y[1:]), r"labels \(3, 3\)"),
     "label_rank": (lambda x, y: (x, y[:, 0]), r"labels \(4,\)"),
-    "image_rank": (lambda x, y: (x[..., 0], y), r"images \(4, 6, 6\)"),
+    "image_rank": (lambda x, y: (x[..., 0], y), r"images are \(6, 6\)"),
 }
 
 

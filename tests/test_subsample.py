@@ -7,20 +7,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import lineax as lx
 import numpy as np
 import pytest
 
-from _problem import random_problem
-from rcig_eqx import Coreset, exact_hypergradient, head_hypergradient, linearize
+from _problem import exact_hypergradient, head_hypergradient, implicit_hypergradient, random_problem
+from rcig_eqx import Coreset
 from rcig_eqx._subsample import choose, in_chunks, partial_vjp
-from rcig_eqx.methods import cig, frepo, implicit_hypergradient, rcig, rcig_paper, rig, vig
-from rcig_eqx.solvers import Adam, ConjugateGradient, DualCG, DualCholesky
+from rcig_eqx.methods import cig, frepo, linearize, rcig, rcig_paper, rig, vig
+from rcig_eqx.solvers import Adam, ConjugateGradient
 
 N = 5
 ADAM = Adam(1e-2, 3)
 PRIMAL = functools.partial(implicit_hypergradient, inner=ADAM, solver=ADAM)
 FUNCTIONS = {
-    "exact": functools.partial(exact_hypergradient, solver=DualCholesky()),
+    "exact": functools.partial(exact_hypergradient, solver=lx.Cholesky()),
     "head": head_hypergradient,
     "rcig": PRIMAL,
     "rig": functools.partial(PRIMAL, linearized=False),
@@ -123,7 +124,7 @@ def test_chunks_change_nothing(setting, name, monkeypatch):
     problem = model, flipped, images, targets
     function = FUNCTIONS[name]
     if name == "exact":
-        function = functools.partial(exact_hypergradient, solver=DualCG(1e-12, 300))
+        function = functools.partial(exact_hypergradient, solver=ConjugateGradient(1e-12, 300))
     whole = jax.jit(lambda *p: function(*p))(*problem)
     monkeypatch.setattr("rcig_eqx._subsample.IMAGES_HELD", 3)
     monkeypatch.setattr("rcig_eqx._subsample.IMAGES_AT_ONCE", 2)
@@ -157,7 +158,7 @@ def test_partial_vjp_and_chunks_of_a_plain_function(monkeypatch):
 def test_memory_is_constant_in_the_inner_and_inverse_hessian_steps(setting, name):
     def temporaries(steps):
         if name == "exact":
-            given = {"solver": DualCG(1e-12, steps)}
+            given = {"solver": ConjugateGradient(1e-12, steps)}
         else:
             given = {"inner": Adam(1e-2, steps), "solver": Adam(1e-2, steps)}
         return temporary_bytes(functools.partial(FUNCTIONS[name], **given), *setting)

@@ -1,4 +1,4 @@
-"""Centred linearisation of a network, and its two Jacobian products."""
+"""Centered linearization of a network, and its two Jacobian products."""
 
 from collections.abc import Callable
 
@@ -13,10 +13,10 @@ from .models._network import check_whole
 
 
 class Linearization(eqx.Module):
-    """A network's first-order expansion in its parameters, at fixed images.
+    """A network's first-order expansion in its parameters, at fixed inputs.
 
     Holds the primal activations, so that each product below is one tangent or one transpose
-    pass and no forward pass is repeated; of more than `IMAGES_HELD` images it holds none, and
+    pass and no forward pass is repeated; of more than `IMAGES_HELD` inputs it holds none, and
     repeats them chunk by chunk. It lives inside the trace that made it: do not return it from a
     jitted function.
     """
@@ -36,12 +36,12 @@ class Linearization(eqx.Module):
         return displacement
 
 
-def linearize(model: AbstractNetwork, images: Float[Array, "n h w c"]) -> Linearization:
-    """Linearise a network in its parameters around their present values θ⁰.
+def linearize(model: AbstractNetwork, inputs: Float[Array, "n *shape"]) -> Linearization:
+    """Linearize a network in its parameters around their present values θ⁰.
 
         f_lin(x) = J_B(x) θ_B + h(x)ᵀ θ_F
 
-    *Centred*: the displacement (θ_B, θ_F) starts at zero and the network's own output at θ⁰ is
+    *Centered*: the displacement (θ_B, θ_F) starts at zero and the network's own output at θ⁰ is
     not added (paper, section 3.2). Body and head displacement are one pytree, shaped like the
     network's parameters; [`partition`][rcig_eqx.models.partition] splits it. h is the features at
     θ⁰: it does not move with θ_B. Stored statistics are constants of f_lin.
@@ -55,11 +55,11 @@ def linearize(model: AbstractNetwork, images: Float[Array, "n h w c"]) -> Linear
     def outputs(parameters: PyTree) -> tuple[Array, Array]:
         network = eqx.combine(parameters, static)
 
-        def apply(images: Array) -> tuple[Array, Array]:
-            features = network.features(images)
+        def apply(inputs: Array) -> tuple[Array, Array]:
+            features = network.features(inputs)
             return network.head(features), features
 
-        return in_chunks(apply, images)
+        return in_chunks(apply, inputs)
 
     logits, tangent, features = jax.linearize(outputs, parameters, has_aux=True)
     transpose = jax.linear_transpose(tangent, parameters)

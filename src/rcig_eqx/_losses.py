@@ -1,6 +1,8 @@
-"""Inner and outer losses, as plain functions."""
+"""Inner and outer losses: plain functions, or modules that say more of themselves."""
 
+import abc
 from collections.abc import Callable
+from typing import TypeGuard
 
 import equinox as eqx
 import jax
@@ -9,8 +11,6 @@ import numpy as np
 import optax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Scalar
-
-from ._types import PyTree
 
 InnerLoss = Callable[[Float[Array, "n classes"], Float[Array, "n classes"]], Scalar]
 """`inner_loss(predictions [n classes], labels [n classes])`, a number."""
@@ -21,7 +21,7 @@ OuterLoss = Callable[[Float[Array, "b classes"], Float[Array, "b classes"], Scal
 class SquaredError(eqx.Module):
     """½ Σ w (y − f)², summed over the distilled images and classes: the inner loss of the paper.
 
-    The one inner loss that a linearised network and a ridge head minimise in closed form. A
+    The one inner loss that a linearized network and a ridge head minimize in closed form. A
     function of your own `(predictions [n classes], labels [n classes]) -> scalar` takes the primal
     route instead, whatever it computes. λ/2 ‖θ‖² is added to either.
 
@@ -67,31 +67,73 @@ class SquaredError(eqx.Module):
 SQUARED_ERROR = SquaredError()
 
 
-def inner_loss(
-    predictions: Float[Array, "n classes"],
-    labels: Float[Array, "n classes"],
-    displacement: PyTree,
-    l2: float | Scalar,
-) -> Scalar:
-    """½‖y − f‖² + λ/2 ‖θ‖², summed over the distilled points, not averaged (paper, section 3.3).
+def is_quadratic(inner_loss: InnerLoss) -> TypeGuard[SquaredError]:
+    """Whether an inner loss has the closed form, by its type alone: a subclass may not."""
+    return type(inner_loss) is SquaredError
 
-    `displacement` is θ = (θ_B, θ_F), any pytree of arrays, and `l2` is λ.
+
+def check_quadratic(inner_loss: InnerLoss, what: str) -> SquaredError:
+    """The inner loss; `ValueError` if it lacks the closed form that a method is made of."""
+    if not is_quadratic(inner_loss):
+        name = getattr(inner_loss, "__name__", type(inner_loss).__name__)
+        raise ValueError(
+            f"inner_loss is {name}, but {what} in closed form, which a SquaredError has alone. "
+            "For any other take the primal route with a trained head, "
+            "methods.cig(inner_loss=...) or vig, or methods.default_method(steps, "
+            "inner_loss=...), which chooses by the type of the loss."
+        )
+    return inner_loss
+
+
+class AbstractOuterLoss(eqx.Module):
+    """An outer loss that says whether it scales predictions; a plain function does not.
+
+    Subclass it for a loss of your own that multiplies predictions by exp(log τ): only then can the
+    labels of the result take the temperature, as `distill(fold=None)` lets them.
     """
-    return SQUARED_ERROR(predictions, labels) + 0.5 * l2 * squared_norm(displacement)
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        predictions: Float[Array, "b classes"],
+        targets: Float[Array, "b classes"],
+        log_temperature: Scalar,
+    ) -> Scalar:
+        """The loss, a number."""
+
+    @property
+    @abc.abstractmethod
+    def scales_predictions(self) -> bool:
+        """Whether loss(f, y, s) = loss(f · exp(s), y, 0) for any numbers."""
 
 
-def platt_loss(
-    predictions: Float[Array, "b classes"],
-    targets: Float[Array, "b classes"],
-    log_temperature: Scalar,
-) -> Scalar:
+class PlattLoss(AbstractOuterLoss):
     """Softmax cross-entropy of f · exp(log τ), mean over the batch (paper, section 3.3).
 
     The paper divides by τ; as in the authors' code the learned number multiplies, which only
     changes the sign of log τ. `targets` are one-hot.
     """
-    logits = predictions * jnp.exp(log_temperature)
-    return jnp.mean(optax.softmax_cross_entropy(logits, targets))
+
+    @property
+    def scales_predictions(self) -> bool:
+        return True
+
+    def __call__(
+        self,
+        predictions: Float[Array, "b classes"],
+        targets: Float[Array, "b classes"],
+        log_temperature: Scalar,
+    ) -> Scalar:
+        logits = predictions * jnp.exp(log_temperature)
+        return jnp.mean(optax.softmax_cross_entropy(logits, targets))
+
+
+platt_loss = PlattLoss()
+
+
+def scales_predictions(outer_loss: OuterLoss) -> bool:
+    """Whether an outer loss says that it multiplies predictions by exp(log τ)."""
+    return isinstance(outer_loss, AbstractOuterLoss) and outer_loss.scales_predictions
 
 
 def mse_loss(
@@ -104,8 +146,8 @@ def mse_loss(
     The temperature plays no part.
     """
     del log_temperature
-    centred = targets - 1 / targets.shape[-1]
-    return 0.5 * jnp.mean(jnp.sum((predictions - centred) ** 2, axis=-1))
+    centered = targets - 1 / targets.shape[-1]
+    return 0.5 * jnp.mean(jnp.sum((predictions - centered) ** 2, axis=-1))
 
 
 def label_margin(labels: Float[Array, "n classes"]) -> Scalar:
@@ -116,8 +158,3 @@ def label_margin(labels: Float[Array, "n classes"]) -> Scalar:
     """
     top, _ = jax.lax.top_k(labels, 2)
     return jnp.mean(jnp.minimum(top[:, 0] - top[:, 1], 1 / (2 * labels.shape[-1])))
-
-
-def squared_norm(tree: PyTree) -> Scalar:
-    """The sum of squares of every number in a pytree."""
-    return jax.tree.reduce(jnp.add, jax.tree.map(lambda leaf: jnp.sum(leaf**2), tree))

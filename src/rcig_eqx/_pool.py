@@ -8,18 +8,22 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Scalar
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ._checks import check_counts, check_number
-from ._devices import NETWORK, split
-from ._hypergradient import Hypergradient
+from ._sharding import NETWORK, replicate, split
 from ._subsample import in_chunks
 from ._types import PyTree
-from .models import AbstractNetwork, split_parameters
-from .models._training import has_statistics, running_rate, split_for_training, training_outputs
+from .models import AbstractNetwork, MakeModel, split_parameters
+from .models._training import (
+    has_statistics,
+    running_rate,
+    split_for_training,
+    training_outputs,
+    training_step,
+)
 
 T = TypeVar("T")
-MakeModel = Callable[[PRNGKeyArray], AbstractNetwork]
 
 
 class PoolSchedule(eqx.Module):
@@ -31,7 +35,7 @@ class PoolSchedule(eqx.Module):
       steps between the two. The paper's is one; the authors' code takes 1 to 15. The default's 1
       to 3 cost less than the hypergradient beside them.
     - `learning_rate`: Adam's, on the mean-squared error of the current distilled set, with the
-      network's own (not linearised) dynamics. The authors' code has 5e-5; the default's networks
+      network's own (not linearized) dynamics. The authors' code has 5e-5; the default's networks
       learn more features within their 100 steps, and the distilled sets are better for it.
     - `networks_per_step`: different networks that a step's hypergradient is averaged over, each
       visited afterwards. The paper's is one. Several are worked on side by side, on several
@@ -64,7 +68,7 @@ class PoolSchedule(eqx.Module):
 
 
 class Member(eqx.Module):
-    """One network of the pool, with its optimiser's state and the steps it has had.
+    """One network of the pool, with its optimizer's state and the steps it has had.
 
     The pool itself is the same pytree with a leading axis on every array.
     """
@@ -75,7 +79,7 @@ class Member(eqx.Module):
 
 
 def new_member(make_model: MakeModel, schedule: PoolSchedule, *, key: PRNGKeyArray) -> Member:
-    """A freshly initialised network."""
+    """A freshly initialized network."""
     model = make_model(key)
     opt_state = schedule.optimizer().init(split_parameters(model)[0])
     return Member(model, opt_state, jnp.zeros((), jnp.int32))
@@ -83,11 +87,11 @@ def new_member(make_model: MakeModel, schedule: PoolSchedule, *, key: PRNGKeyArr
 
 def new_pool(make_model: MakeModel, schedule: PoolSchedule, *, key: PRNGKeyArray) -> Member:
     """`schedule.size` fresh networks, stacked."""
-    make = lambda k: new_member(make_model, schedule, key=k)  # noqa: E731
-    return eqx.filter_vmap(make)(jr.split(key, schedule.size))
+    keys = jr.split(key, schedule.size)
+    return eqx.filter_vmap(lambda k: new_member(make_model, schedule, key=k))(keys)
 
 
-def draw(schedule: PoolSchedule, *, key: PRNGKeyArray) -> Int[Array, "..."]:
+def choose(schedule: PoolSchedule, *, key: PRNGKeyArray) -> Int[Array, "..."]:
     """The index of a random network, or those of `networks_per_step` different ones."""
     if schedule.networks_per_step == 1:
         return jr.randint(key, (), 0, schedule.size)
@@ -101,8 +105,9 @@ def get_member(pool: T, index: Int[Array, "..."]) -> T:
 
 def set_member(pool: Member, index: Int[Array, "..."], member: Member) -> Member:
     """The pool with what is at `index` replaced; in place where the pool is donated."""
-    put = lambda x, y: x.at[index].set(y) if eqx.is_array(x) else x  # noqa: E731
-    return jax.tree.map(put, pool, member)
+    return jax.tree.map(
+        lambda x, y: x.at[index].set(y) if eqx.is_array(x) else x, pool, replicate(member)
+    )
 
 
 def each_network(
@@ -122,64 +127,32 @@ def each_network(
     return split(NETWORK, eqx.filter_vmap(function)(*each))
 
 
-def average_networks(each: Hypergradient, sound: Bool[Array, " networks"]) -> Hypergradient:
-    """The mean of several networks' hypergradients, without those that are not sound.
-
-    Not a number if none is. Of the statistics, a fraction is averaged likewise; counts, residuals
-    and `step_times_curvature` are the largest, as networks side by side wait for the slowest and
-    one that breaks a condition breaks it; something holds, as `converged` does, if it holds of all
-    networks, and one that diverged is enough.
-    """
-
-    def mean(x: Float[Array, "networks ..."]) -> Array:
-        weight = sound.reshape(-1, *[1] * (x.ndim - 1))
-        total = jnp.sum(jnp.where(weight, x, jnp.zeros_like(x)), axis=0)
-        return total / jnp.sum(sound).astype(x.dtype)
-
-    def statistic(name: str, x: Array) -> Array:
-        if x.dtype == jnp.bool_:
-            return jnp.any(x, axis=0) if "diverged" in name else jnp.all(x, axis=0)
-        largest = "residual" in name or name == "step_times_curvature"
-        largest = largest or jnp.issubdtype(x.dtype, jnp.integer)
-        return jnp.max(x, axis=0) if largest else mean(x)
-
-    return Hypergradient(
-        mean(each.value),
-        jax.tree.map(mean, each.gradient),
-        {name: statistic(name, x) for name, x in each.stats.items()},
-    )
-
-
 def train_member(
     member: Member,
-    images: Float[Array, "n h w c"],
+    inputs: Float[Array, "n *shape"],
     labels: Float[Array, "n classes"],
     steps: Int[Array, ""] | int,
     schedule: PoolSchedule,
 ) -> Member:
     """Train a network on the distilled set for `steps` full-batch steps (Algorithm 1).
 
-    One that normalises by batches takes the set as one batch, without chunks.
+    One that normalizes by batches takes the set as one batch, without chunks.
     """
     optimizer = schedule.optimizer()
     whole = has_statistics(member.model)
     parameters, stored, static = split_for_training(member.model)
 
-    def loss(parameters: PyTree, stored: PyTree, rate: Scalar) -> tuple[Array, PyTree]:
-        model = eqx.combine(parameters, stored, static)
-        if whole:
-            outputs, model = training_outputs(model, images, rate=rate)
-        else:
-            outputs = in_chunks(model, images)
-        value = jnp.mean(jnp.sum((outputs - labels) ** 2, axis=-1))
-        return value, split_for_training(model)[1]
-
     def step(i, carry):
-        parameters, stored, opt_state = carry
-        rate = running_rate(member.age + i)
-        gradient, stored = jax.grad(loss, has_aux=True)(parameters, stored, rate)
-        updates, opt_state = optimizer.update(gradient, opt_state)
-        return optax.apply_updates(parameters, updates), stored, opt_state
+        def loss(parameters: PyTree, stored: PyTree) -> tuple[Array, tuple[PyTree, None]]:
+            model = eqx.combine(parameters, stored, static)
+            if whole:
+                outputs, model = training_outputs(model, inputs, rate=running_rate(member.age + i))
+            else:
+                outputs = in_chunks(model, inputs)
+            value = jnp.mean(jnp.sum((outputs - labels) ** 2, axis=-1))
+            return value, (split_for_training(model)[1], None)
+
+        return training_step(loss, optimizer, *carry)[0]
 
     start = (parameters, stored, member.opt_state)
     parameters, stored, opt_state = jax.lax.fori_loop(0, steps, step, start)
@@ -188,19 +161,28 @@ def train_member(
 
 def visit(
     member: Member,
-    images: Float[Array, "n h w c"],
+    inputs: Float[Array, "n *shape"],
     labels: Float[Array, "n classes"],
     make_model: MakeModel,
     schedule: PoolSchedule,
     *,
     key: PRNGKeyArray,
 ) -> Member:
-    """Train a visited network on, and replace it once it is old (Algorithm 1, last two lines)."""
-    steps_key, fresh_key = jr.split(key)
-    steps = jr.randint(steps_key, (), schedule.min_visit, schedule.max_visit + 1, jnp.int32)
-    member = train_member(member, images, labels, steps, schedule)
-    fresh = new_member(make_model, schedule, key=fresh_key)
-    old = member.age >= schedule.max_steps
-    return jax.tree.map(
-        lambda new, kept: jnp.where(old, new, kept) if eqx.is_array(new) else kept, fresh, member
-    )
+    """Train a visited network on, and replace it once it is old (Algorithm 1, last two lines).
+
+    Of several, each.
+    """
+
+    def one(member: Member, key: PRNGKeyArray) -> Member:
+        steps_key, fresh_key = jr.split(key)
+        steps = jr.randint(steps_key, (), schedule.min_visit, schedule.max_visit + 1, jnp.int32)
+        member = train_member(member, inputs, labels, steps, schedule)
+        fresh = new_member(make_model, schedule, key=fresh_key)
+        old = member.age >= schedule.max_steps
+        return jax.tree.map(
+            lambda new, kept: jnp.where(old, new, kept) if eqx.is_array(new) else kept,
+            fresh,
+            member,
+        )
+
+    return each_network(one, member, schedule, key=key)

@@ -1,6 +1,6 @@
-"""Large distilled sets: forward passes in chunks, backward passes through part of the images.
+"""Large distilled sets: forward passes in chunks, backward passes through part of the inputs.
 
-The images of a distilled set meet only in a few numbers each, its features and outputs. What comes
+The inputs of a distilled set meet only in a few numbers each, its features and outputs. What comes
 after those needs all of them; what comes before can be done chunk by chunk, and its derivative
 image by image.
 """
@@ -15,30 +15,30 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ._backend import IMAGES_AT_ONCE, IMAGES_HELD
 from ._checks import check_counts
-from ._devices import batch_parts
+from ._sharding import batch_parts
 from ._types import PyTree
 
 T = TypeVar("T")
 
 
 def in_chunks(
-    function: Callable[[Float[Array, "n h w c"]], T], images: Float[Array, "n h w c"]
+    function: Callable[[Float[Array, "n *shape"]], T], inputs: Float[Array, "n *shape"]
 ) -> T:
-    """function(images) for a function that treats images apart, with memory for one chunk.
+    """function(inputs) for a function that treats inputs apart, with memory for one chunk.
 
-    Up to `IMAGES_HELD` images it is called as it is. Beyond, chunk by chunk, and its derivatives
+    Up to `IMAGES_HELD` inputs it is called as it is. Beyond, chunk by chunk, and its derivatives
     repeat each chunk's forward pass instead of keeping its activations.
     """
-    n, parts = len(images), batch_parts()
+    n, parts = len(inputs), batch_parts()
     if n <= IMAGES_HELD:
-        return function(images)
+        return function(inputs)
     repeated = jax.checkpoint(lambda chunk: function(chunk))  # a bound method has no hash
-    # A chunk has as many images from each part of a batch: these are on different devices, and so
+    # A chunk has as many inputs from each part of a batch: these are on different devices, and so
     # no image moves.
     parts = parts if n % parts == 0 else 1
     rows, size = n // parts, max(1, IMAGES_HELD // parts)
-    whole, row = rows - rows % size, images.shape[1:]
-    apart = images.reshape(parts, rows, *row)
+    whole, row = rows - rows % size, inputs.shape[1:]
+    apart = inputs.reshape(parts, rows, *row)
     chunks = apart[:, :whole].reshape(parts, -1, size, *row).swapaxes(0, 1)
     done = jax.lax.map(repeated, chunks.reshape(-1, parts * size, *row))
 
@@ -49,36 +49,36 @@ def in_chunks(
     done = jax.tree.map(by_part, done)
     if whole < rows:
         rest = repeated(apart[:, whole:].reshape(-1, *row))
-        add = lambda a, b: jnp.concatenate([a, b.reshape(parts, -1, *b.shape[1:])], 1)  # noqa: E731
-        done = jax.tree.map(add, done, rest)
+        rest = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), rest)
+        done = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), done, rest)
     return jax.tree.map(lambda x: x.reshape(n, *x.shape[2:]), done)
 
 
 def partial_vjp(
-    function: Callable[[Float[Array, "n h w c"]], PyTree],
-    images: Float[Array, "n h w c"],
+    function: Callable[[Float[Array, "n *shape"]], PyTree],
+    inputs: Float[Array, "n *shape"],
     chosen: Int[Array, " m"] | None = None,
     *,
     held: int | None = None,
-) -> tuple[PyTree, Callable[[PyTree], Float[Array, "n h w c"]]]:
-    """function(images), and the transpose of its derivative through the chosen images alone.
+) -> tuple[PyTree, Callable[[PyTree], Float[Array, "n *shape"]]]:
+    """function(inputs), and the transpose of its derivative through the chosen inputs alone.
 
-    The forward pass takes all images. With m of n images chosen uniformly at random, without
+    The forward pass takes all inputs. With m of n inputs chosen uniformly at random, without
     replacement, the transpose is multiplied by n/m and is an unbiased estimate of the whole one:
     every image's gradient is right with probability m/n, and zero else (paper, section 3.6 and
     appendix A; the factor is left to the learning rate there).
 
     **Arguments:**
 
-    - `function`: treats images apart; its outputs have one row an image.
+    - `function`: treats inputs apart; its outputs have one row per input.
     - `chosen`: indices, or `None` for all.
-    - `held`: up to so many images, `IMAGES_HELD` if `None`, all activations are kept. Beyond, and
+    - `held`: up to so many inputs, `IMAGES_HELD` if `None`, all activations are kept. Beyond, and
       for chosen ones, the transpose goes through `IMAGES_AT_ONCE` at a time and repeats their
       forward pass.
     """
-    n = len(images)
+    n = len(inputs)
     if chosen is None and n <= (IMAGES_HELD if held is None else held):
-        outputs, transpose = jax.vjp(function, images)
+        outputs, transpose = jax.vjp(function, inputs)
         return outputs, lambda cotangents: transpose(cotangents)[0]
 
     def one(row: tuple[Array, PyTree]) -> Array:
@@ -88,16 +88,16 @@ def partial_vjp(
 
     def transpose(cotangents: PyTree) -> Array:
         if chosen is None:
-            return jax.lax.map(one, (images, cotangents), batch_size=IMAGES_AT_ONCE)
-        rows = jax.tree.map(lambda x: x[chosen], (images, cotangents))
+            return jax.lax.map(one, (inputs, cotangents), batch_size=IMAGES_AT_ONCE)
+        rows = jax.tree.map(lambda x: x[chosen], (inputs, cotangents))
         gradients = jax.lax.map(one, rows, batch_size=IMAGES_AT_ONCE)
-        return jnp.zeros_like(images).at[chosen].set(n / len(chosen) * gradients)
+        return jnp.zeros_like(inputs).at[chosen].set(n / len(chosen) * gradients)
 
-    return in_chunks(function, images), transpose
+    return in_chunks(function, inputs), transpose
 
 
 def choose(n: int, subset: int | None, key: PRNGKeyArray) -> Int[Array, " m"] | None:
-    """`subset` random ones of n images, or `None`, which means all, if there are no more."""
+    """`subset` random ones of n inputs, or `None`, which means all, if there are no more."""
     if subset is None or subset >= n:
         return None
     return jr.choice(key, n, (subset,), replace=False)

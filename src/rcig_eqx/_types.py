@@ -1,7 +1,6 @@
-"""Types shared by signatures, and names for functions made by others."""
+"""Types shared by signatures."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 # Types that strict checkers call unknown; to them they are anything.
 if TYPE_CHECKING:
@@ -10,17 +9,3 @@ if TYPE_CHECKING:
 else:
     from jax import Device as Device
     from jaxtyping import PyTree as PyTree
-
-F = TypeVar("F", bound=Callable)
-
-
-def named(name: str, function: F) -> F:
-    """The function, which a recipe will call by what it was made by, as in `ema(0.99)`."""
-    function.__name__ = name
-    return function
-
-
-def called(function: Callable) -> str:
-    """What a function was `named`; any other is `custom`."""
-    name = getattr(function, "__name__", "")
-    return name if name.endswith(")") else "custom"

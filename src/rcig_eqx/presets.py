@@ -1,66 +1,67 @@
-"""Whole settings to pass to `distill` as keyword arguments: the paper's, and the authors' code's.
+"""Whole recipes to pass to `distill`: the library's, the paper's, and the authors' code's.
 
-    distill(train, images_per_class=1, key=key, **presets.paper())
+    distill(train, images_per_class=1, key=key, recipe=presets.paper())
 
-The library's own defaults are not here: they are what `distill` does without a preset. Where the
-paper gives no number, the outer batch and the pool's learning rate, both presets have the code's.
-Both take any method in the place of `rcig_paper`: `rig`, `cig` and `vig`, its ablations, or
-`rcig` and `frepo`, which are given what they have of these options; one made of others, as
-`staged` is, has none of them.
+Where the paper gives no number, the outer batch and the pool's learning rate, both of its recipes
+have the code's. Both take any method in the place of `rcig_paper`: `rig`, `cig` and `vig`, its
+ablations, or `rcig` and `frepo`, which are given what they have of these options; one made of
+others, as `staged` is, has none of them.
 """
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from ._coreset import ema
+from ._checks import ArgumentError
 from ._pool import PoolSchedule
-from ._step import coreset_optimizer
-from .methods import AbstractMethod, RateRule, rcig_paper
-from .methods._method import trains_head
+from ._recipe import Recipe, coreset_optimizer, ema
+from .methods import AbstractMethod, rcig_paper
+
+__all__ = ["authors_code", "paper"]
 
 
-def paper(method: Callable[..., AbstractMethod] = rcig_paper, **changed: Any) -> dict[str, Any]:
+def paper(method: Callable[..., AbstractMethod] = rcig_paper, **changed: Any) -> Recipe:
     """The paper's RCIG: one pool step a visit, the last iterate, the largest rates (appendix C).
 
     `changed` are fields of the method, such as `inner=Adam(steps=50)`. The paper raises λ with the
     network's depth: pass `l2_rate=5e-3` at depth 4 and 5e-2 at depth 5.
     """
     if not callable(method):
-        raise ValueError(
-            f"method is {method!r}: pass what makes one, such as methods.rig without brackets, and "
-            "its options beside it."
+        raise ArgumentError(
+            "method",
+            f"is {method!r}: pass what makes one, such as methods.rig without brackets, and its "
+            "options beside it.",
         )
-    return {
-        "method": _with(method(**changed), changed, below_largest=1.0),
-        "optimizer": coreset_optimizer(0.003, 0.03),
-        "pool": PoolSchedule(30, 100, min_visit=1, max_visit=1, learning_rate=5e-5),
-        "average": ema(0.0),
-        "fold": False,
-        "batch_size": 1024,
-    }
+    return Recipe(
+        _with(method(**changed), changed, below_largest=1.0),
+        optimizer=coreset_optimizer(0.003, 0.03),
+        pool=PoolSchedule(30, 100, min_visit=1, max_visit=1, learning_rate=5e-5),
+        average=ema(0.0),
+        fold=False,
+        batch_size=1024,
+    )
 
 
-def authors_code(
-    method: Callable[..., AbstractMethod] = rcig_paper, **changed: Any
-) -> dict[str, Any]:
+def authors_code(method: Callable[..., AbstractMethod] = rcig_paper, **changed: Any) -> Recipe:
     """What the authors' released code does beyond, or unlike, the paper.
 
     Where the head is solved for, the implicit gradient clipped leaf by leaf and the label margin;
-    1 to 15 pool steps a visit, an average with decay 0.99, and its own rule for the inner learning
-    rate. Of its habits these are left out: the inner Adam's bias correction counts the pool
-    network's steps, the head's kernel stays in ∂L_o/∂θ and v, mirrored images are not counted in λ,
-    learning rates are searched for otherwise ([`implicit`][rcig_eqx.methods.implicit] says how),
-    and RIG has the form that [`rig`][rcig_eqx.methods.rig] names.
+    1 to 15 pool steps a visit, and an average with decay 0.99. Of its habits these are left out:
+    the inner Adam's bias correction counts the pool network's steps, the head's kernel stays in
+    ∂L_o/∂θ and v, mirrored images are not counted in λ, learning rates are searched for otherwise
+    ([`Implicit`][rcig_eqx.methods.Implicit] says how), the inner one also grows during a run and
+    the inverse-Hessian one never changes, where here both shrink by the paper's rule, and RIG has
+    the form that [`rig`][rcig_eqx.methods.rig] names.
     """
-    rule = RateRule(window=50, shrink_at=0.29, grow=1.05, grow_at=0.7, solver=False)
     given = paper(method, **changed)
-    solved = not trains_head(given["method"])
-    return given | {
-        "method": _with(given["method"], changed, clip=solved, margin=solved, rule=rule),
-        "pool": PoolSchedule(30, 100, min_visit=1, max_visit=15, learning_rate=5e-5),
-        "average": ema(0.99),
-    }
+    assert given.method is not None
+    solved = given.method.head_l2_rate is not None
+    return dataclasses.replace(
+        given,
+        method=_with(given.method, changed, clip=solved, margin=solved),
+        pool=PoolSchedule(30, 100, min_visit=1, max_visit=15, learning_rate=5e-5),
+        average=ema(0.99),
+    )
 
 
 def _with(method: AbstractMethod, changed: dict[str, Any], **options: Any) -> AbstractMethod:

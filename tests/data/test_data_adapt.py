@@ -134,8 +134,8 @@ def test_names_of_columns_and_classes():
     data.__getitem__ = None
     with pytest.raises(ValueError, match=r"none of image, img.*adapt\(dataset, image=.*picture, k"):
         adapt(data)
-    with pytest.raises(ValueError, match=r"no 'colour'.*of picture, kind"):
-        adapt(data, image="picture", label="colour")
+    with pytest.raises(ValueError, match=r"no 'color'.*of picture, kind"):
+        adapt(data, image="picture", label="color")
     images = adapt(data, image="picture", label="kind")
     assert images.class_names == ("0", "1", "2", "3")
     with pytest.raises(ValueError, match="no 'nothing': name its image"):
@@ -144,13 +144,13 @@ def test_names_of_columns_and_classes():
 
 @pytest.mark.parametrize("make", [TfdsSource, HuggingFaceSet])
 def test_channels_of_arrays_and_of_pillow_images(make):
-    grey = [x[..., :1] for x in PIXELS]
+    gray = [x[..., :1] for x in PIXELS]
     pillow = [np.asarray(Image.fromarray(x).convert("L"))[..., None] for x in PIXELS]
     if make is HuggingFaceSet:
-        grey = [x[..., 0] for x in grey]
+        gray = [x[..., 0] for x in gray]
     as_grey = adapt(make(PIXELS), channels=1).read()
     np.testing.assert_array_equal(as_grey.images, np.stack(pillow))
-    mixed = adapt(make([grey[0], *PIXELS[1:]]), channels=3).read()
+    mixed = adapt(make([gray[0], *PIXELS[1:]]), channels=3).read()
     np.testing.assert_array_equal(mixed.images[1:], np.stack(PIXELS[1:]))
     np.testing.assert_array_equal(mixed.images[0], np.repeat(PIXELS[0][..., :1], 3, axis=2))
     small = adapt(make(PIXELS), channels=1, size=3)
@@ -224,17 +224,17 @@ def test_classes_without_names_are_counted(label):
     assert adapt(HuggingFaceSet(label=ClassLabel(None, label))).num_classes == (label or 3)
 
 
-def test_grey_images_and_grey_ones_among_coloured():
-    grey = [x[..., 0] for x in PIXELS]
-    assert adapt(HuggingFaceSet(grey)).image_shape == (6, 4, 1)
+def test_grey_images_and_grey_ones_among_colored():
+    gray = [x[..., 0] for x in PIXELS]
+    assert adapt(HuggingFaceSet(gray)).image_shape == (6, 4, 1)
     for data in (
-        HuggingFaceSet([*PIXELS[:8], grey[8]]),
-        TfdsSource([*PIXELS[:8], grey[8][..., None]]),
+        HuggingFaceSet([*PIXELS[:8], gray[8]]),
+        TfdsSource([*PIXELS[:8], gray[8][..., None]]),
     ):
-        np.testing.assert_array_equal(adapt(data)[8][0], np.repeat(grey[8][..., None], 3, 2))
+        np.testing.assert_array_equal(adapt(data)[8][0], np.repeat(gray[8][..., None], 3, 2))
 
 
-def test_a_grey_first_image_does_not_take_the_colour_from_the_rest():
+def test_a_grey_first_image_does_not_take_the_color_from_the_rest():
     data = HuggingFaceSet([png(PIXELS[0][..., 0]), *map(png, PIXELS[1:])])
     with pytest.raises(DataError, match=r"channels="):
         adapt(data)[1]

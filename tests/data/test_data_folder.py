@@ -66,7 +66,7 @@ def encoded(image, kind, **options):
 
 
 def wide_png(mode):
-    """A PNG of 16 bits per channel, which pillow cannot write: 2 is RGB, 4 grey with alpha."""
+    """A PNG of 16 bits per channel, which pillow cannot write: 2 is RGB, 4 gray with alpha."""
     channels = {2: 3, 4: 2, 6: 4}[mode]
     rows = b"".join(b"\0" + bytes(range(4 * channels)) for _ in range(2))
 
@@ -182,8 +182,8 @@ def of_palette(transparency):
 ])  # fmt: skip
 def test_what_is_transparent_is_white(content, first):
     assert tuple(decode(content, "x")[0, 0].tolist()) == first
-    grey, colored = (decode(content, "x", channels=channels)[0, 0] for channels in (1, 3))
-    assert len(grey) == 1
+    gray, colored = (decode(content, "x", channels=channels)[0, 0] for channels in (1, 3))
+    assert len(gray) == 1
     assert tuple(colored.tolist()) == (first if len(first) == 3 else first * 3)
 
 
@@ -313,20 +313,20 @@ def test_channels(tmp_path, channels, count):
     assert ImageFolder(tmp_path / "a", channels=channels)[0][0].shape == (6, 5, count)
 
 
-def test_grey_among_colour_is_widened_and_colour_among_grey_refused(tmp_path):
-    colour, grey = write_images(tmp_path / "x", {"a": 1}), {}
-    grey = write_images(tmp_path / "y", {"a": 1}, mode="L")
-    for first, second, target in (("x", "y", "colour"), ("y", "x", "grey")):
+def test_grey_among_color_is_widened_and_color_among_grey_refused(tmp_path):
+    color, gray = write_images(tmp_path / "x", {"a": 1}), {}
+    gray = write_images(tmp_path / "y", {"a": 1}, mode="L")
+    for first, second, target in (("x", "y", "color"), ("y", "x", "gray")):
         for i, source in enumerate((first, second)):
             to = tmp_path / target / f"{i}"
             to.mkdir(parents=True)
             (to / "0.png").write_bytes((tmp_path / source / "a" / "000.png").read_bytes())
-    images = load(tmp_path / "colour").images
-    np.testing.assert_array_equal(images[0], colour["a"][0])
-    np.testing.assert_array_equal(images[1, ..., 2], grey["a"][0])
-    with pytest.raises(DataError, match=r"1/0\.png is 6x5 in colour but.*channels=3"):
-        load(tmp_path / "grey")
-    assert ImageFolder(tmp_path / "grey", channels=3).read().image_shape == (6, 5, 3)
+    images = load(tmp_path / "color").images
+    np.testing.assert_array_equal(images[0], color["a"][0])
+    np.testing.assert_array_equal(images[1, ..., 2], gray["a"][0])
+    with pytest.raises(DataError, match=r"1/0\.png is 6x5 in color but.*channels=3"):
+        load(tmp_path / "gray")
+    assert ImageFolder(tmp_path / "gray", channels=3).read().image_shape == (6, 5, 3)
 
 
 def test_different_sizes_name_both_files(tmp_path):

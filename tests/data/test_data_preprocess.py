@@ -132,7 +132,7 @@ def test_zca_is_its_definition(regularization):
     np.testing.assert_allclose(zca(IMAGES, regularization)(IMAGES), expected, atol=2e-4)
 
 
-def test_whitened_covariance_is_the_regularised_identity():
+def test_whitened_covariance_is_the_regularized_identity():
     x = np.asarray(zca(IMAGES, 0.1)(IMAGES), np.float64).reshape(len(IMAGES), -1)
     _, covariance = dense_zca(IMAGES, 0.1)
     s, u = np.linalg.eigh(covariance)
@@ -141,7 +141,7 @@ def test_whitened_covariance_is_the_regularised_identity():
     np.testing.assert_allclose(x.T @ x / len(x), expected, atol=1e-4)
 
 
-def test_light_regularisation_whitens_fully():
+def test_light_regularization_whitens_fully():
     images = np.random.default_rng(0).random((4000, 2, 2, 3))
     x = np.asarray(zca(images, 1e-6)(images), np.float64).reshape(len(images), -1)
     np.testing.assert_allclose(x.T @ x / len(x), np.eye(12), atol=1e-3)

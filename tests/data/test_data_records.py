@@ -88,7 +88,7 @@ def test_every_form_can_be_written(tmp_path):
 @pytest.mark.parametrize(
     ("source", "options", "error", "message"),
     [
-        ([1, 2], {}, ValueError, "list is no labelled set: pass a Dataset"),
+        ([1, 2], {}, ValueError, "list is no labeled set: pass a Dataset"),
         (in_memory(np.float32), {"size": 3}, ValueError, "float32: only uint8 images"),
         (in_memory(), {"size": 0}, ValueError, "size is 0: choose a whole number"),
         (in_memory(np.float16), {"size": 2.5}, ValueError, "size is 2.5"),
@@ -409,8 +409,8 @@ def test_resume_knows_the_set(records, tmp_path):
 
 
 def test_labels_beyond_the_class_names_are_refused_before_anything_is_read():
-    class Unlabelled(Failing):
+    class Unlabeled(Failing):
         labels = np.array([0, 0, -1], np.int32)
 
     with pytest.raises(DataError, match=r"failing has labels from -1 to 0 and 1 class names"):
-        sample(Unlabelled(AssertionError()), 3, at_least=1, seed=0)
+        sample(Unlabeled(AssertionError()), 3, at_least=1, seed=0)

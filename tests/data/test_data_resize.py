@@ -35,7 +35,7 @@ def test_the_middle_is_kept_and_both_ends_cut_alike(transpose):
 
 
 def test_shrinking_is_antialiased():
-    """A fine checkerboard becomes grey, where single pixels would be black or white."""
+    """A fine checkerboard becomes gray, where single pixels would be black or white."""
     board = 255 * (np.indices((64, 64)).sum(0) % 2).astype(np.uint8)
     small = resize(board[..., None], 8)
     np.testing.assert_allclose(small, 127.5, atol=2)

@@ -9,6 +9,7 @@ import functools
 import os
 
 import pytest
+
 from official_files import (
     cub_files,
     imagenette_files,
@@ -20,9 +21,8 @@ from official_files import (
     write_idx,
     write_imagenet_batches,
 )
-
 from rcig_eqx import load_result
-from rcig_eqx._distill import default_batch_size
+from rcig_eqx._recipe import default_batch_size
 from rcig_eqx.data import _imagenet, _load
 from rcig_eqx.data._layouts import IMAGENETTE_CLASSES, IMAGEWOOF_CLASSES
 from rcig_eqx.reproduce import ROWS, SCALES, Workshop

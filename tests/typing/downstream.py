@@ -15,20 +15,22 @@ import lineax as lx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 import rcig_eqx as rcig
-from rcig_eqx import distill as distill, load_export as load_export, make_mesh as make_mesh, privacy
+from rcig_eqx import distill as distill, load_export as load_export, privacy
 from rcig_eqx.data import stream as stream
-from rcig_eqx.methods import implicit_hypergradient as implicit_hypergradient
-from rcig_eqx.solvers import Adam, ConjugateGradient, DualCholesky, Neumann, Nystrom
+from rcig_eqx.run import make_mesh as make_mesh
+from rcig_eqx.solvers import Adam, ConjugateGradient, Dual, Neumann
 
 
-def distil(images: Float[Array, "n h w c"], labels: Int[Array, " n"], key: PRNGKeyArray) -> float:
+def distill_once(
+    images: Float[Array, "n h w c"], labels: Int[Array, " n"], key: PRNGKeyArray
+) -> float:
     result = rcig.distill((images, labels), images_per_class=1, key=key, steps=10)
     assert_type(result, rcig.DistillResult)
     assert_type(result.coreset, rcig.Coreset)
     result.save("set.safetensors")
     again = rcig.load_result("set.safetensors")
     report = rcig.evaluate(again, (images, labels), key=key, num_networks=2)
-    assert_type(report, rcig.Evaluation)
+    assert_type(report, rcig.evaluation.Evaluation)
     return report.mean
 
 
@@ -51,7 +53,9 @@ def loop(state: rcig.State, batch: tuple[Array, Array]) -> tuple[rcig.State, flo
     return state, float(metrics["loss"])
 
 
-def start(coreset: rcig.Coreset, make_model: Callable[[PRNGKeyArray], rcig.ConvNet]) -> rcig.State:
+def start(
+    coreset: rcig.Coreset, make_model: Callable[[PRNGKeyArray], rcig.models.ConvNet]
+) -> rcig.State:
     recipe = rcig.Recipe(
         rcig.methods.rcig(l2_rate=1e-3),
         make_model,
@@ -66,15 +70,15 @@ def own_loss(predictions: Array, targets: Array, log_temperature: Array) -> Arra
     return rcig.mse_loss(predictions, targets, log_temperature) + jnp.mean(predictions**2)
 
 
-def exact(model: rcig.ConvNet, coreset: rcig.Coreset, images: Array, targets: Array) -> Array:
-    result = rcig.exact_hypergradient(
-        model, coreset, images, targets, outer_loss=own_loss, solver=DualCholesky()
-    )
-    assert_type(result, rcig.Hypergradient)
-    at = rcig.linearize(model, coreset.images)
-    alpha = rcig.kernel_ridge(at.features @ at.features.T, coreset.labels, 0.1)
-    head = rcig.ridge_head(at.features, coreset.labels, 0.1)
-    return result.value + alpha.sum() + head.sum()
+def exact(
+    model: rcig.models.ConvNet, coreset: rcig.Coreset, images: Array, targets: Array
+) -> Array:
+    method = rcig.methods.rcig(outer_loss=own_loss, solver=lx.Cholesky())
+    result = method.hypergradient(model, coreset, images, targets, key=jr.key(0))
+    assert_type(result, rcig.bilevel.Hypergradient)
+    at = rcig.methods.linearize(model, coreset.images)
+    head = rcig.methods.ridge_head(at.features, coreset.labels, 0.1)
+    return result.value + head.sum()
 
 
 def inner(w: Array, log_l2: Array, batch: Array) -> Array:
@@ -103,16 +107,15 @@ def bilevel(w: Array, log_l2: Array, batch: Array) -> Array:
         ConjugateGradient(1e-4),
         Neumann(50),
         Adam(1e-3),
-        Nystrom(10, 0.1),
         lx.Cholesky(),
     ]
     result, aux = rcig.hypergradient(
         outer, inner, w, log_l2, batch, solver=solvers[0], has_aux=True, damping=1e-3
     )
-    assert_type(result, rcig.Hypergradient)
+    assert_type(result, rcig.bilevel.Hypergradient)
     plain = rcig.hypergradient(
         inner,
-        rcig.GaussNewton(outputs, convex),
+        rcig.bilevel.GaussNewton(outputs, convex),
         w,
         log_l2,
         batch,
@@ -120,10 +123,10 @@ def bilevel(w: Array, log_l2: Array, batch: Array) -> Array:
         warm_start=result.adjoint,
         preconditioner=precondition,
     )
-    assert_type(plain, rcig.Hypergradient)
+    assert_type(plain, rcig.bilevel.Hypergradient)
     assert_type(plain.stats, dict[str, Array])
-    if plain.result == rcig.RESULTS.diverged:
-        print(rcig.RESULTS.diverged)
+    if plain.result == rcig.bilevel.RESULTS.diverged:
+        print(rcig.bilevel.RESULTS.diverged)
     del aux
     gradient: Array = plain.gradient
     return gradient
@@ -137,13 +140,13 @@ def l2(log_l2: Array, batch: Array) -> Array:
     return jnp.exp(log_l2)
 
 
-def minimise(start: Array, log_l2: Array, batch: Array) -> Array:
+def minimize(start: Array, log_l2: Array, batch: Array) -> Array:
     return start - 0.1 * batch.T @ residuals(start, log_l2, batch)
 
 
 def tuned(start: Array, log_l2: Array, batch: Array) -> Array:
-    squares = rcig.LeastSquares(residuals, l2)
-    solve = rcig.implicitly_differentiable(minimise, squares, solver=DualCholesky())
+    squares = rcig.bilevel.LeastSquares(residuals, l2)
+    solve = rcig.implicitly_differentiable(minimize, squares, solver=Dual(lx.Cholesky()))
 
     def reduced(log_l2: Array) -> Array:
         w: Array = solve(start, log_l2, batch)

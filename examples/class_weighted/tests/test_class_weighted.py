@@ -7,8 +7,9 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from class_weighted import WeightedCrossEntropy, cross_entropy, distil, measure, one_class
-from rcig_eqx import ConvNet, Coreset, data, methods, platt_loss
+from class_weighted import WeightedCrossEntropy, cross_entropy, distill_weighted, measure, one_class
+from rcig_eqx import Coreset, data, methods, platt_loss
+from rcig_eqx.models import ConvNet
 from rcig_eqx.solvers import Adam, ConjugateGradient
 
 
@@ -66,7 +67,7 @@ def test_a_class_weighed_up_is_recognised_more_often():
     train, held_out = (data.load("fashion_mnist_small", split) for split in ("train", "test"))
     recalls: list[float] = []
     for weight in (1.0, 10.0):
-        result = distil(
+        result = distill_weighted(
             train,
             one_class(train, "Shirt", weight),
             key=jr.key(0),

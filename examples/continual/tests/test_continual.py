@@ -4,9 +4,10 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from continual import NewImages, accuracies, distil, empty, extend, random_real, split, up_to
+from continual import NewImages, accuracies, distill_task, empty, extend, random_real, split, up_to
 from continual.memory import with_memory
-from rcig_eqx import data, to_pixels
+from rcig_eqx import data
+from rcig_eqx.io import to_pixels
 
 
 def test_tasks_share_no_image_and_leave_none_out():
@@ -50,7 +51,7 @@ def test_distilled_images_are_worth_more_than_random_ones():
     start = empty(train.image_shape, data.standardize(first.data.images))
     memory = random_real(start, first, 1, key=jr.key(0))
     real = random_real(memory, second, 1, key=jr.key(1))
-    distilled = distil(
+    distilled = distill_task(
         memory, second, 1, key=jr.key(1), steps=100, width=4, depth=1, progress=False
     )
     np.testing.assert_array_equal(distilled.images[:2], memory.images)

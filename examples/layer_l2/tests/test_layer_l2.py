@@ -13,8 +13,10 @@ from jax.flatten_util import ravel_pytree
 from layer_l2 import Examples, descend, examples, fit, grid, inner_loss, validation_loss
 from layer_l2.problem import Layers, predictions
 from layer_l2.search import cube, loss_and_gradient
-from rcig_eqx import ConvNet, data, linearize
-from rcig_eqx.solvers import DualCholesky
+from rcig_eqx import data
+from rcig_eqx.methods import linearize
+from rcig_eqx.models import ConvNet
+from rcig_eqx.solvers import Dual
 
 IMAGES_PER_CLASS = 2
 
@@ -79,7 +81,7 @@ def test_the_hypergradient_is_that_of_finite_differences(problem: tuple[Examples
         return validation_loss(fit(log_l2, problem[0]), log_l2, *problem)
 
     slopes = [(loss(log_l2 + h * e) - loss(log_l2 - h * e)) / (2 * h) for e in jnp.eye(3)]
-    found = loss_and_gradient(log_l2, *problem, DualCholesky())
+    found = loss_and_gradient(log_l2, *problem, Dual())
     assert bool(found.stats["converged"])
     np.testing.assert_allclose(found.gradient, jnp.stack(slopes), rtol=1e-6)
 

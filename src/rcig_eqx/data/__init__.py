@@ -4,7 +4,7 @@ from ._adapt import adapt as adapt
 from ._dataset import DataError as DataError, Dataset as Dataset, hold_out as hold_out
 from ._folder import ImageFolder as ImageFolder
 from ._images import AbstractImages as AbstractImages
-from ._load import load as load
+from ._load import DATASETS as DATASETS, load as load
 from ._open import open_records as open_records
 from ._preprocess import (
     ZCA as ZCA,
@@ -22,5 +22,22 @@ from ._records import Records as Records, write_records as write_records
 from ._resize import resize as resize
 from ._stream import sample as sample, stream as stream
 
-# So that help() lists them.
-__all__ = [name for name in dir() if not name.startswith("_")]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "DATASETS",
+    "AbstractImages",
+    "AbstractPreprocess",
+    "DataError",
+    "Dataset",
+    "ImageFolder",
+    "Records",
+    "adapt",
+    "default_preprocess",
+    "hold_out",
+    "load",
+    "open_records",
+    "sample",
+    "standardize",
+    "stream",
+    "write_records",
+    "zca",
+]

@@ -34,7 +34,7 @@ def adapt(
     label: str | None = None,
     name: str | None = None,
 ) -> AbstractImages:
-    """A Hugging Face `datasets.Dataset`, or a TFDS data source, as a labelled set on disk.
+    """A Hugging Face `datasets.Dataset`, or a TFDS data source, as a labeled set on disk.
 
     `distill`, `evaluate`, `stream` and `write_records` take these as they are; `adapt` is for what
     needs saying.
@@ -46,7 +46,7 @@ def adapt(
         `datasets.load_dataset(…, split="train")` or `tfds.data_source(…, split="train")`. Neither
         library is imported here; the extras `hf` and `tfds` install them.
     - `size`: the middle square of every image at so many pixels; as they are if `None`.
-    - `channels`: 1 reads every image as grey, 3 as RGB; by default, what the first image is.
+    - `channels`: 1 reads every image as gray, 3 as RGB; by default, what the first image is.
         Encoded images are read as [`ImageFolder`][rcig_eqx.data.ImageFolder] reads them.
     - `image`, `label`: the names of the two; by default "image" or "img", and "label".
     - `name`: what to call it; by default what it calls itself.
@@ -81,14 +81,14 @@ def adapted(value: Any) -> Any:
 
 
 def as_images(value: Any) -> Dataset | AbstractImages:
-    """What is labelled images in one of the known forms, as one of two."""
+    """What is labeled images in one of the known forms, as one of two."""
     value = adapted(value)
     if isinstance(value, Dataset | AbstractImages):
         return value
     if isinstance(value, tuple) and len(value) == 2:
         return Dataset.from_arrays(*value)
     raise ValueError(
-        f"{type(value).__name__} is no labelled set: pass a Dataset, (images, labels), an "
+        f"{type(value).__name__} is no labeled set: pass a Dataset, (images, labels), an "
         "ImageFolder, Records, a Hugging Face dataset or a TFDS data source."
     )
 
@@ -152,7 +152,7 @@ class _Adapted(AbstractImages):
     def image(self, index: int) -> UInt8[np.ndarray, "h w c"]:
         """The pixels of image number `index`."""
         pixels = self._decode(index)
-        if pixels.shape[2] == 1 and self.image_shape[2] == 3:  # a grey one among colour ones
+        if pixels.shape[2] == 1 and self.image_shape[2] == 3:  # a gray one among color ones
             pixels = with_channels(pixels, index, 3)
         if pixels.shape != self.image_shape:
             raise DataError(

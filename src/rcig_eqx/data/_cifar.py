@@ -20,24 +20,15 @@ Arrays = tuple[UInt8[np.ndarray, "n 32 32 3"], UInt8[np.ndarray, " n"]]
 
 @dataclass(frozen=True)
 class CifarLayout:
-    """How one of the two sets is laid out.
-
-    **Arguments:**
-
-    - `binary`, `python`: the folder of each official form.
-    - `binary_archive`, `python_archive`: the archives that hold those folders.
-    - `batches`: the files of each split, without the `.bin` of the binary form.
-    - `label_bytes`: bytes before the pixels of a binary record; the last is the label.
-    - `label_key`: what the labels are called in the pickled form.
-    """
+    """How one of the two sets is laid out: the folder and the archive of each official form."""
 
     binary: str
     binary_archive: str
     python: str
     python_archive: str
-    batches: dict[str, tuple[str, ...]]
-    label_bytes: int
-    label_key: bytes
+    batches: dict[str, tuple[str, ...]]  # of each split, without the `.bin` of the binary form
+    label_bytes: int  # before the pixels of a binary record; the last is the label
+    label_key: bytes  # in the pickled form
 
     def read_split(self, folder: Path, split: str) -> Arrays | None:
         """Images and labels of a split in `folder`, or `None` unless all its files are there.
@@ -99,10 +90,7 @@ def _read(path: Path) -> bytes:
 
 def _read_tar(path: Path, members: list[str]) -> dict[str, bytes]:
     """The named regular files of an archive, read in memory in one pass to its end."""
-    contents: dict[str, bytes] = {}
-    for entry in entries(path):
-        if entry.name in members:
-            contents[entry.name] = entry.read(_MAX_BATCH)
+    contents = {e.name: e.read(_MAX_BATCH) for e in entries(path) if e.name in members}
     missing = [name for name in members if name not in contents]
     if missing:
         raise DataError(
@@ -117,10 +105,7 @@ CIFAR10 = CifarLayout(
     binary_archive="cifar-10-binary.tar.gz",
     python="cifar-10-batches-py",
     python_archive="cifar-10-python.tar.gz",
-    batches={
-        "train": tuple(f"data_batch_{i}" for i in range(1, 6)),
-        "test": ("test_batch",),
-    },
+    batches={"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
     label_bytes=1,
     label_key=b"labels",
 )

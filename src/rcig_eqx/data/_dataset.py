@@ -1,4 +1,4 @@
-"""The labelled image set every other room receives, and the checks it passes once."""
+"""The labeled image set every other room receives, and the checks it passes once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,11 +20,13 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images with one integer label each.
+    """Images, or other inputs of a network, with one integer label each.
 
     **Arguments:**
 
-    - `images` [n h w c]: uint8 in [0, 255] or finite floats in [0, 1]; a `np.memmap` is fine.
+    - `images` [n h w c]: uint8 in [0, 255] or finite floats in [0, 1]; or inputs of another shape,
+        finite floats: rows of a table or embeddings [n d], series [n length channels]. A
+        `np.memmap` is fine.
     - `labels` [n]: the class number of each image, an integer in `range(len(class_names))`.
     - `class_names`: one distinct, non-empty name per class. They are kept in Unicode's composed
         form (NFC), so that the same name from another system is the same name.
@@ -56,7 +58,7 @@ class Dataset:
         *,
         name: str = "custom",
     ) -> "Dataset":
-        """A dataset of anything `np.asarray` takes: `images` [n h w c], `labels` [n].
+        """A dataset of anything `np.asarray` takes: `images` [n h w c] or [n *shape], `labels` [n].
 
         **Arguments:**
 
@@ -80,17 +82,16 @@ class Dataset:
         return len(self.class_names)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of one image."""
-        h, w, c = self.images.shape[1:]
-        return h, w, c
+    def image_shape(self) -> tuple[int, ...]:
+        """Height, width and channels of one image, or the shape of another input."""
+        return self.images.shape[1:]
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __repr__(self) -> str:
-        h, w, c = self.image_shape
-        return f"Dataset({self.name!r}: {len(self)} images {h}x{w}x{c}, {self.num_classes} classes)"
+        shape, what = "x".join(map(str, self.image_shape)), noun(self.image_shape)
+        return f"Dataset({self.name!r}: {len(self)} {what} {shape}, {self.num_classes} classes)"
 
     def subset(self, indices: Integer[np.ndarray, " m"] | Sequence[int]) -> "Dataset":
         """The images at `indices`, in that order, with the same classes."""
@@ -143,6 +144,11 @@ def hold_out(train: Dataset, part: float, *, seed: int) -> tuple[Dataset, Datase
     return train.subset(np.setdiff1d(np.arange(len(train)), chosen)), train.subset(chosen)
 
 
+def noun(shape: tuple[int, ...]) -> str:
+    """What inputs of a shape are called in messages."""
+    return "images" if len(shape) == 3 else "inputs"
+
+
 def validate(images: Any, labels: Any, class_names: Any) -> None:
     """Raise `ValueError`, naming the fix, unless the three make a `Dataset`."""
     _validate_arrays(images, labels)
@@ -159,13 +165,14 @@ def validate(images: Any, labels: Any, class_names: Any) -> None:
 def _validate_arrays(images: Any, labels: Any) -> None:
     if not isinstance(images, np.ndarray) or not isinstance(labels, np.ndarray):
         raise ValueError("images and labels must be numpy arrays: use Dataset.from_arrays.")
-    if images.ndim != 4:
-        fix = {2: "images[None, ..., None]", 3: "images[..., None] if they have no channel"}
+    if images.ndim < 2 or (images.ndim != 4 and images.dtype == np.uint8):
+        fixes = {2: "images[None, ..., None]", 3: "images[..., None] if they have no channel"}
+        fix = fixes.get(images.ndim, "one [h w c] array per image")
         raise ValueError(
-            f"images have shape {images.shape}, not [n h w c]: "
-            f"pass {fix.get(images.ndim, 'one [h w c] array an image')}."
+            f"images have shape {images.shape}, not [n h w c]: pass {fix}, or floats if they are "
+            "no images."
         )
-    if images.shape[1] in (1, 3) and min(images.shape[2:]) > 4:
+    if images.ndim == 4 and images.shape[1] in (1, 3) and min(images.shape[2:]) > 4:
         raise ValueError(
             f"images have shape {images.shape}, which looks like [n c h w]: pass "
             "np.moveaxis(images, 1, -1)."
@@ -195,14 +202,13 @@ def _validate_arrays(images: Any, labels: Any) -> None:
     if images.dtype == np.uint8:
         return
     if images.dtype.kind != "f":
-        raise ValueError(
-            f"images are {images.dtype}: pass uint8 in [0, 255] (images.astype(np.uint8)) "
-            "or floats in [0, 1]."
-        )
+        fix = "uint8 in [0, 255] (images.astype(np.uint8)) or floats in [0, 1]"
+        fix = fix if images.ndim == 4 else "floats, as by X.astype(np.float32)"
+        raise ValueError(f"{noun(images.shape[1:])} are {images.dtype}: pass {fix}.")
     _validate_floats(images)
 
 
-def _validate_floats(images: Float[np.ndarray, "n h w c"]) -> None:
+def _validate_floats(images: Float[np.ndarray, "n *shape"]) -> None:
     count, first = 0, None
     low, high = np.inf, -np.inf
     for start in range(0, len(images), _CHUNK):
@@ -213,12 +219,13 @@ def _validate_floats(images: Float[np.ndarray, "n h w c"]) -> None:
             first = (start + int(bad[0, 0]), *(int(i) for i in bad[0, 1:]))
         count += len(bad)
     if count:
+        what, numbers = ("images", "pixels") if images.ndim == 4 else ("inputs", "values")
         raise ValueError(
-            f"images hold {count} NaN or infinite pixels, the first at index {first}: "
-            "remove those images or mend them with np.nan_to_num."
+            f"{what} hold {count} NaN or infinite {numbers}, the first at index {first}: "
+            f"remove those {what} or mend them with np.nan_to_num."
         )
-    if low < -_ROUNDING or high > 1 + _ROUNDING:
+    if images.ndim == 4 and (low < -_ROUNDING or high > 1 + _ROUNDING):
         raise ValueError(
             f"images are floats from {low:.4g} to {high:.4g}, not in [0, 1]: divide by 255 what "
-            "counts to 255, and leave standardising to preprocess=."
+            "counts to 255, and leave standardizing to preprocess=."
         )

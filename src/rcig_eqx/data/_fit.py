@@ -1,5 +1,6 @@
 """Statistics of training images in one pass, so that they may be read as they come."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -14,17 +15,18 @@ from ._images import AbstractImages
 _CHUNK = 1024  # images looked at together
 # Bytes less 128 are at most 128: up to so many products of two add up in float32 without rounding.
 _EXACT = 1024
+_RESOLVED = 1e5  # deviations from zero; beyond, float32 has less than two digits of one left
 _MIDDLE = 128
 
 
 class Moments(NamedTuple):
     """Means over all tiles of y = x - shift, x [d] a flattened tile in units of [0, 1].
 
-    - `shift`: near the middle for bytes, 0 for floats.
+    - `shift`: near the middle for bytes, 0 for floats; of what is no image the first channels [d].
     - `mean` [d]: of y; `square` [d]: of y²; `second` [d d]: of y yᵀ, or `None`.
     """
 
-    shift: float
+    shift: float | Float64[np.ndarray, " d"]
     mean: Float64[np.ndarray, " d"]
     square: Float64[np.ndarray, " d"]
     second: Float64[np.ndarray, "d d"] | None
@@ -33,39 +35,49 @@ class Moments(NamedTuple):
         """Mean and standard deviation of each of `count` channels.
 
         One that is constant, up to rounding, is given deviation 1: dividing by it is harmless.
+        Raises `ValueError` for one whose variation float32 rounds away beside its mean.
         """
         mean = self.mean.reshape(-1, count).mean(axis=0)
         variance = self.square.reshape(-1, count).mean(axis=0) - mean**2
         std = np.sqrt(np.maximum(variance, 0))
-        return mean + self.shift, np.where(std > 1e-6, std, 1.0)
+        shift = np.broadcast_to(self.shift, self.mean.shape)[:count]
+        mean, rounding = mean + shift, np.where(np.ndim(self.shift), 1e-12 * np.abs(shift), 1e-6)
+        varies = std > rounding
+        for c in np.flatnonzero(varies & (np.abs(mean) > _RESOLVED * std))[:1]:
+            raise ValueError(
+                f"Channel or column {c} is {mean[c]:.7g} ± {std[c]:.3g}, which float32 cannot tell "
+                "apart: subtract its mean first."
+            )
+        return mean, np.where(varies, std, 1.0)
 
 
 def moments(
     images: Any, block: int | None, *, full: bool = False, progress: bool = False
 ) -> Moments:
-    """One pass over the images [n h w c] of an array, a `Dataset` or a set on disk.
+    """One pass over the inputs [n *shape] of an array, a `Dataset` or a set on disk.
 
     `block` is the side of the tiles, the whole image if `None`; `full` asks for `second`. Sums of
     bytes are exact whatever the order, those of floats are in float64: a set has the same moments
     in memory and on disk.
     """
-    h, w, c = image_shape_of(images)
-    d, count = c * (h * w if block is None else block**2), 0
+    shape = image_shape_of(images)
+    d, count = math.prod(shape) if block is None else shape[2] * block**2, 0
     total, square, second = np.zeros(d), np.zeros(d), np.zeros((d, d)) if full else None
     exact = _dtype(images) == np.uint8
+    shift, unit = (_MIDDLE / 255, 255) if exact else (0.0, 1)
     for chunk in _chunks(images, progress):
         x = to_tiles(chunk, block)
+        if len(shape) != 3 and not count:
+            shift = np.tile(x[0, : shape[-1]].astype(np.float64), d // shape[-1])
         for start in range(0, len(x), _EXACT):
             part = x[start : start + _EXACT].astype(np.float32 if exact else np.float64)
-            if exact:
-                part -= _MIDDLE
+            part -= _MIDDLE if exact else shift
             total += part.sum(axis=0, dtype=np.float64)
             if second is None:
                 square += np.einsum("nd,nd->d", part, part)
             else:
                 second += part.T @ part
         count += len(x)
-    shift, unit = (_MIDDLE / 255, 255) if exact else (0.0, 1)
     if second is not None:
         square = second.diagonal().copy()
         second /= count * unit**2
@@ -75,7 +87,7 @@ def moments(
 def covariance(
     found: Moments, mean: Float64[np.ndarray, " c"], std: Float64[np.ndarray, " c"]
 ) -> tuple[Float64[np.ndarray, " d"], Float64[np.ndarray, "d d"]]:
-    """Mean and covariance of the tiles once standardised by `mean` and `std`, channel by channel.
+    """Mean and covariance of the tiles once standardized by `mean` and `std`, channel by channel.
 
     In place of `found.second`, which is of the same size.
     """
@@ -95,9 +107,9 @@ def to_tiles(images: Any, block: int | None) -> Any:
 
     The whole image is the tile if `block` is `None`. Takes arrays of numpy and of JAX.
     """
-    n, h, w, c = images.shape
     if block is None:
-        return images.reshape(n, -1)
+        return images.reshape(len(images), -1)
+    n, h, w, c = images.shape
     grid = images.reshape(n, h // block, block, w // block, block, c)
     return grid.transpose(0, 1, 3, 2, 4, 5).reshape(-1, block * block * c)
 
@@ -111,19 +123,16 @@ def from_tiles(tiles: Any, shape: tuple[int, ...], block: int | None) -> Any:
     return grid.transpose(0, 1, 3, 2, 4, 5).reshape(shape)
 
 
-def image_shape_of(images: Any) -> tuple[int, int, int]:
-    """Height, width and channels of an array's, a `Dataset`'s or a set on disk's images."""
-    if isinstance(images, Dataset | AbstractImages):
-        return images.image_shape
-    h, w, c = images.shape[1:]
-    return h, w, c
+def image_shape_of(images: Any) -> tuple[int, ...]:
+    """The shape of one input of an array, a `Dataset` or a set on disk."""
+    return images.image_shape if isinstance(images, Dataset | AbstractImages) else images.shape[1:]
 
 
 def _dtype(images: Any) -> np.dtype:
     return images.images.dtype if isinstance(images, Dataset) else images.dtype
 
 
-def _chunks(images: Any, progress: bool) -> Iterator[Num[np.ndarray, "m h w c"]]:
+def _chunks(images: Any, progress: bool) -> Iterator[Num[np.ndarray, "m *shape"]]:
     dtype = _dtype(images)
     if dtype != np.uint8 and dtype.kind != "f":
         raise ValueError(f"images are {dtype}: pass uint8 in [0, 255] or floats in [0, 1].")

@@ -25,9 +25,9 @@ class ImageFolder(AbstractImages):
     - `path`: a folder with one folder of images per class; classes and files are sorted by name,
         hidden ones and files that are not images are passed over. Class names are kept in Unicode's
         composed form (NFC).
-    - `channels`: 1 reads every image as grey, 3 as RGB; by default, what the first image is.
+    - `channels`: 1 reads every image as gray, 3 as RGB; by default, what the first image is.
     - `size`: the middle square of every image at so many pixels, as
-        [`resize`][rcig_eqx.data.resize] makes it; as they are if `None`.
+        `resize` makes it; as they are if `None`.
 
     `folder[i]` is `(image uint8 [h w c], label)`; without `size`, all images must have one.
     `.labels` [n], `.class_names` and `.files` are known without decoding. Files are of the formats
@@ -95,11 +95,11 @@ class ImageFolder(AbstractImages):
         """The pixels of file number `index`."""
         file = self.files[index]
         image = self._decode(file)
-        if image.shape[2] < self.image_shape[2]:  # a grey one among colour ones
+        if image.shape[2] < self.image_shape[2]:  # a gray one among color ones
             image = with_channels(image, file, 3)
         if image.shape != self.image_shape:
-            coloured = image.shape[2] > self.image_shape[2]
-            fixes = ["use ImageFolder(path, channels=3)"] if coloured else []
+            colored = image.shape[2] > self.image_shape[2]
+            fixes = ["use ImageFolder(path, channels=3)"] if colored else []
             if image.shape[:2] != self.image_shape[:2]:
                 fixes = [f"use ImageFolder(path, size={min(self.image_shape[:2])})", *fixes]
             raise DataError(
@@ -134,4 +134,4 @@ def _passed_over(root: Path, classes: list[Path]) -> Iterator[Path]:
 
 
 def _size(shape: tuple[int, ...]) -> str:
-    return f"{shape[0]}x{shape[1]} in {'colour' if shape[2] == 3 else 'grey'}"
+    return f"{shape[0]}x{shape[1]} in {'color' if shape[2] == 3 else 'gray'}"

@@ -51,16 +51,16 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
-def idx_files(split: str) -> tuple[str, str]:
-    """The official names, without `.gz`, of a split's image and label files."""
-    return f"{_PREFIX[split]}-images-idx3-ubyte", f"{_PREFIX[split]}-labels-idx1-ubyte"
+def idx_downloads(split: str) -> tuple[str, str]:
+    """The official names of a split's image and label files."""
+    return f"{_PREFIX[split]}-images-idx3-ubyte.gz", f"{_PREFIX[split]}-labels-idx1-ubyte.gz"
 
 
 def read_idx_split(
     folder: Path, split: str
 ) -> tuple[UInt8[np.ndarray, "n h w 1"], UInt8[np.ndarray, " n"]] | None:
     """Images and labels of a split in `folder`, or `None` unless both files are there."""
-    paths = [_either(folder, file) for file in idx_files(split)]
+    paths = [_either(folder, file.removesuffix(".gz")) for file in idx_downloads(split)]
     if paths[0] is None or paths[1] is None:
         return None
     images, labels = read_idx(paths[0]), read_idx(paths[1])
@@ -74,8 +74,6 @@ def read_idx_split(
 
 def _either(folder: Path, file: str) -> Path | None:
     """The file under the name it has, or that 7-Zip and Kaggle give it, which may be a folder's."""
-    for name in (file, file.replace("-idx", ".idx")):
-        for place in (folder / name, folder / f"{name}.gz", folder / name / name):
-            if place.is_file():
-                return place
-    return None
+    names = (file, file.replace("-idx", ".idx"))
+    places = [(folder / name, folder / f"{name}.gz", folder / name / name) for name in names]
+    return next((place for some in places for place in some if place.is_file()), None)

@@ -35,7 +35,7 @@ _BATCHES = {
 _ZIPS = "Imagenet64_*_npz.zip"  # train_part1, train_part2 and val
 _TARS = {"train": "ILSVRC2012_img_train.tar", "test": "ILSVRC2012_img_val.tar"}
 _FOLDERS = {"train": "train", "test": "val"}
-_DEVKIT = "ILSVRC2012_devkit_t12"
+_DEVKIT, _TRUTH = "ILSVRC2012_devkit_t12", "ILSVRC2012_validation_ground_truth.txt"
 _ROWS = 1024  # images of a batch file read together: 12 MB
 
 HOW_TO_GET = (
@@ -64,8 +64,7 @@ def find_imagenet(folder: Path, split: str) -> Stream | None:
     The classes of the last two are sorted by WordNet number, which is their name. The validation
     images are the test split. `DataError` for a form of which a part is missing.
     """
-    batches = _batches(folder)
-    if batches:
+    if batches := _batches(folder):
         files = [batches[file] for file in _BATCHES[split] if file in batches]
         missing = [file for file in _BATCHES[split] if file not in batches]
         if missing:
@@ -140,16 +139,13 @@ def _devkit(folder: Path) -> tuple[list[int], dict[int, str]]:
     found: dict[str, bytes] = {}
     for entry in entries(place):
         name = PurePosixPath(entry.name).name
-        if name in ("ILSVRC2012_validation_ground_truth.txt", "meta.mat"):
+        if name in (_TRUTH, "meta.mat"):
             found[name] = entry.read()
     try:
-        truth = [int(line) for line in found["ILSVRC2012_validation_ground_truth.txt"].split()]
+        truth = [int(line) for line in found[_TRUTH].split()]
         synsets = read_mat(found["meta.mat"], f"{place}:meta.mat")["synsets"]
-        wnids = {
-            int(synset["ILSVRC2012_ID"][0]): synset["WNID"]
-            for synset in synsets
-            if synset["num_children"][0] == 0
-        }
+        leaves = [synset for synset in synsets if synset["num_children"][0] == 0]
+        wnids = {int(synset["ILSVRC2012_ID"][0]): synset["WNID"] for synset in leaves}
         if not set(truth) <= wnids.keys():
             raise ValueError("there are labels of no class")
     except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -177,9 +173,8 @@ def _batches(folder: Path) -> dict[str, Place]:
 
 
 def _below(folder: Path, file: str) -> Path | None:
-    return next(
-        (p for p in (folder / file, *sorted(folder.glob(f"*/{file}"))) if p.is_file()), None
-    )
+    places = (folder / file, *sorted(folder.glob(f"*/{file}")))
+    return next(filter(Path.is_file, places), None)
 
 
 def _names_of_batches(folder: Path) -> tuple[str, ...]:
@@ -206,9 +201,8 @@ def _of_batches(files: list[Place]) -> Iterator[Item]:
                 raise ValueError(f"it has no {' and no '.join(sorted(lacking))}")
             labels = read_npz(archive, ["labels"])["labels"]
             if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min() < 1:
-                raise ValueError(
-                    f"labels are {labels.ndim}-dimensional {labels.dtype} from {labels.min()}"
-                )
+                what = f"{labels.ndim}-dimensional {labels.dtype} from {labels.min()}"
+                raise ValueError(f"labels are {what}")
             with archive.open("data.npy") as opened:
                 shape, columns, dtype = read_header(opened, archive.getinfo("data.npy").file_size)
                 wanted = (len(labels), 3 * SIZE * SIZE)

@@ -1,4 +1,4 @@
-"""What every labelled set on disk is, however it is kept."""
+"""What every labeled set on disk is, however it is kept."""
 
 import operator
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ from ._dataset import Dataset
 
 
 class AbstractImages(ABC):
-    """Labelled images that stay on disk, read one by one when asked for: a grain data source.
+    """Labeled images that stay on disk, read one by one when asked for: a grain data source.
 
     `images[i]` is `(image [h w c], label)`. `distill`, `evaluate`, `data.stream`, `data.sample`,
     `data.zca` and `data.write_records` take any of them:
@@ -26,12 +26,16 @@ class AbstractImages(ABC):
     - `image_shape`: height, width and channels, the same for all.
     - `dtype`: uint8 unless said otherwise.
     - `labels` [n]: the class number of each image, known without reading the images.
+    - `workers`: processes that read it ahead for `distill`; threads do if 0, as it is unless set on
+      the instance. The batches are the same. A script that asks for workers guards its main part
+      by `if __name__ == "__main__"`.
     """
 
     name: str
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     dtype: np.dtype = np.dtype(np.uint8)
+    workers: int = 0
     labels: Int32[np.ndarray, " n"]
 
     @abstractmethod
@@ -53,9 +57,8 @@ class AbstractImages(ABC):
         return len(self.labels)
 
     def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}({self.name!r}: {len(self)} images, {self.num_classes} classes)"
-        )
+        of = f"{len(self)} images, {self.num_classes} classes"
+        return f"{type(self).__name__}({self.name!r}: {of})"
 
     def __getitem__(self, index: SupportsIndex) -> tuple[Shaped[np.ndarray, "h w c"], int]:
         number = operator.index(index)

@@ -1,9 +1,11 @@
 """Official sets of encoded images, as an archive or extracted: Tiny-ImageNet, CUB, Imagenette."""
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -13,30 +15,23 @@ from ._dataset import DataError
 from ._resize import decode
 
 Arrays = tuple[UInt8[np.ndarray, "n h w 3"], Int32[np.ndarray, " n"], tuple[str, ...]]
-Labelled = tuple[dict[str, int], tuple[str, ...]]
+Labeled = tuple[dict[str, int], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class ImageLayout:
     """How one set is laid out.
 
-    **Arguments:**
-
-    - `folder`: the folder everything lies in, extracted or within the archive.
-    - `archive`: the official archive.
-    - `size`: what the middle square of every image is brought to, in pixels.
-    - `images`: the names of a split's images, as a pattern; it may take in other images too.
-    - `tables`: the text files that go with them.
-    - `label`: from the images' names, the tables' text by name and the split: the class number of
-        each image of the split, by name, and the class names.
+    `label(names of images, text of tables by name, split)` is the class number of each image of
+    the split, by name, and the class names.
     """
 
-    folder: str
+    folder: str  # that everything lies in, extracted or within the archive
     archive: str
-    size: int
-    images: Mapping[str, str]
-    tables: tuple[str, ...]
-    label: Callable[[list[str], Mapping[str, str], str], Labelled]
+    size: int  # pixels that the middle square of every image is brought to
+    images: Mapping[str, str]  # a pattern of each split's names; it may take in other images too
+    tables: tuple[str, ...]  # text files
+    label: Callable[[list[str], Mapping[str, str], str], Labeled]
 
     def read_split(self, folder: Path, split: str) -> Arrays | None:
         """Images and labels of a split in `folder`, sorted by name, and the class names.
@@ -44,12 +39,13 @@ class ImageLayout:
         `folder` may hold the extracted folder or the archive, or be the extracted folder itself;
         `None` if it is neither. `DataError` for one that is damaged or incomplete.
         """
-        found = self._find(folder)
-        if found is None:
+        archive, extracted = folder / self.archive, (folder / self.folder, folder)
+        there = [p for p in extracted if p.name == self.folder and p.is_dir()]
+        there += [archive] * archive.is_file()
+        if not there:
             return None
-        tables: dict[str, str] = {}
-        names: list[str] = []
-        pattern = re.compile(self.images[split])
+        found = there[0]
+        tables, names, pattern = {}, [], re.compile(self.images[split])
 
         def images():
             for entry in entries(found):
@@ -90,24 +86,18 @@ class ImageLayout:
                 "not the official archive, so get it again."
             )
         stack = np.frombuffer(content, np.uint8).reshape(-1, self.size, self.size, 3)
-        row = {name: number for number, name in enumerate(names)}
-        rows = [row[name] for name in sorted(labels)]
+        row, order = {name: number for number, name in enumerate(names)}, sorted(labels)
+        rows = [row[name] for name in order]
         if rows != list(range(len(stack))):  # else there is nothing to copy
             stack = stack[rows]
-        return stack, np.array([labels[name] for name in sorted(labels)], np.int32), class_names
-
-    def _find(self, folder: Path) -> Path | None:
-        for place in (folder / self.folder, folder):
-            if place.name == self.folder and place.is_dir():
-                return place
-        return folder / self.archive if (folder / self.archive).is_file() else None
+        return stack, np.array([labels[name] for name in order], np.int32), class_names
 
 
 def _lines(text: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines() if line.strip()]
 
 
-def _tiny_labels(names: list[str], tables: Mapping[str, str], split: str) -> Labelled:
+def _tiny_labels(names: list[str], tables: Mapping[str, str], split: str) -> Labeled:
     wnids = tables["wnids.txt"].split()
     words = dict(line.split("\t", 1) for line in tables["words.txt"].splitlines() if line)
     number = {wnid: i for i, wnid in enumerate(wnids)}
@@ -119,87 +109,65 @@ def _tiny_labels(names: list[str], tables: Mapping[str, str], split: str) -> Lab
     return labels, distinct([words[wnid].split(",")[0].strip() for wnid in wnids], wnids)
 
 
-def _cub_labels(names: list[str], tables: Mapping[str, str], split: str) -> Labelled:
+_CUB_TABLES = ("classes", "images", "image_class_labels", "train_test_split")
+
+
+def _cub_labels(names: list[str], tables: Mapping[str, str], split: str) -> Labeled:
     classes, files, labels, training = (
-        {int(row[0]): row[1] for row in _lines(tables[f"{table}.txt"])}
-        for table in ("classes", "images", "image_class_labels", "train_test_split")
+        {int(row[0]): row[1] for row in _lines(tables[f"{table}.txt"])} for table in _CUB_TABLES
     )
     wanted = {"train": "1", "test": "0"}[split]
     if files.keys() != labels.keys() or files.keys() != training.keys():
         raise ValueError("the tables are of different images")
     order = sorted(classes)
     birds = tuple(classes[i].split(".", 1)[1].replace("_", " ") for i in order)
-    return {
-        f"images/{file}": order.index(int(labels[i]))
-        for i, file in files.items()
-        if training[i] == wanted
-    }, birds
+    chosen = [i for i in files if training[i] == wanted]
+    return {f"images/{files[i]}": order.index(int(labels[i])) for i in chosen}, birds
 
 
-def _folder_labels(classes: Mapping[str, str]) -> Callable[..., Labelled]:
+def _folder_labels(classes: Mapping[str, str], names: list[str], *_: Any) -> Labeled:
     number = {wnid: i for i, wnid in enumerate(classes)}
-
-    def label(names: list[str], tables: Mapping[str, str], split: str) -> Labelled:
-        return {name: number[name.split("/")[1]] for name in names}, tuple(classes.values())
-
-    return label
+    return {name: number[name.split("/")[1]] for name in names}, tuple(classes.values())
 
 
 def distinct(names: list[str], numbers: list[str]) -> tuple[str, ...]:
     """Names of classes; those that several share are told apart by their WordNet numbers."""
-    return tuple(
-        name if names.count(name) == 1 else f"{name} ({number})"
-        for name, number in zip(names, numbers, strict=True)
-    )
+    both = zip(names, numbers, strict=True)
+    return tuple(name if names.count(name) == 1 else f"{name} ({n})" for name, n in both)
 
 
 def _imagenette(name: str, classes: Mapping[str, str]) -> ImageLayout:
-    return ImageLayout(
-        folder=name,
-        archive=f"{name}.tgz",
-        size=128,
-        images={
-            split: rf"{folder}/n\d+/[^/.][^/]*\.JPEG"
-            for split, folder in (("train", "train"), ("test", "val"))
-        },
-        tables=(),
-        label=_folder_labels(classes),
-    )
+    folders = {"train": "train", "test": "val"}
+    images = {split: rf"{inside}/n\d+/[^/.][^/]*\.JPEG" for split, inside in folders.items()}
+    label = functools.partial(_folder_labels, classes)
+    return ImageLayout(name, f"{name}.tgz", 128, images, (), label)
 
 
-IMAGENETTE_CLASSES = {
-    "n01440764": "tench",
-    "n02102040": "English springer",
-    "n02979186": "cassette player",
-    "n03000684": "chain saw",
-    "n03028079": "church",
-    "n03394916": "French horn",
-    "n03417042": "garbage truck",
-    "n03425413": "gas pump",
-    "n03445777": "golf ball",
-    "n03888257": "parachute",
-}
-IMAGEWOOF_CLASSES = {
-    "n02086240": "Shih-Tzu",
-    "n02087394": "Rhodesian ridgeback",
-    "n02088364": "beagle",
-    "n02089973": "English foxhound",
-    "n02093754": "Border terrier",
-    "n02096294": "Australian terrier",
-    "n02099601": "golden retriever",
-    "n02105641": "Old English sheepdog",
-    "n02111889": "Samoyed",
-    "n02115641": "dingo",
-}
+def _numbered(text: str) -> dict[str, str]:
+    """Class names by WordNet number."""
+    return dict(each.strip().split(" ", 1) for each in " ".join(text.split()).split(","))
+
+
+IMAGENETTE_CLASSES = _numbered(
+    """
+    n01440764 tench, n02102040 English springer, n02979186 cassette player, n03000684 chain saw,
+    n03028079 church, n03394916 French horn, n03417042 garbage truck, n03425413 gas pump,
+    n03445777 golf ball, n03888257 parachute
+    """
+)
+IMAGEWOOF_CLASSES = _numbered(
+    """
+    n02086240 Shih-Tzu, n02087394 Rhodesian ridgeback, n02088364 beagle, n02089973 English
+    foxhound, n02093754 Border terrier, n02096294 Australian terrier, n02099601 golden
+    retriever, n02105641 Old English sheepdog, n02111889 Samoyed, n02115641 dingo
+    """
+)
 
 TINY_IMAGENET = ImageLayout(
     folder="tiny-imagenet-200",
     archive="tiny-imagenet-200.zip",
     size=64,
-    images={
-        "train": r"train/n\d+/images/[^/.][^/]*\.JPEG",
-        "test": r"val/images/[^/.][^/]*\.JPEG",
-    },
+    images={"train": r"train/n\d+/images/[^/.][^/]*\.JPEG", "test": r"val/images/[^/.][^/]*\.JPEG"},
     tables=("wnids.txt", "words.txt", "val/val_annotations.txt"),
     label=_tiny_labels,
 )
@@ -209,10 +177,7 @@ CUB200 = ImageLayout(
     size=32,
     # Which split an image is of may come after it in the archive.
     images=dict.fromkeys(("train", "test"), r"images/[^/]+/[^/.][^/]*\.jpg"),
-    tables=(
-        *("classes.txt", "images.txt", "image_class_labels.txt"),
-        "train_test_split.txt",
-    ),
+    tables=tuple(f"{table}.txt" for table in _CUB_TABLES),
     label=_cub_labels,
 )
 IMAGENETTE = _imagenette("imagenette2-160", IMAGENETTE_CLASSES)

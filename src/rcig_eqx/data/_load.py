@@ -4,17 +4,20 @@ import difflib
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .._registry import Registry
 from ._archives import opened_zip
 from ._cache import cache_folder
 from ._dataset import DataError, Dataset
 from ._download import download as fetch
 from ._folder import ImageFolder
+from ._imagenet import NAME as TOO_LARGE
 from ._npy import read_npz
 from ._paths import user_path
 from ._pictures import is_image_like
@@ -23,8 +26,6 @@ from ._sources import LABELS_MD5, SOURCES, SPLITS, Source
 ENVIRONMENT = "RCIG_EQX_DATA"
 SYSTEM_FOLDER = Path("/usr/share/datasets")  # where Debian's dataset packages put them
 _EMBEDDED = "fashion_mnist_small"
-TOO_LARGE = "imagenet64"
-KNOWN = (*SOURCES, _EMBEDDED)
 
 
 def load(
@@ -41,7 +42,7 @@ def load(
 
     - `name`: "mnist", "fashion_mnist", "cifar10", "cifar100"; "tiny_imagenet" (64 pixels, 200
         classes), "cub200" (32, 200), "imagenette" and "imagewoof" (128, 10 each), whose images are
-        brought to these sizes by [`resize`][rcig_eqx.data.resize]; "fashion_mnist_small", which
+        brought to these sizes by `resize`; "fashion_mnist_small", which
         comes with the package (500 train and 100 test images of each class, the first ones); or a
         path:
         an `.npz` with `images`, `labels` and perhaps `class_names`; a folder with `train.npz` and
@@ -56,22 +57,17 @@ def load(
     at last. Each place may hold the official files as they come, unpacked or not, or `train.npz`
     and `test.npz`. Archives are read in one pass, and not extracted. The validation images of
     Tiny-ImageNet, Imagenette and ImageWoof are their test split: other labels there are none.
-    "imagenet64" is for [`open_records`][rcig_eqx.data.open_records].
+    "imagenet64" is for [`open_records`][rcig_eqx.data.open_records]. Further names are those in
+    [`DATASETS`][rcig_eqx.data.DATASETS].
 
     **Returns** a `Dataset`, uint8 unless an `.npz` holds floats. Raises `ValueError` for a name or
     split that does not exist, `DataError` for files that are missing, damaged or of another set.
     """
-    if name == TOO_LARGE:
-        raise ValueError(
-            f"{name} is too large to hold: data.open_records({name!r}, {split!r}, directory=...) "
-            "writes it to disk once, and distill and evaluate stream it from there."
-        )
-    if isinstance(name, str) and name in KNOWN:
-        if split not in SPLITS:
-            raise ValueError(unknown("split", split, SPLITS))
-        if name == _EMBEDDED:
-            return _load_embedded(split)
-        return _load_named(name, split, directory, download, mirror)
+    if isinstance(name, str) and name in DATASETS:
+        made = DATASETS[name](split, directory, download=download, mirror=mirror)
+        if not isinstance(made, Dataset):
+            raise DataError(f"{name} made a {type(made).__name__}: it must make a Dataset.")
+        return made
     path = user_path(name)
     if path.is_dir():
         return _load_folder(path, split)
@@ -84,7 +80,7 @@ def load(
         return _read_npz(path)
     if not isinstance(name, str) or path.suffix == ".npz" or len(path.parts) > 1:
         raise DataError(f"there is no .npz file or folder {path}: check the path.")
-    listed = unknown("dataset", name, [*KNOWN, TOO_LARGE])
+    listed = unknown("dataset", name, list(DATASETS))
     raise ValueError(f"{listed} Or give the path of an .npz or a folder.")
 
 
@@ -92,10 +88,13 @@ def _load_named(
     name: str,
     split: str,
     directory: str | os.PathLike[str] | None,
+    *,
     download: bool,
     mirror: str | None,
 ) -> Dataset:
+    """One of the official sets, downloaded if it is nowhere."""
     source = SOURCES[name]
+    _check_split(split)
     check_directory(directory)
     looked: list[Path] = []
     for folder in folders_of(name, source.folders, directory):
@@ -116,10 +115,15 @@ def _load_named(
     return dataset
 
 
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise ValueError(unknown("split", split, SPLITS))
+
+
 def check_directory(directory: str | os.PathLike[str] | None) -> None:
     """Raise `DataError` for a directory that is given and not there."""
     if directory is not None and not user_path(directory).is_dir():
-        raise DataError(f"directory={str(directory)!r} is not a folder: check the path.")
+        raise DataError(f"the directory {str(directory)!r} is not a folder: check the path.")
 
 
 def folders_of(
@@ -199,13 +203,32 @@ def _has_images(folder: Path) -> bool:
     return any(is_image_like(file.name) for file in folder.iterdir())
 
 
-def _load_embedded(split: str) -> Dataset:
+def _load_embedded(split: str, directory: object, **_: Any) -> Dataset:
+    """The set that comes with the package."""
+    _check_split(split)
     names = (f"{split}_images", f"{split}_labels")
     file = resources.files("rcig_eqx.data") / "embedded" / f"{_EMBEDDED}.npz"
     with resources.as_file(file) as path, opened_zip(path) as archive:
         arrays = read_npz(archive, names)
     images, labels = (arrays[name] for name in names)
     return Dataset(images, labels, SOURCES["fashion_mnist"].class_names, _EMBEDDED)
+
+
+def _too_large(split: str, directory: object, **_: Any) -> Dataset:
+    raise ValueError(
+        f"{TOO_LARGE} is too large to hold: data.open_records({TOO_LARGE!r}, {split!r}, "
+        "directory=...) writes it to disk once, and distill and evaluate stream it from there."
+    )
+
+
+DATASETS: Registry[Dataset] = Registry(
+    "datasets",
+    **{name: partial(_load_named, name) for name in SOURCES},
+    **{_EMBEDDED: _load_embedded, TOO_LARGE: _too_large},
+)
+"""Data sets by name: functions of the split and the folder to look in first, `None` if there is
+none, to a `Dataset`. They are called with `download` and `mirror` of `load` too; end the arguments
+in `**_` where these have no use."""
 
 
 def _read_npz(file: Path, class_names: tuple[str, ...] | None = None) -> Dataset:

@@ -59,12 +59,10 @@ OFFICIAL: dict[str, Mapping[str, OfficialFile]] = {
          10_008, "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"),
     ),
     "cifar10": {
-        "cifar-10-binary.tar.gz": OfficialFile(
-            170_052_171, "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
-        ),
-        "cifar-10-python.tar.gz": OfficialFile(
-            170_498_071, "sha256:6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
-        ),
+        "cifar-10-binary.tar.gz": OfficialFile(170_052_171,
+            "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"),
+        "cifar-10-python.tar.gz": OfficialFile(170_498_071,
+            "sha256:6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"),
         "data_batch_1": OfficialFile(31_035_704, "md5:c99cafc152244af753f735de768cd75f"),
         "data_batch_2": OfficialFile(31_035_320, "md5:d4bba439e000b95fd0a9bffe97cbabec"),
         "data_batch_3": OfficialFile(31_035_999, "md5:54ebc095f3ab1f0389bbae665268c751"),
@@ -73,40 +71,25 @@ OFFICIAL: dict[str, Mapping[str, OfficialFile]] = {
         "test_batch": OfficialFile(31_035_526, "md5:40351d587109b95175f43aff81a1287e"),
     },
     "cifar100": {
-        "cifar-100-binary.tar.gz": OfficialFile(
-            168_513_733, "sha256:58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"
-        ),
-        "cifar-100-python.tar.gz": OfficialFile(
-            169_001_437, "sha256:85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"
-        ),
+        "cifar-100-binary.tar.gz": OfficialFile(168_513_733,
+            "sha256:58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"),
+        "cifar-100-python.tar.gz": OfficialFile(169_001_437,
+            "sha256:85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"),
         "train": OfficialFile(155_249_918, "md5:16019d7e3df5f24257cddd939b257f8d"),
         "test": OfficialFile(31_049_908, "md5:f0ef6b0ae62326f3e7ffdfab6717acfc"),
     },
-    "tiny_imagenet": {
-        "tiny-imagenet-200.zip": OfficialFile(
-            248_100_043, "sha256:6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821"
-        ),
-    },
-    "cub200": {
-        "CUB_200_2011.tgz": OfficialFile(
-            1_150_585_339, "sha256:0c685df5597a8b24909f6a7c9db6d11e008733779a671760afef78feb49bf081"
-        ),
-    },
-    "imagenette": {
-        "imagenette2-160.tgz": OfficialFile(
-            99_003_388, "sha256:64d0c4859f35a461889e0147755a999a48b49bf38a7e0f9bd27003f10db02fe5"
-        ),
-    },
-    "imagewoof": {
-        "imagewoof2-160.tgz": OfficialFile(None, "md5:3d200a7be99704a0d7509be2a9fbfe15"),
-    },
+    "tiny_imagenet": {"tiny-imagenet-200.zip": OfficialFile(248_100_043,
+        "sha256:6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821")},
+    "cub200": {"CUB_200_2011.tgz": OfficialFile(1_150_585_339,
+        "sha256:0c685df5597a8b24909f6a7c9db6d11e008733779a671760afef78feb49bf081")},
+    "imagenette": {"imagenette2-160.tgz": OfficialFile(99_003_388,
+        "sha256:64d0c4859f35a461889e0147755a999a48b49bf38a7e0f9bd27003f10db02fe5")},
+    "imagewoof": {"imagewoof2-160.tgz": OfficialFile(None, "md5:3d200a7be99704a0d7509be2a9fbfe15")},
     "imagenet64": {
-        "ILSVRC2012_img_train.tar": OfficialFile(
-            147_897_477_120, "md5:1d675b47d978889d74fa0da5fadfb00e"
-        ),
-        "ILSVRC2012_img_val.tar": OfficialFile(
-            6_744_924_160, "md5:29b22e2961454d5413ddabcf34fc5622"
-        ),
+        "ILSVRC2012_img_train.tar": OfficialFile(147_897_477_120,
+            "md5:1d675b47d978889d74fa0da5fadfb00e"),
+        "ILSVRC2012_img_val.tar": OfficialFile(6_744_924_160,
+            "md5:29b22e2961454d5413ddabcf34fc5622"),
     },
 }  # fmt: skip
 

@@ -1,12 +1,11 @@
 """`open_records`: a set by name, streamed from disk instead of held."""
 
 import os
-from pathlib import Path
 
 from ._cache import cache_folder
 from ._dataset import DataError
 from ._imagenet import HOW_TO_GET, NAME, find_imagenet
-from ._load import KNOWN, check_directory, folders_of, load, unknown
+from ._load import DATASETS, check_directory, folders_of, load, unknown
 from ._paths import user_path
 from ._records import Records, write_records, write_stream
 from ._sources import SPLITS
@@ -36,13 +35,13 @@ def open_records(
     - `progress`: whether to show a bar while they are written.
 
     ImageNet is taken as the official tars with the devkit, as `train/<wnid>/` and `val/<wnid>/`, or
-    as the official down-sampled 64x64 images in npz, zipped or not, and read image by image.
-    Images are brought to 64 pixels by [`resize`][rcig_eqx.data.resize]; the down-sampled ones are
-    as they are. Raises as `load` and `write_records` do.
+    as the official down-sampled 64x64 images in npz, zipped or not, and read image by image. Images
+    are brought to 64 pixels by `resize`; the down-sampled ones are as they are. Raises as `load`
+    and `write_records` do.
     """
-    if name not in (NAME, *KNOWN):
+    if name not in DATASETS:
         own = " For one of yours: data.write_records(data.ImageFolder(path), folder)."
-        raise ValueError(unknown("dataset", name, [*KNOWN, NAME]) + own)
+        raise ValueError(unknown("dataset", name, list(DATASETS)) + own)
     if split not in SPLITS:
         raise ValueError(unknown("split", split, SPLITS))
     place = user_path(folder or cache_folder() / "records") / f"{name}-{split}"
@@ -52,11 +51,10 @@ def open_records(
         data = load(name, split, directory=directory, download=download)
         return write_records(data, place, progress=progress)
     check_directory(directory)
-    folders: list[Path] = []
+    looked: list[str] = []
     for candidate in folders_of(name, ("imagenet", "ILSVRC2012"), directory):
-        stream = find_imagenet(candidate, split)
-        if stream is not None:
+        if stream := find_imagenet(candidate, split):
             return write_stream(stream, place, progress=progress)
-        folders.append(candidate)
-    looked = ", ".join(map(str, folders))
-    raise DataError(f"ImageNet ({split}) is in none of {looked}. {HOW_TO_GET}: place them there.")
+        looked.append(str(candidate))
+    where = ", ".join(looked)
+    raise DataError(f"ImageNet ({split}) is in none of {where}. {HOW_TO_GET}: place them there.")

@@ -31,30 +31,21 @@ class _InertArray:
         self.state = state
 
 
-def _reconstruct(*_: Any) -> _InertArray:
-    return _InertArray()
-
-
-def _encode(text: str, *_: Any) -> bytes:
-    """Python 3 writes bytes this way under protocol 2: as Latin-1 text to be encoded."""
-    return text.encode("latin-1")
-
-
 _STAND_INS = {
     ("numpy", "ndarray"): _InertArray,
     ("numpy", "dtype"): _InertDtype,
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-    ("_codecs", "encode"): _encode,
+    ("numpy.core.multiarray", "_reconstruct"): lambda *_: _InertArray(),
+    ("numpy._core.multiarray", "_reconstruct"): lambda *_: _InertArray(),
+    # Python 3 writes bytes this way under protocol 2: as Latin-1 text to be encoded.
+    ("_codecs", "encode"): lambda text, *_: text.encode("latin-1"),
 }
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _STAND_INS[module, name]
-        except KeyError:
-            raise DataError(f"it asks for {module}.{name}, which no image set needs") from None
+        if (module, name) not in _STAND_INS:
+            raise DataError(f"it asks for {module}.{name}, which no image set needs")
+        return _STAND_INS[module, name]
 
 
 def read_pickled_dict(data: bytes, where: str) -> dict[bytes, Any]:

@@ -20,7 +20,9 @@ _OTHER = """
 """
 _GREY_MODES = {"1", "L", "LA"}
 _SEE_THROUGH = {"LA", "PA", "RGBA", "RGBa"}
-_ORIENTATION = 0x0112  # the EXIF tag
+_ORIENTATION = 0x0112  # the EXIF tag, and how pillow names what its values ask for
+_TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"}
+_TURNS |= {6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
 
 
 @functools.cache
@@ -46,8 +48,8 @@ def _suffixes() -> frozenset[str]:
     return frozenset(end for end, name in known if name in (*formats(), "MPO"))  # MPO is JPEG
 
 
-def grey_or_rgb(picture: Any, where: Any, channels: int | None) -> Any:
-    """What a pillow image shows, in grey or RGB: with so many channels, or as many as it has.
+def gray_or_rgb(picture: Any, where: Any, channels: int | None) -> Any:
+    """What a pillow image shows, in gray or RGB: with so many channels, or as many as it has.
 
     It is turned upright by its EXIF orientation, and laid on white where it is transparent.
     `DataError` for one of more than 8 bits, which pillow would cut.
@@ -56,38 +58,25 @@ def grey_or_rgb(picture: Any, where: Any, channels: int | None) -> Any:
         raise DataError(
             f"{where} has pixels of more than 8 bits (mode {picture.mode}): scale it to 8 first."
         )
-    grey = channels == 1 or (channels is None and picture.mode in _GREY_MODES)
+    gray = channels == 1 or (channels is None and picture.mode in _GREY_MODES)
     picture.load()
-    if picture.format != "TIFF":  # these turn themselves when they are loaded
-        picture = _upright(picture)
+    # TIFFs turn themselves when they are loaded. `ImageOps.exif_transpose` writes all tags anew,
+    # and fails at those it cannot write.
+    turn = picture.format != "TIFF" and _TURNS.get(picture.getexif().get(_ORIENTATION))
+    if turn:
+        picture = picture.transpose(pillow().Transpose[turn])
     if picture.mode in _SEE_THROUGH or "transparency" in picture.info:
         white = pillow().new("RGBA", picture.size, "white")
         picture = pillow().alpha_composite(white, picture.convert("RGBA"))
-    return picture.convert("L" if grey else "RGB")
+    return picture.convert("L" if gray else "RGB")
 
 
 def _is_cut(picture: Any) -> bool:
-    """Whether pillow keeps the upper 8 of 16 bits, as of PNG and TIFF in colour.
+    """Whether pillow keeps the upper 8 of 16 bits, as of PNG and TIFF in color.
 
     "BGR;16" is another thing: all three colors in 16 bits.
     """
     return any(re.search(r"(?<!BGR);16", str(tile[3])) for tile in getattr(picture, "tile", ()))
-
-
-def _upright(picture: Any) -> Any:
-    turn = pillow().Transpose
-    turns = {
-        2: turn.FLIP_LEFT_RIGHT,
-        3: turn.ROTATE_180,
-        4: turn.FLIP_TOP_BOTTOM,
-        5: turn.TRANSPOSE,
-        6: turn.ROTATE_270,
-        7: turn.TRANSVERSE,
-        8: turn.ROTATE_90,
-    }
-    # Not `ImageOps.exif_transpose`: it writes all tags anew, and fails at those it cannot write.
-    needed = turns.get(picture.getexif().get(_ORIENTATION))
-    return picture if needed is None else picture.transpose(needed)
 
 
 def pillow() -> Any:

@@ -15,30 +15,30 @@ from ._dataset import DataError, Dataset
 from ._fit import covariance, from_tiles, image_shape_of, moments, to_tiles
 from ._images import AbstractImages
 
-Images = Num[Array | np.ndarray, "n h w c"]
-Training = Num[np.ndarray, "n h w c"] | Dataset | AbstractImages
+Images = Num[Array | np.ndarray, "n *shape"]
+Training = Num[np.ndarray, "n *shape"] | Dataset | AbstractImages
 
-_LARGEST_BLOCK = 64  # pixels: 12,288 dimensions in colour
+_LARGEST_BLOCK = 64  # pixels: 12,288 dimensions in color
 
 
 class AbstractPreprocess(eqx.Module):
-    """An invertible map of images, fitted once on training images.
+    """An invertible map of images, or other inputs, fitted once on those of training.
 
-    `preprocess(images)` takes uint8 in [0, 255] or floats in [0, 1], [n h w c], and gives float32
-    of the same shape; `preprocess.inverse(x)` goes back to floats in units of [0, 1], not clipped.
-    Both are pure and can be jitted.
+    `preprocess(images)` takes images [n h w c], uint8 in [0, 255] or floats in [0, 1], or other
+    inputs, floats in any units, and gives float32 of the same shape. `preprocess.inverse(x)` goes
+    back to floats in those units, images in [0, 1], not clipped. Both are pure and can be jitted.
 
     Subclass it for one of your own. Its arrays are stored with a result, and must be float32; what
     else it needs are static fields.
     """
 
     @abstractmethod
-    def __call__(self, images: Images) -> Float[Array, "n h w c"]:
+    def __call__(self, images: Images) -> Float[Array, "n *shape"]:
         """What a network sees, of images as they are stored."""
         raise NotImplementedError
 
     @abstractmethod
-    def inverse(self, x: Float[Array | np.ndarray, "n h w c"]) -> Float[Array, "n h w c"]:
+    def inverse(self, x: Float[Array | np.ndarray, "n *shape"]) -> Float[Array, "n *shape"]:
         """Pixels in units of [0, 1], not clipped, of what a network sees."""
         raise NotImplementedError
 
@@ -46,30 +46,33 @@ class AbstractPreprocess(eqx.Module):
 class Identity(AbstractPreprocess):
     """Pixels in [0, 1], nothing else."""
 
-    def __call__(self, images: Images) -> Float[Array, "n h w c"]:
+    def __call__(self, images: Images) -> Float[Array, "n *shape"]:
         return to_unit(images)
 
-    def inverse(self, x: Float[Array | np.ndarray, "n h w c"]) -> Float[Array, "n h w c"]:
+    def inverse(self, x: Float[Array | np.ndarray, "n *shape"]) -> Float[Array, "n *shape"]:
         return jnp.asarray(x, jnp.float32)
 
 
 class Standardize(AbstractPreprocess):
-    """`(x - mean) / std` a channel; a constant channel has `std` 1, and so becomes 0."""
+    """`(x - mean) / std` per channel, the last axis: of a table, per column.
+
+    A constant channel has `std` 1, and so becomes 0.
+    """
 
     mean: Float[Array, " c"]
     std: Float[Array, " c"]
 
-    def __call__(self, images: Images) -> Float[Array, "n h w c"]:
+    def __call__(self, images: Images) -> Float[Array, "n *shape"]:
         x = to_unit(images)
-        return (x - _row(self.mean, 4)) / _row(self.std, 4)
+        return (x - _row(self.mean, x.ndim)) / _row(self.std, x.ndim)
 
-    def inverse(self, x: Float[Array | np.ndarray, "n h w c"]) -> Float[Array, "n h w c"]:
+    def inverse(self, x: Float[Array | np.ndarray, "n *shape"]) -> Float[Array, "n *shape"]:
         x = jnp.asarray(x, jnp.float32)
-        return x * _row(self.std, 4) + _row(self.mean, 4)
+        return x * _row(self.std, x.ndim) + _row(self.mean, x.ndim)
 
 
 class ZCA(AbstractPreprocess):
-    """Whitening: `W (x - center)` of the flattened standardised image `x`.
+    """Whitening: `W (x - center)` of the flattened standardized image `x`.
 
     `W = U (S + eps)^(-1/2) Uᵀ`, where `U S Uᵀ` is the covariance of the training images and `eps`
     is `regularization` times its mean eigenvalue. `U` and `S + eps` are what is kept, because they
@@ -86,13 +89,13 @@ class ZCA(AbstractPreprocess):
     regularization: float = eqx.field(static=True)
     block: int | None = eqx.field(static=True, default=None)
 
-    def __call__(self, images: Images) -> Float[Array, "n h w c"]:
+    def __call__(self, images: Images) -> Float[Array, "n *shape"]:
         check_block(images.shape[1:], self.block)
         x = self.standardize(images)
         flat = to_tiles(x, self.block) - _row(self.center, 2)
         return from_tiles(self._rescale(flat, self.eigenvalues**-0.5), x.shape, self.block)
 
-    def inverse(self, x: Float[Array | np.ndarray, "n h w c"]) -> Float[Array, "n h w c"]:
+    def inverse(self, x: Float[Array | np.ndarray, "n *shape"]) -> Float[Array, "n *shape"]:
         check_block(x.shape[1:], self.block)
         x = jnp.asarray(x, jnp.float32)
         flat = self._rescale(to_tiles(x, self.block), self.eigenvalues**0.5)
@@ -106,12 +109,13 @@ class ZCA(AbstractPreprocess):
 
 
 def standardize(train: Training, *, progress: bool = False) -> Standardize:
-    """Fit `Standardize` on training images: an array [n h w c], a `Dataset`, or a set on disk.
+    """Fit `Standardize` on training inputs: an array [n *shape], a `Dataset`, or a set on disk.
 
-    A set on disk is read once, and never held. `progress` shows a bar.
+    A set on disk is read once, and never held. `progress` shows a bar. Raises `ValueError` for a
+    channel or column whose variation float32 would round away beside its mean.
     """
     found = moments(train, None, progress=progress)
-    return _standardize(*found.channels(image_shape_of(train)[2]))
+    return _standardize(*found.channels(image_shape_of(train)[-1]))
 
 
 def zca(
@@ -158,14 +162,15 @@ def zca(
 
 
 def default_preprocess(train: Training, *, progress: bool = False) -> Standardize | ZCA:
-    """What works best as a rule: `standardize` for one channel, `zca` for more.
+    """What works best as a rule: `zca` for images of more than one channel, else `standardize`.
 
     Images of more than 64 pixels are whitened in tiles: the largest square ones of at most 64 that
     fill them, 64 for 128 pixels.
     """
-    h, w, c = image_shape_of(train)
-    if c == 1:
+    shape = image_shape_of(train)
+    if len(shape) != 3 or shape[2] == 1:
         return standardize(train, progress=progress)
+    h, w, _ = shape
     fits = math.gcd(h, w)
     tile = max(b for b in range(1, _LARGEST_BLOCK + 1) if fits % b == 0)
     return zca(train, block=tile if max(h, w) > _LARGEST_BLOCK else None, progress=progress)
@@ -173,6 +178,10 @@ def default_preprocess(train: Training, *, progress: bool = False) -> Standardiz
 
 def check_block(shape: tuple[int, ...], block: Any) -> None:
     """Raise `ValueError` unless tiles of `block` pixels fill an image of `shape` [h w c]."""
+    if len(shape) != 3:
+        raise ValueError(
+            f"Whitening is of images [h w c], and each input is {list(shape)}: use standardize."
+        )
     if block is None:
         return
     h, w = shape[:2]
@@ -190,8 +199,8 @@ def _standardize(mean: np.ndarray, std: np.ndarray) -> Standardize:
 
 
 def apply_in_chunks(
-    preprocess: AbstractPreprocess, images: Num[np.ndarray, "n h w c"], *, chunk: int = 2048
-) -> Float[np.ndarray, "n h w c"]:
+    preprocess: AbstractPreprocess, images: Num[np.ndarray, "n *shape"], *, chunk: int = 2048
+) -> Float[np.ndarray, "n *shape"]:
     """`preprocess(images)` as a float32 numpy array, `chunk` images at a time to spare memory."""
     call = eqx.filter_jit(preprocess)
     out = np.empty(images.shape, np.float32)
@@ -278,7 +287,7 @@ def _restored(
     return jax.tree.unflatten(structure, leaves)
 
 
-def to_unit(images: Images) -> Float[Array, "n h w c"]:
+def to_unit(images: Images) -> Float[Array, "n *shape"]:
     """Float32 pixels in units of [0, 1]: uint8 is divided by 255, floats are taken as they are."""
     images = plain_array(images, "images")
     if images.dtype == jnp.uint8:

@@ -1,4 +1,4 @@
-"""A labelled set in one ArrayRecord file: written once, then read at random at any size."""
+"""A labeled set in one ArrayRecord file: written once, then read at random at any size."""
 
 import contextlib
 import dataclasses
@@ -37,18 +37,11 @@ _MARGIN = 2**26  # bytes left free on the disk, and what a file has beyond its i
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """Labelled images that come one after another, once.
-
-    **Arguments:**
-
-    - `name`, `class_names`: as those of a set on disk.
-    - `count`: how many come; `None` where only the end tells.
-    - `items`: `(image [h w c], label)` of one shape and dtype.
-    """
+    """Labeled images that come one after another, once: all of one shape and dtype."""
 
     name: str
     class_names: tuple[str, ...]
-    count: int | None
+    count: int | None  # `None` where only the end tells
     items: Iterable[tuple[Shaped[np.ndarray, "h w c"], int]]
 
 
@@ -155,10 +148,10 @@ class Records(AbstractImages):
     def _reader(self) -> Any:
         """This thread's own: a position is not to be shared."""
         if not hasattr(self._opened, "reader"):
-            reader = _array_record().ArrayRecordReader
             options = "readahead_buffer_size:0,max_parallelism:0"  # for random access
-            path = str(self.folder / _IMAGES)
-            self._opened.reader = reader(path, options=options, file_reader_buffer_size=2**15)
+            self._opened.reader = _array_record().ArrayRecordReader(
+                str(self.folder / _IMAGES), options=options, file_reader_buffer_size=2**15
+            )
         return self._opened.reader
 
     def __getstate__(self) -> dict[str, Any]:
@@ -169,13 +162,9 @@ class Records(AbstractImages):
 
 
 def write_records(
-    source: Any,
-    folder: str | os.PathLike[str],
-    *,
-    size: int | None = None,
-    progress: bool = True,
+    source: Any, folder: str | os.PathLike[str], *, size: int | None = None, progress: bool = True
 ) -> Records:
-    """Write a labelled set to disk once, as [`Records`][rcig_eqx.data.Records] to stream from.
+    """Write a labeled set to disk once, as [`Records`][rcig_eqx.data.Records] to stream from.
 
     **Arguments:**
 
@@ -183,24 +172,22 @@ def write_records(
         Hugging Face dataset or a TFDS data source. Read in order, one image at a time.
     - `folder`: where to; it must not exist. It takes h w c bytes per image of uint8.
     - `size`: bring every image to the middle square of so many pixels, as
-        [`resize`][rcig_eqx.data.resize] does; of a set on disk that has no one size, give it to
+        `resize` does; of a set on disk that has no one size, give it to
         `ImageFolder` or [`adapt`][rcig_eqx.data.adapt].
     - `progress`: whether to show a bar.
 
     The folder appears under its name once it is complete: an interrupted call leaves none, a killed
-    one a hidden neighbour that the next call an hour later removes. Raises `FileExistsError` if
+    one a hidden neighbor that the next call an hour later removes. Raises `FileExistsError` if
     something stands there, `DataError` for an image that cannot be read, `OSError` where there is
     no room.
     """
     check_size(size)
     images = as_images(source)
     if isinstance(images, Dataset):
-        shape, pixels = images.image_shape, images.images.dtype
-        items = zip(images.images, images.labels.tolist(), strict=True)
+        pixels, items = images.images.dtype, zip(images.images, images.labels.tolist(), strict=True)
     else:
-        shape, pixels = images.image_shape, images.dtype
-        items = (images[i] for i in range(len(images)))
-    if size is not None and shape[:2] != (size, size):
+        pixels, items = images.dtype, (images[i] for i in range(len(images)))
+    if size is not None and images.image_shape[:2] != (size, size):
         if pixels != np.uint8:
             raise ValueError(f"images are {pixels}: only uint8 images can be brought to a size.")
         items = ((resize(image, size), label) for image, label in items)
@@ -249,7 +236,9 @@ def _write(stream: Stream, staging: Path, progress: bool) -> None:
                 shape, dtype = image.shape, image.dtype
                 if dtype.name not in _DTYPES:
                     raise ValueError(f"images are {dtype}: pass uint8 or floats.")
-                _check_room(staging, (stream.count or 0) * image.nbytes)
+                needed, free = (stream.count or 0) * image.nbytes, shutil.disk_usage(staging).free
+                if free < needed + _MARGIN:
+                    raise OSError(f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB free")
             if image.shape != shape or image.dtype != dtype:
                 raise DataError(
                     f"image {len(labels)} of {stream.name} is {image.dtype} {image.shape} and the "
@@ -316,18 +305,12 @@ def _array_record() -> Any:
         raise ImportError("records need array-record, which Windows does not have.") from error
 
 
-def _check_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed + _MARGIN:
-        raise OSError(f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB free")
-
-
 def _prefix(folder: Path) -> str:
     return f".{folder.name}.part-"
 
 
 def _remove_stale(folder: Path) -> None:
-    """Half-written neighbours that no process has written to for long."""
+    """Half-written neighbors that no process has written to for long."""
     for part in folder.parent.glob(f"{_prefix(folder)}*"):
         with contextlib.suppress(FileNotFoundError):  # finished or removed by its owner meanwhile
             written = max(place.stat().st_mtime for place in (part, *part.iterdir()))

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ._dataset import DataError
-from ._pictures import formats, grey_or_rgb, pillow
+from ._pictures import formats, gray_or_rgb, pillow
 
 
 def resize(image: UInt8[np.ndarray, "h w c"], size: int) -> UInt8[np.ndarray, "size size c"]:
@@ -36,9 +36,9 @@ def decode(
         if not isinstance(encoded, image.Image):
             file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
             with image.open(file, formats=formats()) as opened:
-                picture = grey_or_rgb(opened, where, channels)
+                picture = gray_or_rgb(opened, where, channels)
         else:
-            picture = grey_or_rgb(encoded, where, channels)
+            picture = gray_or_rgb(encoded, where, channels)
     except DataError:
         raise
     except image.UnidentifiedImageError as error:
@@ -47,9 +47,8 @@ def decode(
             "or remove it."
         ) from error
     except Exception as error:  # pillow's decoders raise many kinds for a damaged file
-        raise DataError(
-            f"{where} cannot be read as an image ({error}): mend or remove it."
-        ) from error
+        what = f"cannot be read as an image ({error})"
+        raise DataError(f"{where} {what}: mend or remove it.") from error
     return _pixels(picture if size is None else _square(picture, size))
 
 
@@ -72,7 +71,7 @@ def with_channels(
 def check_channels(channels: Any) -> None:
     """Raise `ValueError` for a number of channels that images are not read with."""
     if isinstance(channels, bool) or channels not in (None, 1, 3):
-        raise ValueError(f"channels is {channels!r}: pass 1 for grey, 3 for RGB, or None.")
+        raise ValueError(f"channels is {channels!r}: pass 1 for gray, 3 for RGB, or None.")
 
 
 def check_size(size: Any) -> None:
@@ -86,14 +85,10 @@ def _picture(image: UInt8[np.ndarray, "h w c"]) -> Any:
 
 
 def _square(picture: Any, size: int) -> Any:
-    """The centre square, cut and scaled at once, so that no offset is rounded to whole pixels."""
-    width, height = picture.size
-    if width == height == size:
-        return picture
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    return picture.resize((size, size), pillow().Resampling.BILINEAR, box=box)
+    """The center square, cut and scaled at once, so that no offset is rounded to whole pixels."""
+    from PIL import ImageOps
+
+    return ImageOps.fit(picture, (size, size), pillow().Resampling.BILINEAR)
 
 
 def _pixels(picture: Any) -> UInt8[np.ndarray, "h w c"]:

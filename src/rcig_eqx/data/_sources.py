@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from ._cifar import CIFAR10, CIFAR100, CifarLayout
-from ._idx import idx_files, read_idx_split
+from ._idx import idx_downloads, read_idx_split
 from ._layouts import (
     CUB200,
     IMAGENETTE,
@@ -29,29 +29,18 @@ Arrays = _Pair | tuple[UInt8[np.ndarray, "n h w c"], Integer[np.ndarray, " n"], 
 class Source:
     """One official set.
 
-    **Arguments:**
-
-    - `title`: its name in messages.
-    - `url`: the address the files lie under.
-    - `files`: every official file, its size and its digest.
-    - `downloads`: the files one split needs, from the split's name.
-    - `read`: the arrays of a split from a folder, and the class names if they lie there too, or
-        `None` when its files are not there.
-    - `image_shape`: height, width and channels.
-    - `class_names`: none if they lie with the images.
-    - `folders`: further names a folder of this set goes by.
-    - `counts`: the images of each split, where files on disk are many and some may be missing.
+    `read(folder, split)` has class names too if they lie there, and is `None` without the files.
     """
 
-    title: str
-    url: str
+    title: str  # in messages
+    url: str  # which the files lie under
     files: Mapping[str, OfficialFile]
-    downloads: Callable[[str], tuple[str, ...]]
+    downloads: Callable[[str], tuple[str, ...]]  # the files that a split needs
     read: Callable[[Path, str], Arrays | None]
     image_shape: tuple[int, int, int]
-    class_names: tuple[str, ...]
-    folders: tuple[str, ...] = ()
-    counts: Mapping[str, int] | None = None
+    class_names: tuple[str, ...]  # none if they lie with the images
+    folders: tuple[str, ...] = ()  # further names a folder of this set goes by
+    counts: Mapping[str, int] | None = None  # of each split's images, where some may be missing
 
 
 SPLITS = ("train", "test")
@@ -71,10 +60,8 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 _DIGITS = _names("0 1 2 3 4 5 6 7 8 9")
-_CLOTHES = (
-    *_names("T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag"),
-    "Ankle boot",
-)
+_CLOTHES = _names("T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag")
+_CLOTHES = (*_CLOTHES, "Ankle boot")
 _CIFAR10_NAMES = _names("airplane automobile bird cat deer dog frog horse ship truck")
 _CIFAR100_NAMES = _names(
     """
@@ -90,29 +77,14 @@ _CIFAR100_NAMES = _names(
 )
 
 
-def _idx(title: str, url: str, name: str, names: tuple[str, ...], folder: str):
-    return Source(
-        title=title,
-        url=url,
-        files=OFFICIAL[name],
-        downloads=lambda split: tuple(f"{file}.gz" for file in idx_files(split)),
-        read=read_idx_split,
-        image_shape=(28, 28, 1),
-        class_names=names,
-        folders=(folder,),
-    )
+def _idx(title: str, url: str, name: str, names: tuple[str, ...], folder: str) -> Source:
+    reads = (idx_downloads, read_idx_split, (28, 28, 1))
+    return Source(title, url, OFFICIAL[name], *reads, names, (folder,))
 
 
-def _cifar(title: str, name: str, names: tuple[str, ...], layout: CifarLayout):
-    return Source(
-        title=title,
-        url="https://www.cs.toronto.edu/~kriz/",
-        files=OFFICIAL[name],
-        downloads=lambda split: (layout.binary_archive,),
-        read=layout.read_split,
-        image_shape=(32, 32, 3),
-        class_names=names,
-    )
+def _cifar(title: str, name: str, names: tuple[str, ...], layout: CifarLayout) -> Source:
+    reads = (lambda split: (layout.binary_archive,), layout.read_split, (32, 32, 3))
+    return Source(title, "https://www.cs.toronto.edu/~kriz/", OFFICIAL[name], *reads, names)
 
 
 def _images(
@@ -122,66 +94,31 @@ def _images(
     layout: ImageLayout,
     counts: tuple[int, int],
     names: Mapping[str, str] = MappingProxyType({}),
-):
-    return Source(
-        title=title,
-        url=url,
-        files=OFFICIAL[name],
-        downloads=lambda split: (layout.archive,),
-        read=layout.read_split,
-        image_shape=(layout.size, layout.size, 3),
-        class_names=tuple(names.values()),
-        counts=dict(zip(SPLITS, counts, strict=True)),
-    )
+) -> Source:
+    numbers: dict[str, int] = dict(zip(SPLITS, counts, strict=True))
+    reads = (lambda split: (layout.archive,), layout.read_split, (layout.size, layout.size, 3))
+    return Source(title, url, OFFICIAL[name], *reads, tuple(names.values()), counts=numbers)
 
 
+_MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+_ZALANDO = "https://fashion-mnist.s3.eu-central-1.amazonaws.com/"
+_STANFORD = "https://cs231n.stanford.edu/"
+_CALTECH = "https://data.caltech.edu/records/65de6-vp158/files/"
 _FAST_AI = "https://s3.amazonaws.com/fast-ai-imageclas/"
 
 SOURCES: dict[str, Source] = {
-    "mnist": _idx(
-        "MNIST",
-        "https://ossci-datasets.s3.amazonaws.com/mnist/",
-        "mnist",
-        _DIGITS,
-        "MNIST/raw",
-    ),
-    "fashion_mnist": _idx(
-        "Fashion-MNIST",
-        "https://fashion-mnist.s3.eu-central-1.amazonaws.com/",
-        "fashion_mnist",
-        _CLOTHES,
-        "FashionMNIST/raw",
-    ),
+    "mnist": _idx("MNIST", _MNIST, "mnist", _DIGITS, "MNIST/raw"),
+    "fashion_mnist": _idx("Fashion-MNIST", _ZALANDO, "fashion_mnist", _CLOTHES, "FashionMNIST/raw"),
     "cifar10": _cifar("CIFAR-10", "cifar10", _CIFAR10_NAMES, CIFAR10),
     "cifar100": _cifar("CIFAR-100", "cifar100", _CIFAR100_NAMES, CIFAR100),
     "tiny_imagenet": _images(
-        "Tiny-ImageNet",
-        "https://cs231n.stanford.edu/",
-        "tiny_imagenet",
-        TINY_IMAGENET,
-        (100_000, 10_000),
+        "Tiny-ImageNet", _STANFORD, "tiny_imagenet", TINY_IMAGENET, (100_000, 10_000)
     ),
-    "cub200": _images(
-        "CUB-200-2011",
-        "https://data.caltech.edu/records/65de6-vp158/files/",
-        "cub200",
-        CUB200,
-        (5_994, 5_794),
-    ),
+    "cub200": _images("CUB-200-2011", _CALTECH, "cub200", CUB200, (5_994, 5_794)),
     "imagenette": _images(
-        "Imagenette",
-        _FAST_AI,
-        "imagenette",
-        IMAGENETTE,
-        (9_469, 3_925),
-        IMAGENETTE_CLASSES,
+        "Imagenette", _FAST_AI, "imagenette", IMAGENETTE, (9_469, 3_925), IMAGENETTE_CLASSES
     ),
     "imagewoof": _images(
-        "ImageWoof",
-        _FAST_AI,
-        "imagewoof",
-        IMAGEWOOF,
-        (9_025, 3_929),
-        IMAGEWOOF_CLASSES,
+        "ImageWoof", _FAST_AI, "imagewoof", IMAGEWOOF, (9_025, 3_929), IMAGEWOOF_CLASSES
     ),
 }

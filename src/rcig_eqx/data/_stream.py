@@ -1,5 +1,6 @@
 """Endless batches, reshuffled every epoch, as a grain iterator whose state can be saved."""
 
+import dataclasses
 import multiprocessing
 import os
 import sys
@@ -22,7 +23,7 @@ from ._images import AbstractImages
 _FROM_DISK = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
 _IN_MEMORY = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
-Batch = tuple[Shaped[np.ndarray, "batch h w c"], Shaped[np.ndarray, "batch ..."]]
+Batch = tuple[Shaped[np.ndarray, "batch *shape"], Shaped[np.ndarray, "batch ..."]]
 
 
 def stream(
@@ -30,7 +31,7 @@ def stream(
     | AbstractImages
     | grain.MapDataset[Any]
     | Examples
-    | tuple[Shaped[np.ndarray | Array, "n h w c"], Shaped[np.ndarray | Array, "m ..."]],
+    | tuple[Shaped[np.ndarray | Array, "n *shape"], Shaped[np.ndarray | Array, "m ..."]],
     batch_size: int,
     *,
     seed: int,
@@ -42,7 +43,7 @@ def stream(
 
     **Arguments:**
 
-    - `train`: a `Dataset` or a pair of arrays, [n h w c] and [n ...], in memory or memory-mapped;
+    - `train`: a `Dataset` or a pair of arrays, [n *shape] and [n ...], in memory or memory-mapped;
         an `ImageFolder`, `Records` or other set on disk; a Hugging Face dataset or TFDS data
         source; or a finite `grain.MapDataset` of `(image, label)` pairs or of dictionaries with
         "image" and "label".
@@ -88,13 +89,11 @@ def stream(
     if len(images) != len(labels):
         raise ValueError(f"there are {len(images)} images but {len(labels)} labels.")
     _check_sizes(len(images), batch_size, rows)
-    source = _ShuffledBatches(
-        lambda chosen: (images.take(chosen, axis=0), labels.take(chosen, axis=0)),
-        len(images),
-        batch_size,
-        seed,
-        rows,
-    )
+
+    def gather(chosen: np.ndarray) -> Batch:
+        return images.take(chosen, axis=0), labels.take(chosen, axis=0)
+
+    source = _ShuffledBatches(gather, len(images), batch_size, seed, rows)
     return iter(grain.MapDataset.source(source)[start:].to_iter_dataset(_IN_MEMORY))
 
 
@@ -151,6 +150,7 @@ def sample(
     return Dataset.from_arrays(np.stack(images), np.stack(labels))
 
 
+@dataclasses.dataclass(eq=False)
 class _ShuffledBatches:
     """A grain data source of all batches of all epochs, each gathered by one call.
 
@@ -158,36 +158,25 @@ class _ShuffledBatches:
     stateless, and a saved position is enough to go on.
     """
 
-    def __init__(
-        self,
-        gather: Callable[[np.ndarray], Batch],
-        count: int,
-        batch_size: int,
-        seed: int,
-        rows: slice | None,
-    ):
-        self._gather, self._count = gather, count
-        self._batch_size, self._seed, self._rows = batch_size, seed, rows
-        self._order = (-1, np.empty(0, np.int64))  # the epoch last asked for, and its order
+    gather: Callable[[np.ndarray], Batch]
+    count: int
+    batch_size: int
+    seed: int
+    rows: slice | None
+    _order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))  # of the epoch last asked for
 
     def __len__(self) -> int:
         return sys.maxsize
 
     def __getitem__(self, index: int) -> Batch:
-        epoch, step = divmod(int(index), self._count // self._batch_size)
-        order = self._epoch_order(epoch)
-        chosen = order[step * self._batch_size : (step + 1) * self._batch_size]
-        if self._rows is not None:
-            chosen = chosen[self._rows]
-        return self._gather(chosen)
-
-    def _epoch_order(self, epoch: int) -> Shaped[np.ndarray, " n"]:
-        cached, order = self._order
-        if cached != epoch:
-            key = np.array([self._seed, epoch], np.uint64)
-            order = np.random.Generator(np.random.Philox(key=key)).permutation(self._count)
+        epoch, step = divmod(int(index), self.count // self.batch_size)
+        known, order = self._order
+        if known != epoch:
+            key = np.array([self.seed, epoch], np.uint64)
+            order = np.random.Generator(np.random.Philox(key=key)).permutation(self.count)
             self._order = (epoch, order)
-        return order
+        chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
+        return self.gather(chosen if self.rows is None else chosen[self.rows])
 
 
 class _Rows(grain.MapDataset):
@@ -214,9 +203,8 @@ def _as_pair(element: Any) -> tuple[Any, Any]:
         element = element["image"], element["label"]
     if isinstance(element, tuple | list) and len(element) == 2:
         return plain_array(element[0], "image"), plain_array(element[1], "label")
-    what = (
-        f"a dictionary with {sorted(element)}" if isinstance(element, dict) else repr(type(element))
-    )
+    named = f"a dictionary with {sorted(element)}" if isinstance(element, dict) else None
+    what = named or repr(type(element))
     raise ValueError(
         f"the grain dataset yields {what}: map it to (image, label) pairs or to dictionaries with "
         "'image' and 'label'."

@@ -10,34 +10,27 @@ from jaxtyping import Array, Float, PyTree, Scalar
 
 from .._backend import zeros
 from .._linearize import Linearization, linearize
-from .._losses import SQUARED_ERROR, InnerLoss, squared_norm
+from .._losses import SQUARED_ERROR, InnerLoss, check_quadratic, is_quadratic
 from .._ridge import ridge_head
 from .._subsample import in_chunks
+from .._trees import squared_norm
 from ..models import AbstractNetwork, partition, split_parameters
-from ._method import check_quadratic, is_quadratic
 
-# What a network makes of some images before its head: features and offset, its predictions being
-# offset + features @ θ_F. The images of a set meet in these and nowhere else.
+# What a network makes of some inputs before its head: features and offset, its predictions being
+# offset + features @ θ_F. The inputs of a set meet in these and nowhere else.
 Nodes = tuple[Float[Array, "n features"], Float[Array, "n classes"]]
-# The nodes of some images as a function of the body's parameters.
+# The nodes of some inputs as a function of the body's parameters.
 Expansion = Callable[[PyTree], Nodes]
 
 
 class InnerProblem(eqx.Module):
     """ℓ(f(X_S), y_S) + λ/2 ‖θ‖² over θ = (θ_B, θ_F), λ = l2_rate·n, with two switches.
 
-    ℓ is the paper's ½‖y_S − f(X_S)‖² unless another `inner_loss` is given; its weights, if any,
-    are of all the images, mirrored ones counted.
-
-    |                  | `reparameterized` | head trained |
-    |------------------|-------------------|--------------|
-    | `linearized`     | RCIG              | CIG          |
-    | not linearised   | RIG               | VIG          |
-
-    A linearised network's θ is a displacement from the model's parameters, zero at the start;
-    another's are the parameters themselves. Reparameterised, the inner variable is θ_B alone, and
+    The weights of ℓ, if any, are of all the inputs, mirrored ones counted.
+    A linearized network's θ is a displacement from the model's parameters, zero at the start;
+    another's are the parameters themselves. Reparameterized, the inner variable is θ_B alone, and
     θ_F the ridge solution θ_F*(θ_B) (paper, equations 3 to 5). The θ_B of the L2 term is how far
-    the body has moved then (equation 4), whether the network is linearised or not: an ordinary
+    the body has moved then (equation 4), whether the network is linearized or not: an ordinary
     one's whole weights would outweigh ℓ by far, and the inner problem be to shrink them.
 
     The inner variable is a pair: the body's parameters, and the head's or `None`.
@@ -54,7 +47,7 @@ class InnerProblem(eqx.Module):
 
     def __check_init__(self):
         if self.reparameterized:
-            check_quadratic(self.inner_loss, "a reparameterised method solves for the head")
+            check_quadratic(self.inner_loss, "a reparameterized method solves for the head")
 
     @property
     def quadratic(self) -> bool:
@@ -81,31 +74,37 @@ class InnerProblem(eqx.Module):
         _, head = partition(split_parameters(self.model)[0])
         return eqx.combine(theta[0], zeros(head) if theta[1] is None else theta[1])
 
-    def expand(self, images: Float[Array, "n h w c"]) -> Expansion:
-        """The network at some images."""
+    def expand(self, inputs: Float[Array, "n *shape"]) -> Expansion:
+        """The network at some inputs."""
         if self.linearized:
-            return self.linear(linearize(self.model, images))
+            return self.linear(linearize(self.model, inputs))
 
         def nodes(body: PyTree) -> Nodes:
             network = eqx.combine(body, self.model)
 
-            def apply(images: Array) -> Nodes:
-                features = network.features(images)
-                offset = jnp.zeros_like(features, shape=(len(images), network.head.bias.size))
+            def apply(inputs: Array) -> Nodes:
+                features = network.features(inputs)
+                offset = jnp.zeros_like(features, shape=(len(inputs), network.head.bias.size))
                 return features, offset + network.head.bias[None]
 
-            return in_chunks(apply, images)
+            return in_chunks(apply, inputs)
 
         return nodes
 
     def linear(self, at: Linearization) -> Expansion:
-        """The linearised network at some images."""
+        """The linearized network at some inputs."""
         return lambda body: (at.features, at.jvp(self.pad((body, None))))
 
     def along(self, at: Expansion, theta_B: PyTree, v_B: PyTree) -> tuple[Nodes, Nodes]:
-        """Nodes at θ_B and their tangent along v_B; linearised features have none."""
+        """Nodes at θ_B and their tangent along v_B; linearized features have none."""
         nodes, (features_dot, offset_dot) = jax.jvp(at, (theta_B,), (v_B,))
         return nodes, (zeros(nodes[0]) if self.linearized else features_dot, offset_dot)
+
+    def no_nodes(self, labels: Float[Array, "n classes"]) -> Nodes:
+        """Nodes of zero, which are no constants to the compiler, as in `zeros`."""
+        kernel, zero = self.model.head.kernel, 0 * labels[0, 0]
+        features = jnp.zeros((len(labels), kernel.shape[0]), kernel.dtype)
+        return features + zero.astype(kernel.dtype), zeros(labels)
 
     def split(
         self, theta: PyTree, nodes: Nodes, labels: Float[Array, "n classes"]
@@ -122,7 +121,7 @@ class InnerProblem(eqx.Module):
     def outputs(
         self, theta: PyTree, nodes: Nodes, labels: Float[Array, "n classes"], at: Expansion
     ) -> Float[Array, "b classes"]:
-        """Predictions at other images, given the distilled set's nodes at θ_B (equation 6)."""
+        """Predictions at other inputs, given the distilled set's nodes at θ_B (equation 6)."""
         theta_B, theta_F = self.split(theta, nodes, labels)
         return predict(at(theta_B), theta_F)
 

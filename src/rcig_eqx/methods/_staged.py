@@ -6,26 +6,24 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Scalar
 
 from .._checks import check_counts
-from .._hypergradient import Hypergradient
-from .._losses import SQUARED_ERROR, InnerLoss, OuterLoss, platt_loss
+from .._losses import SQUARED_ERROR, InnerLoss, OuterLoss, is_quadratic, platt_loss
+from ..bilevel import Hypergradient
 from ..solvers import Adam, ConjugateGradient
 from ._frepo import frepo
-from ._method import AbstractAdaptiveMethod, AbstractMethod, is_quadratic
-from ._paper import cig
+from ._implicit import cig
+from ._method import AbstractMethod, History
 from ._rcig import rcig
 
 
-class staged(AbstractAdaptiveMethod):
+class Staged(AbstractMethod):
     """`first` for so many steps, `then` for the rest: a cheap start for a costlier method.
 
-    Both are compiled into one step, and the optimiser, the pool and the average go on as if
+    Both are compiled into one step, and the optimizer, the pool and the average go on as if
     nothing had happened. Statistics that one of the two does not have are zero in its steps, and
     `converged` is true.
-
-    **Arguments:**
 
     - `first`, `then`: methods.
     - `steps`: for how many steps the first one is used. As `done`, the steps taken, it is an
@@ -37,16 +35,8 @@ class staged(AbstractAdaptiveMethod):
     steps: Int[Array, ""]
     done: Int[Array, ""]
 
-    def __init__(self, first: AbstractMethod, then: AbstractMethod, steps: int):
-        check_counts(steps=steps)
-        for name, method in (("first", first), ("then", then)):
-            if not isinstance(method, AbstractMethod):
-                raise ValueError(f"{name} is {method!r}: pass a method, such as methods.rcig().")
-        self.first, self.then = first, then
-        self.steps, self.done = jnp.asarray(steps, jnp.int32), jnp.zeros((), jnp.int32)
-
-    def hypergradient(self, model, coreset, images, targets, *, key):
-        problem = (model, coreset, images, targets)
+    def hypergradient(self, model, coreset, inputs, targets, /, *, key):
+        problem = (model, coreset, inputs, targets)
         methods = (self.first, self.then)
         shapes = [eqx.filter_eval_shape(m.hypergradient, *problem, key=key).stats for m in methods]
         idle = {
@@ -61,26 +51,66 @@ class staged(AbstractAdaptiveMethod):
 
         return jax.lax.cond(self.done < self.steps, lambda: use(self.first), lambda: use(self.then))
 
-    def tune(self, model, coreset, images, targets):
-        def tuned(method: AbstractMethod) -> AbstractMethod:
-            adaptive = isinstance(method, AbstractAdaptiveMethod)
-            return method.tune(model, coreset, images, targets) if adaptive else method
+    def check(self, coreset, batch_size):
+        self.first.check(coreset, batch_size)
+        self.then.check(coreset, batch_size)
 
-        return self._replaced(tuned(self.first), tuned(self.then), self.done)
+    def with_raised_l2(self, factor):
+        raised = self.first.with_raised_l2(factor), self.then.with_raised_l2(factor)
+        return self._replaced(*raised, self.done)
+
+    @property
+    def head_l2_rate(self) -> float | Scalar | None:
+        """The smaller of the two."""
+        rates = [m.head_l2_rate for m in (self.first, self.then)]
+        known = [jnp.asarray(rate) for rate in rates if rate is not None]
+        return jnp.min(jnp.stack(known)) if known else None
+
+    @property
+    def folds(self) -> bool:
+        return self.first.folds and self.then.folds
+
+    def advice(self, history: History) -> str:
+        said = (self.first.advice(history), self.then.advice(history))
+        return " ".join(text for text in dict.fromkeys(said) if text)
+
+    def warnings(self, history: History) -> list[str]:
+        return list(dict.fromkeys(self.first.warnings(history) + self.then.warnings(history)))
+
+    @property
+    def adapts(self) -> bool:
+        return True
+
+    def tune(self, model, coreset, inputs, targets, /):
+        problem = (model, coreset, inputs, targets)
+        return self._replaced(self.first.tune(*problem), self.then.tune(*problem), self.done)
 
     def adapt(self, stats):
-        def adapted(method: AbstractMethod, used: Array) -> AbstractMethod:
-            if not isinstance(method, AbstractAdaptiveMethod):
-                return method
-            keep = lambda new, old: jnp.where(used, new, old) if eqx.is_array(old) else old  # noqa: E731
-            return jax.tree.map(keep, method.adapt(stats), method)
-
         early = self.done < self.steps
+
+        def adapted(method: AbstractMethod, used: Array) -> AbstractMethod:
+            def keep(new: Any, old: Any) -> Any:
+                return jnp.where(used, new, old) if eqx.is_array(old) else old
+
+            return jax.tree.map(keep, method.adapt(stats), method) if method.adapts else method
+
         first, then = adapted(self.first, early), adapted(self.then, ~early)
         return self._replaced(first, then, self.done + 1)
 
-    def _replaced(self, *values: Any) -> "staged":
+    def _replaced(self, *values: Any) -> "Staged":
         return eqx.tree_at(lambda m: (m.first, m.then, m.done), self, values)
+
+
+def staged(first: AbstractMethod, then: AbstractMethod, steps: int) -> Staged:
+    """A [`Staged`][rcig_eqx.methods.Staged] that begins with `first`, for `steps` steps.
+
+    Raises `ValueError` for what is no method, or fewer steps than one.
+    """
+    check_counts(steps=steps)
+    for name, method in (("first", first), ("then", then)):
+        if not isinstance(method, AbstractMethod):
+            raise ValueError(f"{name} is {method!r}: pass a method, such as methods.rcig().")
+    return Staged(first, then, jnp.asarray(steps, jnp.int32), jnp.zeros((), jnp.int32))
 
 
 def default_method(

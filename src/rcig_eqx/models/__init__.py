@@ -1,6 +1,11 @@
 """Networks as Equinox modules with a body and a head."""
 
-from ._architectures import describe_network as describe_network, network_for as network_for
+from ._architectures import (
+    NETWORKS as NETWORKS,
+    convnet_for as convnet_for,
+    describe_network as describe_network,
+    network_for as network_for,
+)
 from ._blocks import ConvBlock as ConvBlock
 from ._conv import (
     average_pool as average_pool,
@@ -8,10 +13,12 @@ from ._conv import (
     max_pool as max_pool,
     softplus as softplus,
 )
-from ._convnet import ConvNet as ConvNet, convnet_for as convnet_for
+from ._convnet import ConvNet as ConvNet
+from ._mlp import MLP as MLP
 from ._network import (
     AbstractNetwork as AbstractNetwork,
     Head as Head,
+    MakeModel as MakeModel,
     Network as Network,
     count_parameters as count_parameters,
     partition as partition,
@@ -19,13 +26,25 @@ from ._network import (
     split_parameters as split_parameters,
 )
 from ._normalize import Normalize as Normalize, Statistics as Statistics
-from ._plain import VGG11 as VGG11, AlexNet as AlexNet
-from ._resnet import ResNet18 as ResNet18
 from ._training import (
     AbstractBatchNetwork as AbstractBatchNetwork,
     training_outputs as training_outputs,
     with_statistics as with_statistics,
 )
+from ._zoo import VGG11 as VGG11, AlexNet as AlexNet, ResNet18 as ResNet18
 
-# So that help() lists them.
-__all__ = [name for name in dir() if not name.startswith("_")]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "MLP",
+    "NETWORKS",
+    "AbstractBatchNetwork",
+    "AbstractNetwork",
+    "ConvNet",
+    "Head",
+    "Network",
+    "Statistics",
+    "average_pool",
+    "conv2d",
+    "convnet_for",
+    "network_for",
+    "partition",
+]

@@ -1,18 +1,30 @@
 """Ready networks by name: makers for a data set, and descriptions to make them again by."""
 
-from typing import Any, Literal, TypeGuard
+from collections.abc import Callable
+from typing import Any, Literal
 
 import equinox as eqx
+import jax
+import jax.random as jr
 from jaxtyping import PRNGKeyArray
 
-from ._blocks import AbstractBlockNetwork
-from ._convnet import ConvNet, convnet_for
-from ._normalize import check_known, check_normalization
-from ._plain import VGG11, AlexNet
-from ._resnet import ResNet18
+from .._checks import ArgumentError, check_known
+from .._registry import Registry
+from ._convnet import ConvNet
+from ._mlp import MLP
+from ._network import AbstractNetwork, MakeModel
+from ._zoo import VGG11, AlexNet, ResNet18
 
-ARCHITECTURES = {"convnet": ConvNet, "resnet18": ResNet18, "vgg11": VGG11, "alexnet": AlexNet}
-_CONVNET_ONLY = ("depth", "growth")
+NETWORKS: Registry[AbstractNetwork] = Registry(
+    "networks",
+    convnet=ConvNet.for_shape,
+    resnet18=ResNet18.for_shape,
+    vgg11=VGG11.for_shape,
+    alexnet=AlexNet.for_shape,
+    mlp=MLP.for_shape,
+)
+"""Networks by name: functions of the shape of an input, the number of classes and `key`, and of
+those of the options of [`network_for`][rcig_eqx.models.network_for] that they take."""
 
 
 class network_for(eqx.Module):
@@ -20,23 +32,24 @@ class network_for(eqx.Module):
 
     **Arguments:**
 
-    - `name`: `"convnet"`, `"resnet18"`, `"vgg11"` or `"alexnet"`; case and hyphens are as you like.
-    - `image_shape`: height, width, channels.
+    - `name`: one of `NETWORKS`; case and hyphens are as you like.
+    - `image_shape`: height, width, channels; for an `"mlp"` any shape, such as `(columns,)`.
     - `num_classes`: outputs.
-    - `width`: filters of the first convolution; the usual number if `None`, 128 for convnet and
-      alexnet, 64 for the others.
+    - `width`: filters of the first convolution, or units of a hidden layer; the usual number if
+      `None`: 128 for convnet and alexnet, 256 for mlp, 64 for the others.
     - `normalization`: `"batch"`, `"instance"`, `"layer"`, `"group"`, or `"none"`, which `None`
       means as well.
     - `softplus`: the inverse temperature to smooth the activation with, `None` for ReLU.
-      `"paper"` is 60 for a convnet of depth 3, and ReLU for the rest (appendix C).
-    - `depth`, `growth`: of a convnet alone, as in [`convnet_for`][rcig_eqx.convnet_for].
+      `"paper"` is 60 for a convnet of depth 3 and an mlp, and ReLU for the rest (appendix C).
+    - `depth`, `growth`: of a convnet, as in [`convnet_for`][rcig_eqx.convnet_for]; an mlp has a
+      `depth`, its hidden layers.
 
-    Raises `ValueError` for a name or a normalisation that is none, with the nearest that are, and
+    Raises `ValueError` for a name or a normalization that is none, with the nearest that are, and
     for options that an architecture has not.
     """
 
     name: str = eqx.field(static=True)
-    image_shape: tuple[int, int, int] = eqx.field(static=True)
+    image_shape: tuple[int, ...] = eqx.field(static=True)
     num_classes: int = eqx.field(static=True)
     width: int | None = eqx.field(static=True, default=None, kw_only=True)
     normalization: str | None = eqx.field(static=True, default=None, kw_only=True)
@@ -47,63 +60,77 @@ class network_for(eqx.Module):
     growth: int | None = eqx.field(static=True, default=None, kw_only=True)
 
     def __check_init__(self):
-        name = architecture_name(self.name)
-        check_normalization(self.normalization)
-        for option in _CONVNET_ONLY:
-            if getattr(self, option) is not None and name != "convnet":
-                raise ValueError(f"{option} is of a convnet alone: leave it out for {self.name}.")
+        architecture_name(self.name)
+        eqx.filter_eval_shape(self, jax.eval_shape(lambda: jr.key(0)))
 
-    def __call__(self, key: PRNGKeyArray) -> AbstractBlockNetwork:
+    def __call__(self, key: PRNGKeyArray) -> AbstractNetwork:
         """A fresh network."""
-        name = architecture_name(self.name)
-        options = {option: getattr(self, option) for option in ("width", *_CONVNET_ONLY)}
-        options = {option: value for option, value in options.items() if value is not None}
-        if name == "convnet":
-            return convnet_for(
-                self.image_shape,
-                self.num_classes,
-                softplus=self.softplus,
-                normalization=self.normalization,
-                **options,
-            )(key)
-        height, width, channels = self.image_shape
-        return ARCHITECTURES[name](
-            in_channels=channels,
-            image_size=(height, width),
-            num_classes=self.num_classes,
-            normalization=self.normalization,
-            softplus=None if self.softplus == "paper" else self.softplus,
-            key=key,
-            **options,
+        names = ("width", "normalization", "softplus", "depth", "growth")
+        options = {name: getattr(self, name) for name in names}
+        options = {name: value for name, value in options.items() if value is not None}
+        make = NETWORKS[architecture_name(self.name)]
+        return make(self.image_shape, self.num_classes, key=key, **options)
+
+
+def convnet_for(
+    image_shape: tuple[int, ...],
+    num_classes: int,
+    width: int = 128,
+    depth: int | None = None,
+    softplus: float | Literal["paper"] | None = "paper",
+    normalization: str | None = None,
+    growth: int = 2,
+) -> Callable[[PRNGKeyArray], ConvNet]:
+    """A function from a key to a `ConvNet` that fits a data set: what `model=` takes.
+
+    **Arguments:**
+
+    - `image_shape`: height, width, channels.
+    - `num_classes`: outputs.
+    - `width`: filters of the first block.
+    - `depth`: blocks; `None` is the paper's 3, 4 or 5 for images of up to 32, 64 or more pixels.
+    - `softplus`: `"paper"` distills depth 3 with β = 60 and the rest with ReLU (appendix C); a
+      number or `None` as in [`ConvNet`][rcig_eqx.models.ConvNet].
+    - `normalization`, `growth`: as in [`ConvNet`][rcig_eqx.models.ConvNet].
+
+    Raises `ValueError` for a size below one, an activation that is none, a normalization that is
+    none, naming the nearest, and images too small for the depth.
+    """
+    given: Any = {"width": width, "depth": depth, "growth": growth}
+    given |= {"softplus": softplus, "normalization": normalization}
+    return network_for("convnet", image_shape, num_classes, **given)  # pyright: ignore[reportReturnType]
+
+
+def default_network(shape: tuple[int, ...], num_classes: int) -> MakeModel:
+    """The paper's `ConvNet` for images, an `MLP` for rows of a table and embeddings.
+
+    Raises `ValueError` for inputs of another shape.
+    """
+    return network_for(default_architecture(shape), shape, num_classes)
+
+
+def default_architecture(shape: tuple[int, ...]) -> str:
+    """The name of the network for inputs of a shape; `ValueError` where none is ready."""
+    ready = {1: "mlp", 3: "convnet"}
+    if len(shape) not in ready:
+        raise ArgumentError(
+            "model",
+            f"is left out, and no ready network is for inputs {list(shape)}: pass a "
+            "models.Network of your own, or images[..., None] if these are images without a "
+            "channel.",
         )
+    return ready[len(shape)]
 
 
 def architecture_name(name: str) -> str:
     """The plain form of a name; `ValueError` with the nearest for one that is none."""
     plain = name.lower().replace("-", "").replace("_", "")
-    if plain not in ARCHITECTURES:
-        check_known("architecture", name, ARCHITECTURES)
-    return plain
+    if plain in NETWORKS:
+        return plain
+    check_known("architecture", name, NETWORKS)
+    return name
 
 
-def is_ready(model: Any) -> TypeGuard[AbstractBlockNetwork]:
-    """Whether a network is one of the ready ones."""
-    return isinstance(model, tuple(ARCHITECTURES.values()))
-
-
-def describe_network(model: eqx.Module) -> dict[str, Any]:
+def describe_network(model: AbstractNetwork) -> dict[str, Any]:
     """A network in plain values: its name and, of a ready one, enough to make it again."""
-    name = type(model).__name__
-    if not is_ready(model):
-        return {"name": name}
-    first = model.blocks[0]
-    description = {"name": name, "width": first.kernel.shape[-1]}
-    if isinstance(model, ConvNet):
-        description["depth"] = len(model.blocks)
-        widths = [block.kernel.shape[-1] for block in model.blocks[:2]]
-        if len(widths) == 2 and widths[1] != 2 * widths[0]:
-            description["growth"] = widths[1] // widths[0]
-    description["normalization"] = first.normalize.kind if first.normalize else "none"
-    beta = model.softplus
-    description["activation"] = "relu" if beta is None else f"softplus({beta} x) / {beta}"
-    return description
+    return {"name": type(model).__name__, **model.describe()}

@@ -1,6 +1,7 @@
 """What the ready networks are made of: blocks one after another, then a linear head."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import equinox as eqx
@@ -29,6 +30,31 @@ class AbstractBlockNetwork(AbstractBatchNetwork):
     blocks: eqx.AbstractVar[tuple[Any, ...]]
     softplus: eqx.AbstractVar[float | None]
 
+    @property
+    def independent(self) -> bool:
+        return True
+
+    @classmethod
+    def for_shape(
+        cls, shape: tuple[int, ...], num_classes: int, *, key: PRNGKeyArray, **options: Any
+    ) -> "AbstractBlockNetwork":
+        """A network for images [h w c]; what is `None` among the options is its usual one."""
+        check_is_image(shape, cls.__name__)
+        if options.get("softplus") == "paper":  # which has none but for convnets
+            options["softplus"] = None
+        given = {name: value for name, value in options.items() if value is not None}
+        check_takes(cls, given)
+        given |= {"in_channels": shape[2], "image_size": shape[:2], "num_classes": num_classes}
+        make: Any = cls
+        return make(key=key, **given)
+
+    def describe(self) -> dict[str, Any]:
+        """Its width, normalization and activation in plain values."""
+        first, activation = self.blocks[0], activation_text(self.softplus)
+        kind = first.normalize.kind if first.normalize else "none"
+        width = first.kernel.shape[-1]
+        return {"width": width, "normalization": kind, "activation": activation}
+
     def update(
         self, images: Float[Array, "n h w c"], rate: float | Scalar | None
     ) -> tuple[Float[Array, "n features"], "AbstractBlockNetwork"]:
@@ -41,20 +67,10 @@ class AbstractBlockNetwork(AbstractBatchNetwork):
 
 
 class ConvBlock(eqx.Module):
-    """Convolution, normalisation if any, activation, 2×2 pool.
+    """Convolution of filters of a `size`, normalization if any, activation if any, 2×2 pool if any.
 
-    **Arguments:**
-
-    - `in_channels`, `out_channels`: of the maps.
-    - `size`: of the filters.
-    - `padding`, `stride`: of the convolution, as in [`conv2d`][rcig_eqx.models.conv2d].
-    - `bias`: whether the convolution has one.
-    - `normalize`: the layer after it.
-    - `activate`: whether there is an activation.
-    - `softplus`: its inverse temperature, or `None` for ReLU.
-    - `pool`: `"average"`, `"max"` or `None`.
-    - `dtype`: of the parameters.
-    - `key`: source of the random kernel.
+    `padding` and `stride` are those of [`conv2d`][rcig_eqx.models.conv2d], `softplus` the inverse
+    temperature of the activation, or `None` for ReLU.
     """
 
     kernel: Float[Array, "k k in_channels out_channels"]
@@ -90,7 +106,7 @@ class ConvBlock(eqx.Module):
         self.activate, self.softplus, self.pool = activate, softplus, pool
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 o"]:
-        """The map after the pool, normalised by stored statistics where there are some."""
+        """The map after the pool, normalized by stored statistics where there are some."""
         return self.update(x, None)[0]
 
     def update(
@@ -116,7 +132,6 @@ def conv_block(
     padding: int = 1,
     stride: int = 1,
     normalization: str | None,
-    bias: bool = True,
     pool: Pool | None = None,
     dtype: DTypeLike,
     **options: Any,
@@ -134,19 +149,28 @@ def conv_block(
         )
     kind = check_normalization(normalization)
     normalize = None if kind == "none" else Normalize(kind, (height, width, filters), dtype=dtype)
-    block = ConvBlock(
-        shape[2],
-        filters,
-        size=size,
-        padding=padding,
-        stride=stride,
-        bias=bias,
-        normalize=normalize,
-        pool=pool,
-        dtype=dtype,
-        **options,
-    )
-    return block, (*pooled, filters)
+    options |= {"size": size, "padding": padding, "stride": stride, "pool": pool, "dtype": dtype}
+    return ConvBlock(shape[2], filters, normalize=normalize, **options), (*pooled, filters)
+
+
+def check_is_image(shape: tuple[int, ...], name: str) -> None:
+    """Raise `ValueError` for inputs that a network of images cannot take."""
+    if len(shape) != 3:
+        raise ValueError(
+            f"{name} takes images [h w c], and each input is {list(shape)}: pass another network "
+            "as model=, such as models.network_for('mlp', …)."
+        )
+
+
+def check_takes(network: type, options: Iterable[str]) -> None:
+    """Raise `ValueError` for an option that a network has not."""
+    for name in set(options) - inspect.signature(network).parameters.keys():
+        raise ValueError(f"{name} is no option of {network.__name__}: leave it out.")
+
+
+def activation_text(softplus: float | None) -> str:
+    """An activation in words, from its inverse temperature."""
+    return "relu" if softplus is None else f"softplus({softplus} x) / {softplus}"
 
 
 def check_options(softplus: float | None, **sizes: int) -> None:

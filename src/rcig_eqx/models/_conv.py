@@ -31,13 +31,8 @@ def conv2d(
         raise TypeError(f"The images are {x.dtype}, the kernel is {kernel.dtype}: pass one dtype.")
     edges = ((padding, padding), (padding, padding))
     if conv_formulation() == "lax":
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(stride, stride),
-            padding=edges,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        order = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(x, kernel, (stride,) * 2, edges, dimension_numbers=order)
     from ._cpu_convolution import convolve  # of JAX's less stable parts, which no GPU needs
 
     if stride == 1:
@@ -83,8 +78,7 @@ def _larger(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "...
 
 def _windows(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 2 w2 2 c"]:
     n, h, w, c = x.shape
-    x = x[:, : h // 2 * 2, : w // 2 * 2]
-    return x.reshape(n, h // 2, 2, w // 2, 2, c)
+    return x[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2, 2, c)
 
 
 def rectify(x: Float[Array, "..."], beta: float | None) -> Float[Array, "..."]:

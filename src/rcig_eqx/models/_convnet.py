@@ -1,7 +1,7 @@
 """The convolutional network of dataset distillation."""
 
 import math
-from typing import Literal
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -9,9 +9,15 @@ import jax.random as jr
 from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray
 
-from ._blocks import AbstractBlockNetwork, ConvBlock, check_options, conv_block, pair
-from ._network import Head
-from ._normalize import check_normalization
+from ._blocks import (
+    AbstractBlockNetwork,
+    ConvBlock,
+    check_is_image,
+    check_options,
+    conv_block,
+    pair,
+)
+from ._network import INITIALIZATION, Head
 
 
 class ConvNet(AbstractBlockNetwork):
@@ -30,9 +36,9 @@ class ConvNet(AbstractBlockNetwork):
     - `width`: filters of the first block. The paper's is 128.
     - `depth`: number of blocks. The paper takes 3, 4 and 5 for 28–32, 64 and 128 pixels.
     - `normalization`: `"batch"`, `"instance"`, `"layer"` or `"group"`, between convolution and
-      activation, as [`Normalize`][rcig_eqx.models.Normalize] has them; `"none"` or `None`, the
+      activation, as `Normalize` has them; `"none"` or `None`, the
       paper's default, for none.
-    - `softplus`: the inverse temperature β of softplus(βx)/β, which the paper distils with at
+    - `softplus`: the inverse temperature β of softplus(βx)/β, which the paper distills with at
       depth 3 (β = 60); `None` for ReLU, which it evaluates with.
     - `growth`: how many times as many filters each block has as the one before.
     - `dtype`: of the parameters, whether or not JAX has 64-bit numbers switched on.
@@ -64,77 +70,48 @@ class ConvNet(AbstractBlockNetwork):
         if min((side + 2 * first_padding - 2) // 2**depth for side in (height, width_px)) < 1:
             raise ValueError(
                 f"Images of {height}×{width_px} pixels are too small for depth={depth}: every "
-                f"block halves them. Use a smaller depth."
+                "block halves them. Use a smaller depth."
             )
         *block_keys, head_key = jr.split(key, depth + 1)
         shape, blocks = (height, width_px, in_channels), []
-        for i in range(depth):
-            block, shape = conv_block(
-                shape,
-                width * growth**i,
-                padding=first_padding if i == 0 else 1,
-                normalization=normalization,
-                pool="average",
-                softplus=softplus,
-                dtype=dtype,
-                key=block_keys[i],
-            )
+        given: Any = {"normalization": normalization, "softplus": softplus, "dtype": dtype}
+        for i, block_key in enumerate(block_keys):
+            given |= {"padding": 1 if i else first_padding, "key": block_key}
+            block, shape = conv_block(shape, width * growth**i, pool="average", **given)
             blocks.append(block)
         self.blocks = tuple(blocks)
         self.head = Head(math.prod(shape), num_classes, dtype=dtype, key=head_key)
         self.softplus = softplus
 
+    @classmethod
+    def for_shape(
+        cls, shape: tuple[int, ...], num_classes: int, *, key: PRNGKeyArray, **options: Any
+    ) -> "ConvNet":
+        """A network for images [h w c], as `convnet_for` makes it; ReLU without `softplus`."""
+        check_is_image(shape, "ConvNet")
+        size = max(shape[:2])
+        depth = options.setdefault("depth", 3 if size <= 32 else 4 if size <= 64 else 5)
+        if options.get("softplus") == "paper":
+            options["softplus"] = 60.0 if depth == 3 else None
+        sizes: Any = {"in_channels": shape[2], "image_size": shape[:2]}
+        return cls(**sizes, num_classes=num_classes, key=key, **options)
 
-class convnet_for(eqx.Module):
-    """A function from a key to a `ConvNet` that fits a data set: what `model=` takes.
+    def describe(self) -> dict[str, Any]:
+        """Its width, depth, growth if it is not 2, normalization and activation in plain values."""
+        widths = [block.kernel.shape[-1] for block in self.blocks[:2]]
+        grown = len(widths) == 2 and widths[1] != 2 * widths[0]
+        growth = {"growth": widths[1] // widths[0]} if grown else {}
+        rest = super().describe()
+        return {"width": rest.pop("width"), "depth": len(self.blocks), **growth, **rest}
 
-    **Arguments:**
-
-    - `image_shape`: height, width, channels.
-    - `num_classes`: outputs.
-    - `width`: filters of the first block.
-    - `depth`: blocks; `None` is the paper's 3, 4 or 5 for images of up to 32, 64 or more pixels.
-    - `softplus`: `"paper"` distils depth 3 with β = 60 and the rest with ReLU (appendix C); a
-      number or `None` as in [`ConvNet`][rcig_eqx.ConvNet].
-    - `normalization`, `growth`: as in [`ConvNet`][rcig_eqx.ConvNet].
-
-    Raises `ValueError` for a size below one, an activation that is none, and a normalisation that
-    is none, naming the nearest.
-    """
-
-    image_shape: tuple[int, int, int] = eqx.field(static=True)
-    num_classes: int = eqx.field(static=True)
-    width: int = eqx.field(static=True, default=128)
-    depth: int | None = eqx.field(static=True, default=None)
-    softplus: float | Literal["paper"] | None = eqx.field(static=True, default="paper")
-    normalization: str | None = eqx.field(static=True, default=None)
-    growth: int = eqx.field(static=True, default=2)
-
-    def __check_init__(self):
-        check_normalization(self.normalization)
-        softplus = None if self.softplus == "paper" else self.softplus
-        depth = 3 if self.depth is None else self.depth
-        sizes = {"num_classes": self.num_classes, "width": self.width, "growth": self.growth}
-        check_options(softplus, **sizes, depth=depth)
-
-    def __call__(self, key: PRNGKeyArray) -> ConvNet:
-        """A fresh network."""
-        height, width_px, channels = self.image_shape
-        depth = self.depth
-        if depth is None:
-            size = max(height, width_px)
-            depth = 3 if size <= 32 else 4 if size <= 64 else 5
-        softplus = self.softplus
-        if softplus == "paper":
-            softplus = 60.0 if depth == 3 else None
-        return ConvNet(
-            in_channels=channels,
-            image_size=(height, width_px),
-            num_classes=self.num_classes,
-            width=self.width,
-            depth=depth,
-            normalization=self.normalization,
-            softplus=softplus,
-            growth=self.growth,
-            key=key,
-        )
+    def layout(self) -> dict[str, Any]:
+        normalized = self.blocks[0].normalize is not None
+        growth = self.describe().get("growth", 2)
+        return {
+            "padding": [block.padding for block in self.blocks],
+            "blocks": f"convolution 3x3 of width * {growth}^i filters with bias, stride 1, "
+            f"zero-padded by padding[i]; {'normalization; ' if normalized else ''}activation; mean "
+            "over 2x2, stride 2, an odd last row or column dropped",
+            "head": "features flattened in the order h, w, c; one linear layer with bias",
+            "initialization": INITIALIZATION,
+        }

@@ -42,14 +42,8 @@ def _forward(x, kernel, *, padding, groups=1):
         x = lax.pad(x, zero, [nothing, *((*edge, 0) for edge in padding), odd])
         kernel = lax.pad(kernel, zero, [nothing, nothing, odd, nothing])
         x, padding = lax.optimization_barrier(x), ((0, 0), (0, 0))
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(1, 1),
-        padding=padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
+    given = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": groups}
+    return lax.conv_general_dilated(x, kernel, (1, 1), padding, **given)
 
 
 def _few_large_windows(x, kernel, padding) -> bool:

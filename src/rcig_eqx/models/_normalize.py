@@ -1,14 +1,12 @@
-"""Normalisation layers, and what batch normalisation stores."""
-
-import difflib
-from collections.abc import Iterable
-from typing import Any
+"""Normalization layers, and what batch normalization stores."""
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Scalar
+
+from .._checks import check_known
 
 NORMALIZATIONS = ("none", "batch", "instance", "layer", "group")
 _GROUPS = 4
@@ -45,7 +43,7 @@ class Normalize(eqx.Module):
     - `kind`: one of the four.
     - `shape`: height, width and channels of the inputs.
 
-    Raises `ValueError` for a kind that is none, and for a shape that it cannot normalise.
+    Raises `ValueError` for a kind that is none, and for a shape that it cannot normalize.
     """
 
     scale: Float[Array, "..."]
@@ -59,8 +57,8 @@ class Normalize(eqx.Module):
             raise ValueError('kind is "none": leave the layer out.')
         if kind == "instance" and height * width == 1:
             raise ValueError(
-                "A map of one pixel has no variance of its own, so that instance normalisation "
-                "leaves nothing of it: use larger images or another normalisation."
+                "A map of one pixel has no variance of its own, so that instance normalization "
+                "leaves nothing of it: use larger images or another normalization."
             )
         if kind == "group" and channels % _GROUPS:
             raise ValueError(
@@ -69,17 +67,16 @@ class Normalize(eqx.Module):
             )
         learned = shape if kind == "layer" else (channels,)
         self.scale, self.shift = jnp.ones(learned, dtype), jnp.zeros(learned, dtype)
-        self.statistics = None
+        self.statistics, self.kind = None, kind
         if kind == "batch":
             self.statistics = Statistics(jnp.zeros(channels, dtype), jnp.ones(channels, dtype))
-        self.kind = kind
 
     def update(
         self, x: Float[Array, "n h w c"], rate: float | Scalar | None
     ) -> tuple[Float[Array, "n h w c"], "Normalize"]:
-        """The normalised inputs, and this layer.
+        """The normalized inputs, and this layer.
 
-        With a `rate`, `"batch"` normalises by the batch at hand, and moves what the layer that is
+        With a `rate`, `"batch"` normalizes by the batch at hand, and moves what the layer that is
         returned has stored this far towards it: 1 is all the way.
         """
         if self.statistics is None:
@@ -114,13 +111,3 @@ def check_normalization(kind: str | None) -> str:
     kind = "none" if kind is None else kind
     check_known("normalization", kind, NORMALIZATIONS)
     return kind
-
-
-def check_known(what: str, name: Any, known: Iterable[str]) -> None:
-    """Raise `ValueError` for a name that is not known, with the nearest ones that are."""
-    known = list(known)
-    if name in known:
-        return
-    near = difflib.get_close_matches(str(name).lower(), known, n=2, cutoff=0.5)
-    meant = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    raise ValueError(f"{what}={name!r} is not known: {meant}pass one of {', '.join(known)}.")

@@ -8,7 +8,7 @@ from ._attacks import (
     all_attacks as all_attacks,
     logistic_regression as logistic_regression,
     mlp as mlp,
-    nearest_neighbours as nearest_neighbours,
+    nearest_neighbors as nearest_neighbors,
     random_forest as random_forest,
 )
 from ._lira import (
@@ -19,16 +19,29 @@ from ._lira import (
     train_shadows as train_shadows,
 )
 from ._membership import chunks as chunks, membership_inference as membership_inference
-from ._plot import save_curves as save_curves, save_roc as save_roc
-from ._report import PrivacyCurve as PrivacyCurve, PrivacyReport as PrivacyReport, join as join
+from ._report import (
+    PrivacyCurve as PrivacyCurve,
+    PrivacyReport as PrivacyReport,
+    join as join,
+    save_curves as save_curves,
+    save_roc as save_roc,
+)
 from ._roc import Auc as Auc, Roc as Roc, auc as auc, roc as roc
 from ._train import (
     Preprocessed as Preprocessed,
     confidence as confidence,
-    distil_then_train as distil_then_train,
+    distill_then_train as distill_then_train,
     train_on as train_on,
     train_with_snapshots as train_with_snapshots,
 )
 
-# So that help() lists them.
-__all__ = [name for name in dir() if not name.startswith("_")]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "AbstractAttack",
+    "distill_then_train",
+    "lira",
+    "membership_inference",
+    "save_curves",
+    "save_roc",
+    "train_on",
+    "train_shadows",
+]

@@ -1,6 +1,7 @@
 """Attacks on one network: from what it says of an image to whether it was trained on it."""
 
 import abc
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -63,8 +64,8 @@ class AbstractAttack(eqx.Module):
         on. That makes the interval too wide rather than too narrow.
         """
         areas = [auc(m, o) for m, o in self.scores(members, others, key=key)]
-        mean = lambda values: float(np.mean(values))  # noqa: E731
-        return Auc(mean([a.value for a in areas]), mean([a.error for a in areas]))
+        value, error = np.mean([(area.value, area.error) for area in areas], axis=0)
+        return Auc(float(value), float(error))
 
 
 class Threshold(AbstractAttack):
@@ -114,19 +115,16 @@ class TrainedAttack(AbstractAttack):
                 warnings.simplefilter("ignore")  # one that has not converged is an attack as well
                 classifier.fit(np.concatenate(seen), is_member)
             member = list(classifier.classes_).index(True)
-            pair = [classifier.predict_proba(fold[held_out])[:, member] for fold in folds]
-            scored.append((pair[0], pair[1]))
+            scored.append(
+                tuple(classifier.predict_proba(fold[held_out])[:, member] for fold in folds)
+            )
         return tuple(scored)
 
 
 def logistic_regression() -> TrainedAttack:
-    """Logistic regression on standardised features. Needs scikit-learn, the extra `privacy`."""
-    sklearn = _sklearn()
-
-    def make(seed: int):
-        return _standardised(sklearn.linear_model.LogisticRegression(random_state=seed))
-
-    return TrainedAttack("LR", make)
+    """Logistic regression on standardized features. Needs scikit-learn, the extra `privacy`."""
+    classifier = _sklearn().linear_model.LogisticRegression
+    return TrainedAttack("LR", lambda seed: _standardized(classifier(random_state=seed)))
 
 
 def mlp(hidden: tuple[int, ...] = (64,)) -> TrainedAttack:
@@ -134,48 +132,30 @@ def mlp(hidden: tuple[int, ...] = (64,)) -> TrainedAttack:
 
     Needs scikit-learn, the extra `privacy`.
     """
-    sklearn = _sklearn()
-
-    def make(seed: int):
-        classifier = sklearn.neural_network.MLPClassifier(
-            hidden, learning_rate_init=3e-3, alpha=1e-3, early_stopping=True, random_state=seed
-        )
-        return _standardised(classifier)
-
-    return TrainedAttack("MLP", make)
+    given = {"learning_rate_init": 3e-3, "alpha": 1e-3, "early_stopping": True}
+    classifier = functools.partial(_sklearn().neural_network.MLPClassifier, hidden, **given)
+    return TrainedAttack("MLP", lambda seed: _standardized(classifier(random_state=seed)))
 
 
 def random_forest(trees: int = 100) -> TrainedAttack:
     """A random forest with at least five images a leaf. Needs scikit-learn, the extra `privacy`."""
-    sklearn = _sklearn()
-
-    def make(seed: int):
-        return sklearn.ensemble.RandomForestClassifier(trees, min_samples_leaf=5, random_state=seed)
-
-    return TrainedAttack("RF", make)
+    classifier = functools.partial(_sklearn().ensemble.RandomForestClassifier, trees)
+    return TrainedAttack("RF", lambda seed: classifier(min_samples_leaf=5, random_state=seed))
 
 
-def nearest_neighbours(neighbours: int = 15) -> TrainedAttack:
-    """Votes of the nearest images in standardised features.
-
-    Needs scikit-learn, the extra `privacy`.
-    """
-    sklearn = _sklearn()
-
-    def make(seed: int):
-        del seed
-        return _standardised(sklearn.neighbors.KNeighborsClassifier(neighbours))
-
-    return TrainedAttack("KNN", make)
+def nearest_neighbors(neighbors: int = 15) -> TrainedAttack:
+    """Votes of the nearest images, features standardized. Needs scikit-learn, as all of these."""
+    classifier = _sklearn().neighbors.KNeighborsClassifier
+    return TrainedAttack("KNN", lambda _: _standardized(classifier(neighbors)))
 
 
 def all_attacks() -> tuple[AbstractAttack, ...]:
     """The five of the paper's Table 5, one fixed setting each, where TensorFlow Privacy, which the
     paper uses, searches a grid. Needs scikit-learn, the extra `privacy`."""
-    return (Threshold(), logistic_regression(), mlp(), random_forest(), nearest_neighbours())
+    return (Threshold(), logistic_regression(), mlp(), random_forest(), nearest_neighbors())
 
 
-def _standardised(classifier: Any) -> Any:
+def _standardized(classifier: Any) -> Any:
     sklearn = _sklearn()
     return sklearn.pipeline.make_pipeline(sklearn.preprocessing.StandardScaler(), classifier)
 

@@ -19,12 +19,12 @@ from jaxtyping import Array, Bool, Float, Float64, Int, Num, PRNGKeyArray, Shape
 from rich.progress import track
 
 from .._backend import networks_at_once
-from .._checks import check_counts
-from .._distill import check_key
-from .._evaluate import each_row
+from .._checks import check_counts, check_key
 from ..data._arrays import plain_array
+from ..evaluation._evaluate import each_row
+from ..evaluation._train_network import outputs_of
 from ._roc import Auc, Roc, roc
-from ._train import Images, Train, confidence, outputs_of
+from ._train import Images, Train, confidence
 
 _FEW = 64  # networks with or without an image, below which one variance serves all (Carlini et al.)
 _RESAMPLES = 200
@@ -57,10 +57,10 @@ def train_shadows(
 
     **Arguments:**
 
-    - `train`: a function `(images [m h w c], labels [m], key)` to a function from images to
+    - `train`: a function `(images [m *shape], labels [m], key)` to a function from images to
       logits, such as [`train_on`][rcig_eqx.privacy.train_on] or
-      [`distil_then_train`][rcig_eqx.privacy.distil_then_train] make.
-    - `images`: `[n h w c]`, as `train` takes them, an even number.
+      [`distill_then_train`][rcig_eqx.privacy.distill_then_train] make.
+    - `images`: `[n *shape]`, as `train` takes them, an even number.
     - `labels`: integers `[n]`.
     - `key`: source of all randomness.
     - `num_shadows`: networks, an even number of at least 6: each image is in half of them.
@@ -69,7 +69,7 @@ def train_shadows(
     - `progress`: whether to show a progress bar.
     """
     check_key(key)
-    check_counts(num_shadows=num_shadows, **({} if at_once is None else {"at_once": at_once}))
+    check_counts(num_shadows=num_shadows, at_once=1 if at_once is None else at_once)
     if num_shadows < 6 or num_shadows % 2:
         raise ValueError(f"num_shadows is {num_shadows}: choose an even number of at least 6.")
     images = plain_array(np.asanyarray(images), "images")
@@ -86,33 +86,26 @@ def train_shadows(
     chosen = np.stack([np.sort(half) for order in orders for half in np.split(order, 2)])
     inside = np.zeros((num_shadows, n), bool)
     np.put_along_axis(inside, chosen, True, axis=1)
+    whole = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
     if not jit:
         rows = track(list(zip(chosen, keys, strict=True)), "shadows", disable=not progress)
-        sure = [_score(train(images[c], labels[c], k), images, labels)[None] for c, k in rows]
+        sure = [_confidence(train(images[c], labels[c], k), *whole)[None] for c, k in rows]
         return Shadows(np.concatenate(sure), inside)
     at_once = min(at_once or networks_at_once(num_shadows), num_shadows)
-    device_images, device_labels = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
-    starts = range(0, num_shadows, at_once)
     sure = []
-    for start in track(starts, "shadows", disable=not progress):
+    for start in track(range(0, num_shadows, at_once), "shadows", disable=not progress):
         own = slice(start, start + at_once)
         try:
-            made = _train_and_score(
-                train, device_images, device_labels, jnp.asarray(chosen[own]), jnp.stack(keys[own])
-            )
+            made = _train_and_score(train, *whole, jnp.asarray(chosen[own]), jnp.stack(keys[own]))
         except jax.errors.TracerArrayConversionError as error:
             raise ValueError("train cannot be jitted: pass jit=False to train_shadows.") from error
         sure.append(np.asarray(made))
     return Shadows(np.concatenate(sure), inside)
 
 
-def _score(predict: Callable[[Any], Array], images: Any, labels: Any) -> np.ndarray:
-    return np.asarray(_outputs_and_confidence(predict, jnp.asarray(images), jnp.asarray(labels)))
-
-
 @eqx.filter_jit
-def _outputs_and_confidence(
-    predict: Callable[[Any], Array], images: Num[Array, "n h w c"], labels: Int[Array, " n"]
+def _confidence(
+    predict: Callable[[Any], Array], images: Num[Array, "n *shape"], labels: Int[Array, " n"]
 ) -> Float[Array, " n"]:
     return confidence(outputs_of(predict, images), labels)
 
@@ -120,14 +113,13 @@ def _outputs_and_confidence(
 @eqx.filter_jit
 def _train_and_score(
     train: Train,
-    images: Num[Array, "n h w c"],
+    images: Num[Array, "n *shape"],
     labels: Int[Array, " n"],
     chosen: Int[Array, "networks m"],
     keys: Shaped[Array, "networks ..."],
 ) -> Float[Array, "networks n"]:
     def one(chosen: Array, key: PRNGKeyArray) -> Array:
-        predict = train(images[chosen], labels[chosen], key)
-        return confidence(outputs_of(predict, images), labels)
+        return _confidence(train(images[chosen], labels[chosen], key), images, labels)
 
     return each_row(one, chosen, keys)
 
@@ -223,17 +215,15 @@ class LiraReport:
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the curve as plain values, `null` for NaN."""
-        plain = lambda x: None if math.isnan(x) else x  # noqa: E731
+        tpr = [{"fpr": fpr, "value": x, "error": e} for fpr, (x, e) in self.tpr.items()]
+        tpr = [{k: None if math.isnan(v) else v for k, v in each.items()} for each in tpr]
         return {
             "attack": "lira",
             "offline": self.offline,
             "networks": self.networks,
             "images": self.images,
-            "auc": {"value": self.auc.value, "error": self.auc.error},
-            "tpr": [
-                {"fpr": fpr, "value": plain(value), "error": plain(error)}
-                for fpr, (value, error) in self.tpr.items()
-            ],
+            "auc": dataclasses.asdict(self.auc),
+            "tpr": tpr,
             "smallest_fpr": self.curve.smallest_fpr,
         }
 
@@ -254,8 +244,7 @@ def lira(
 
     - `shadows`: of [`train_shadows`][rcig_eqx.privacy.train_shadows].
     - `key`: of the bootstrap.
-    - `offline`, `fixed_variance`: as in
-      [`likelihood_ratio`][rcig_eqx.privacy.likelihood_ratio].
+    - `offline`, `fixed_variance`: as in `likelihood_ratio`.
     """
     check_key(key)
     inside = shadows.inside

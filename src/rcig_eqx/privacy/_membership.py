@@ -12,20 +12,19 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 from rich.progress import track
 
 from .._backend import networks_at_once
-from .._checks import check_counts
-from .._classes import renumbered
-from .._coreset import Coreset, centred_labels, check_coreset
-from .._distill import check_key, check_model, describe_model
-from .._evaluate import each_row, fresh_network
+from .._checks import check_counts, check_key
+from .._coreset import Coreset, centered_labels, check_coreset
 from .._losses import InnerLoss
-from .._pool import MakeModel
-from .._result import DistillResult
-from .._train_network import mean_squared
 from ..data import Dataset, apply_in_chunks, default_preprocess
+from ..evaluation._classes import renumbered
+from ..evaluation._evaluate import each_row, fresh_network
+from ..evaluation._train_network import mean_squared, outputs_of
+from ..io._result import DistillResult
+from ..models import MakeModel
+from ..models._check import check_model, describe_model
 from ._attacks import AbstractAttack, Observations, all_attacks
 from ._report import PrivacyCurve, PrivacyReport
-from ._roc import Auc
-from ._train import outputs_of, train_with_snapshots
+from ._train import check_rising, train_with_snapshots
 
 SNAPSHOTS = (125, 250, 500, 1000, 2000, 4000, 8000, 16000)
 
@@ -65,8 +64,8 @@ def membership_inference(
     - `at`: training steps at which the networks are attacked. The learning rate falls towards the
       last.
     - `num_networks`: fresh networks of each set.
-    - `learning_rate`, `batch_size`: of Adam, as in [`train_network`][rcig_eqx.train_network].
-    - `loss`: what the networks minimise; the attackers see it too, image by image, at the true
+    - `learning_rate`, `batch_size`: of Adam, as in `train_network`.
+    - `loss`: what the networks minimize; the attackers see it too, image by image, at the true
       label one-hot − 1/C times the mean height of the labels trained on.
     - `at_once`: networks trained together by `vmap`; chosen by the backend if `None`.
     - `progress`: whether to show a progress bar.
@@ -75,11 +74,10 @@ def membership_inference(
     scikit-learn unless `attacks` needs none.
     """
     check_key(key)
-    counts = {} if at_once is None else {"at_once": at_once}
-    check_counts(num_networks=num_networks, batch_size=batch_size, **counts)
+    check_counts(num_networks=num_networks, batch_size=batch_size)
+    check_counts(at_once=1 if at_once is None else at_once)
     at = tuple(int(step) for step in at)
-    if not at or any(b <= a for a, b in zip((0, *at), at, strict=False)):
-        raise ValueError(f"at is {at!r}: pass rising numbers of steps, such as (125, 250, 500).")
+    check_rising(at)
     attacks = tuple(all_attacks() if attacks is None else attacks)
     _check_attacks(attacks)
     train, test = (Dataset.from_arrays(*x) if isinstance(x, tuple) else x for x in (train, test))
@@ -96,8 +94,8 @@ def membership_inference(
     members, others = np.split(np.arange(len(labels)), [len(train)])
 
     jobs = [(s, start) for s in coresets for start in range(0, num_networks, at_once)]
-    accuracy: dict[str, list[list[float]]] = {name: [] for name in coresets}
-    areas: dict[str, list[list[list[Auc]]]] = {name: [] for name in coresets}
+    accuracy = {name: np.empty((num_networks, len(at))) for name in coresets}
+    areas = {name: np.empty((num_networks, len(at), len(attacks), 2)) for name in coresets}
     seen, images = None, jnp.zeros(0)
     for name, start in track(jobs, "membership inference", disable=not progress):
         coreset = coresets[name]
@@ -109,32 +107,23 @@ def membership_inference(
         logits, losses = _train_and_observe(
             model, X, y, images, labels, own_keys, at, learning_rate, batch_size, loss
         )
-        for network in range(len(own_keys)):
-            accuracy[name].append([])
-            areas[name].append([])
-            for snapshot in range(len(at)):
-                view = Observations(
-                    np.asarray(logits[network, snapshot]), np.asarray(losses[network, snapshot])
-                )
-                hits = view.logits[others].argmax(1) == test.labels
-                accuracy[name][-1].append(float(hits.mean()))
-                sides = view.take(members), view.take(others)
-                attack_key, *keys = jr.split(attack_key, 1 + len(attacks))
-                pairs = zip(attacks, keys, strict=True)
-                areas[name][-1].append([attack(*sides, key=k) for attack, k in pairs])
+        logits, losses = np.asarray(logits), np.asarray(losses)
+        for network, snapshot in np.ndindex(losses.shape[:2]):
+            view = Observations(logits[network, snapshot], losses[network, snapshot])
+            at_view = start + network, snapshot
+            accuracy[name][at_view] = (view.logits[others].argmax(1) == test.labels).mean()
+            sides = view.take(members), view.take(others)
+            attack_key, *keys = jr.split(attack_key, 1 + len(attacks))
+            found = [attack(*sides, key=k) for attack, k in zip(attacks, keys, strict=True)]
+            areas[name][at_view] = [(area.value, area.error) for area in found]
 
     curves = {}
-    for name in coresets:
-        value, error = (
-            np.array([[[getattr(a, f) for a in s] for s in n] for n in areas[name]])
-            for f in ("value", "error")
+    for name, found in areas.items():
+        auc, error = (
+            {attack.name: found[..., i, part] for i, attack in enumerate(attacks)}
+            for part in (0, 1)
         )
-        named = list(enumerate(attack.name for attack in attacks))
-        curves[name] = PrivacyCurve(
-            np.array(accuracy[name]),
-            {a: value[..., i] for i, a in named},
-            {a: error[..., i] for i, a in named},
-        )
+        curves[name] = PrivacyCurve(accuracy[name], auc, error)
     settings = {
         "model": describe_model(model),
         "learning_rate": learning_rate,
@@ -148,9 +137,9 @@ def membership_inference(
 @eqx.filter_jit
 def _train_and_observe(
     make_model: MakeModel,
-    X: Float[Array, "m h w c"],
+    X: Float[Array, "m *shape"],
     y: Float[Array, "m classes"],
-    images: Float[Array, "n h w c"],
+    images: Float[Array, "n *shape"],
     labels: Int[Array, " n"],
     keys: Shaped[Array, "networks ..."],
     at: tuple[int, ...],
@@ -161,20 +150,12 @@ def _train_and_observe(
     """Logits and losses of all images by networks trained on (X, y), at each snapshot."""
     top = y.max(axis=1)
     height = jnp.mean(top - (y.sum(axis=1) - top) / (y.shape[1] - 1))  # 1 for one-hot - 1/C
-    targets = centred_labels(labels, y.shape[1]) * height
+    targets = centered_labels(labels, y.shape[1]) * height
 
     def one(key: PRNGKeyArray) -> tuple[Array, Array]:
         model_key, train_key = jr.split(key)
-        networks = train_with_snapshots(
-            make_model(model_key),
-            X,
-            y,
-            at=at,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            loss=loss,
-            key=train_key,
-        )
+        given: Any = {"learning_rate": learning_rate, "batch_size": batch_size, "loss": loss}
+        networks = train_with_snapshots(make_model(model_key), X, y, at=at, key=train_key, **given)
         arrays, static = eqx.partition(networks, eqx.is_array)
         logits = jax.lax.map(lambda a: outputs_of(eqx.combine(a, static), images), arrays)
         losses = jax.vmap(jax.vmap(lambda f, t: loss(f[None], t[None])), (0, None))(logits, targets)
@@ -205,10 +186,8 @@ def _check_attacks(attacks: Sequence[Any]) -> None:
     """Raise `ValueError` unless they are attacks with a name each."""
     for attack in attacks:
         if not isinstance(attack, AbstractAttack):
-            raise ValueError(
-                f"attacks holds {attack!r}: pass values such as privacy.Threshold() or "
-                "privacy.mlp()."
-            )
+            advice = "pass values such as privacy.Threshold() or privacy.mlp()."
+            raise ValueError(f"attacks holds {attack!r}: {advice}")
     names = [attack.name for attack in attacks]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"attacks are {names}: pass at least one, each with its own name.")
@@ -219,9 +198,8 @@ def _training_sets(sets: Any, train: Any, test: Any) -> tuple[dict[str, Coreset]
     alike in all; `ValueError` for those that do not fit."""
     for name, value in (("train", train), ("test", test)):
         if not isinstance(value, Dataset):
-            raise ValueError(
-                f"{name} is a {type(value).__name__}: pass a Dataset or (images, labels)."
-            )
+            kind = type(value).__name__
+            raise ValueError(f"{name} is a {kind}: pass a Dataset or (images, labels).")
     names = train.class_names
     if isinstance(sets, DistillResult):
         names = sets.class_names
@@ -243,27 +221,21 @@ def _training_sets(sets: Any, train: Any, test: Any) -> tuple[dict[str, Coreset]
                 continue  # the coreset without one is refused below
             value = renumbered(value, names, count, what=f"the set {name!r}")
             images = jnp.asarray(apply_in_chunks(preprocess, value.images))
-            labels = centred_labels(value.labels, count)
+            labels = centered_labels(value.labels, count)
             value = Coreset(images, labels, jnp.zeros(()), preprocess)
+        what, advice = f"The set {name!r}", "pass those it was made from."
         if not isinstance(value, Coreset):
-            raise ValueError(
-                f"The set {name!r} is a {type(value).__name__}: pass a Coreset or a Dataset."
-            )
-        check_coreset(value, f"The set {name!r}")
+            kind = type(value).__name__
+            raise ValueError(f"{what} is a {kind}: pass a Coreset or a Dataset.")
+        check_coreset(value, what)
         if value.preprocess is None:
-            raise ValueError(
-                f"The set {name!r} does not carry its preprocessing: set its preprocess field."
-            )
+            raise ValueError(f"{what} does not carry its preprocessing: set its preprocess field.")
         for which, images in (("train", train), ("test", test)):
-            if images.image_shape != value.images.shape[1:]:
-                raise ValueError(
-                    f"The set {name!r} has images {value.images.shape[1:]} and {which} has "
-                    f"{images.image_shape}: pass those it was made from."
-                )
-            if images.num_classes > value.num_classes:
-                raise ValueError(
-                    f"The set {name!r} has {value.num_classes} classes and {which} has "
-                    f"{images.num_classes}: pass those it was made from."
-                )
+            here, there = value.images.shape[1:], images.image_shape
+            if there != here:
+                raise ValueError(f"{what} has images {here} and {which} has {there}: {advice}")
+            here, there = value.num_classes, images.num_classes
+            if there > here:
+                raise ValueError(f"{what} has {here} classes and {which} has {there}: {advice}")
         coresets[str(name)] = value
     return coresets, train, test

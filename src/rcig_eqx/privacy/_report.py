@@ -1,12 +1,16 @@
-"""Accuracies and attacks along training: as numbers, as text, and as JSON."""
+"""Accuracies and attacks along training: as numbers, text, JSON and pictures."""
 
 import dataclasses
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
+from ..io._plot import label, matplotlib_figure, write_figure
+from ._lira import LiraReport
 from ._roc import Auc
 
 
@@ -35,9 +39,8 @@ class PrivacyCurve:
         areas, variance = self.auc[attack], (self.error[attack] ** 2).mean(0)
         if len(areas) > 1:
             variance = variance + areas.var(0, ddof=1) / len(areas)
-        return tuple(
-            Auc(float(a), float(v) ** 0.5) for a, v in zip(areas.mean(0), variance, strict=True)
-        )
+        means = zip(areas.mean(0), variance, strict=True)
+        return tuple(Auc(float(a), float(v) ** 0.5) for a, v in means)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +48,7 @@ class PrivacyReport:
     """Membership inference against networks trained on several sets.
 
     - `steps`: training steps at each snapshot.
-    - `curves`: a [`PrivacyCurve`][rcig_eqx.privacy.PrivacyCurve] by the set's name.
+    - `curves`: a `PrivacyCurve` by the set's name.
     - `members`, `others`: how many images of either.
     - `settings`: how the networks were trained, in plain values.
     """
@@ -97,13 +100,12 @@ class PrivacyReport:
     @classmethod
     def from_json(cls, report: dict[str, Any]) -> "PrivacyReport":
         """What `to_json` gave, read again. Raises `ValueError` for anything else."""
-        read = lambda numbers: np.array(numbers, np.float64)  # noqa: E731
         try:
             curves = {
                 name: PrivacyCurve(
-                    read(curve["accuracy"]),
-                    {attack: read(numbers) for attack, numbers in curve["auc"].items()},
-                    {attack: read(numbers) for attack, numbers in curve["error"].items()},
+                    np.array(curve["accuracy"], float),
+                    {a: np.array(x, float) for a, x in curve["auc"].items()},
+                    {a: np.array(x, float) for a, x in curve["error"].items()},
                 )
                 for name, curve in report["curves"].items()
             }
@@ -130,16 +132,72 @@ def join(reports: Sequence[PrivacyReport]) -> PrivacyReport:
             raise ValueError(
                 f"The reports have different sets, {list(first.curves)} and {list(report.curves)}."
             )
-
-    def stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
-        return np.concatenate(arrays)
-
     curves = {}
     for name in first.curves:
         own = [report.curves[name] for report in reports]
         curves[name] = PrivacyCurve(
-            stack([c.accuracy for c in own]),
-            {a: stack([c.auc[a] for c in own]) for a in first.attacks},
-            {a: stack([c.error[a] for c in own]) for a in first.attacks},
+            np.concatenate([c.accuracy for c in own]),
+            {a: np.concatenate([c.auc[a] for c in own]) for a in first.attacks},
+            {a: np.concatenate([c.error[a] for c in own]) for a in first.attacks},
         )
     return dataclasses.replace(first, curves=curves)
+
+
+def save_curves(
+    report: PrivacyReport, path: str | os.PathLike[str], *, attack: str = "MLP", title: str = ""
+) -> Path:
+    """Test accuracy and an attack's AUC against training steps (Figures 3, 6 and 7 of the paper).
+
+    Bands are the networks' standard deviation, and the 95% interval of the mean AUC. A PNG, or
+    PDF by the suffix. Needs matplotlib, the extra `plot`.
+    """
+    for curve in report.curves.values():
+        curve.mean_auc(attack)  # a name that is none is told before anything is drawn
+    figure = matplotlib_figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, curve in report.curves.items():
+        accuracy = 100 * curve.accuracy
+        mean, spread = accuracy.mean(0), accuracy.std(0)
+        areas = curve.mean_auc(attack)
+        ends = np.array([area.interval() for area in areas]).T
+        for axis, centre, (low, high) in (
+            (left, mean, (mean - spread, mean + spread)),
+            (right, np.array([area.value for area in areas]), ends),
+        ):
+            (line,) = axis.plot(report.steps, centre, marker="o", markersize=3, label=label(name))
+            axis.fill_between(report.steps, low, high, color=line.get_color(), alpha=0.2, lw=0)
+    right.axhline(0.5, color="0.5", lw=0.8, ls=":")
+    left.set(ylabel="test accuracy (%)")
+    right.set(
+        ylabel=label(f"AUC of the {attack} attack"), ylim=(min(0.45, right.get_ylim()[0]), 1.0)
+    )
+    for axis in (left, right):
+        axis.set_xscale("log", base=2)
+        axis.set(xlabel="training step", xticks=report.steps)
+        axis.set_xticklabels([f"{n // 1000}k" if n % 1000 == 0 else str(n) for n in report.steps])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3, lw=0.5)
+    left.legend(frameon=False)
+    figure.suptitle(label(title), fontsize=12)
+    return write_figure(figure, path)
+
+
+def save_roc(reports: Mapping[str, LiraReport], path: str | os.PathLike[str]) -> Path:
+    """ROC curves of the likelihood-ratio attack on log axes, each from its smallest rate on.
+
+    A PNG, or PDF by the suffix. Needs matplotlib, the extra `plot`.
+    """
+    if not reports:
+        raise ValueError("There are no reports to draw.")
+    figure = matplotlib_figure(figsize=(4.6, 4.2), layout="constrained")
+    axis = figure.subplots()
+    least = min(report.curve.smallest_fpr for report in reports.values())
+    for name, report in reports.items():
+        shown = report.curve.fpr >= report.curve.smallest_fpr
+        axis.plot(report.curve.fpr[shown], report.curve.tpr[shown], label=label(name))
+    axis.plot([least, 1], [least, 1], color="0.5", lw=0.8, ls=":", label="guessing")
+    axis.set(xscale="log", yscale="log", xlim=(least, 1), ylim=(least, 1))
+    axis.set(xlabel="false-positive rate", ylabel="true-positive rate")
+    axis.grid(alpha=0.3, lw=0.5)
+    axis.legend(frameon=False)
+    return write_figure(figure, path)

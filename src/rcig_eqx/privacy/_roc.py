@@ -87,7 +87,7 @@ class Roc:
 def roc(members: Float[np.ndarray, " members"], others: Float[np.ndarray, " others"]) -> Roc:
     """The ROC curve of scores, a member's the higher.
 
-    Raises `ValueError` as [`auc`][rcig_eqx.privacy.auc] does.
+    Raises `ValueError` as `auc` does.
     """
     _check(members, others)
     scores = np.concatenate([members, others])

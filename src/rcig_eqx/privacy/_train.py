@@ -11,25 +11,24 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Integer, Num, PRNGKeyArray
 
-from .._coreset import Coreset, centred_labels
+from .._coreset import Coreset, centered_labels
 from .._losses import InnerLoss
-from .._pool import MakeModel
-from .._result import DistillResult
-from .._train_network import Training, mean_squared, train_network, training_steps
 from .._types import PyTree
 from ..data import AbstractPreprocess
-from ..models import AbstractNetwork
+from ..evaluation._train_network import Training, mean_squared, train_network, training_steps
+from ..io._result import DistillResult
+from ..models import AbstractNetwork, MakeModel
 
 _BATCH = 500  # images whose outputs are computed together
 
-Images = Num[Array | np.ndarray, "n h w c"]
+Images = Num[Array | np.ndarray, "n *shape"]
 Train = Callable[[Any, Any, PRNGKeyArray], Callable[[Any], Array]]
-"""`train(images [n h w c], labels [n], key)`: a function from images to logits `[n classes]`."""
+"""`train(images [n *shape], labels [n], key)`: a function from images to logits `[n classes]`."""
 
 
 def train_with_snapshots(
     model: AbstractNetwork,
-    images: Float[Array, "n h w c"],
+    images: Float[Array, "n *shape"],
     labels: Float[Array, "n classes"],
     *,
     at: Sequence[int],
@@ -38,17 +37,15 @@ def train_with_snapshots(
     loss: InnerLoss = mean_squared,
     key: PRNGKeyArray,
 ) -> AbstractNetwork:
-    """[`train_network`][rcig_eqx.train_network] for `at[-1]` steps, with the networks on the way.
+    """`train_network` for `at[-1]` steps, with the networks on the way.
 
     **Arguments:** those of `train_network`, and `at`: rising numbers of steps.
 
     **Returns:** the networks after as many steps as one, every array stacked along a new first
     axis `[len(at)]`; the last is what `train_network` gives, to rounding. Jittable.
     """
-    if not len(at) or any(b <= a for a, b in zip((0, *at), at, strict=False)):
-        raise ValueError(f"at is {at!r}: pass rising numbers of steps, such as (125, 250, 500).")
-    steps = int(at[-1])
-    training = Training(steps, learning_rate, batch_size, loss, None)
+    check_rising(at)
+    training = Training(int(at[-1]), learning_rate, batch_size, loss, None)
     start, step, network_of = training_steps(model, images, labels, training, key=key)
 
     def stretch(carry: PyTree, ends: tuple[Array, Array]) -> tuple[PyTree, PyTree]:
@@ -61,11 +58,10 @@ def train_with_snapshots(
     return network_of(snapshots)
 
 
-def outputs_of(
-    network: Callable[[Any], Array], images: Num[Array, "n h w c"]
-) -> Float[Array, "n classes"]:
-    """The logits of any number of images, some at a time to spare memory. Jittable."""
-    return jax.lax.map(lambda image: network(image[None])[0], images, batch_size=_BATCH)
+def check_rising(at: Sequence[int]) -> None:
+    """Raise `ValueError` unless these are numbers of steps, each above the one before."""
+    if not len(at) or any(b <= a for a, b in zip((0, *at), at, strict=False)):
+        raise ValueError(f"at is {at!r}: pass rising numbers of steps, such as (125, 250, 500).")
 
 
 def confidence(
@@ -104,10 +100,9 @@ class train_on(eqx.Module):
     - `model`: a function from a key to a network.
     - `preprocess`: of raw images, the same for all networks, as `data.standardize(train.images)`.
     - `steps`, `learning_rate`, `batch_size`, `loss`: as in
-      [`train_network`][rcig_eqx.train_network], with labels one-hot − 1/C.
+      [`train_network`][rcig_eqx.evaluation.train_network], with labels one-hot − 1/C.
 
-    It maps `(images [n h w c], labels [n], key)` to a
-    [`Preprocessed`][rcig_eqx.privacy.Preprocessed] network. Jittable.
+    It maps `(images [n *shape], labels [n], key)` to a `Preprocessed` network. Jittable.
     """
 
     model: MakeModel
@@ -121,22 +116,14 @@ class train_on(eqx.Module):
         """A network trained on these images."""
         model_key, train_key = jr.split(key)
         network, x = self.model(model_key), self.preprocess(images)
-        classes = eqx.filter_eval_shape(network, x[:1]).shape[-1]
-        network = train_network(
-            network,
-            x,
-            centred_labels(labels, classes),
-            steps=self.steps,
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            loss=self.loss,
-            key=train_key,
-        )
-        return Preprocessed(network, self.preprocess)
+        y = centered_labels(labels, eqx.filter_eval_shape(network, x[:1]).shape[-1])
+        training: Any = {"steps": self.steps, "learning_rate": self.learning_rate}
+        training |= {"batch_size": self.batch_size, "loss": self.loss, "key": train_key}
+        return Preprocessed(train_network(network, x, y, **training), self.preprocess)
 
 
-def distil_then_train(
-    distil: Callable[[np.ndarray, np.ndarray, PRNGKeyArray], DistillResult | Coreset],
+def distill_then_train(
+    distill: Callable[[np.ndarray, np.ndarray, PRNGKeyArray], DistillResult | Coreset],
     model: MakeModel,
     *,
     steps: int,
@@ -148,37 +135,32 @@ def distil_then_train(
 
     **Arguments:**
 
-    - `distil`: a function of raw images `[n h w c]`, labels `[n]` and a key to what
+    - `distill`: a function of raw images `[n *shape]`, labels `[n]` and a key to what
       [`distill`][rcig_eqx.distill] returns.
     - `model`: a function from a key to the network trained on the distilled set.
     - `steps`, `learning_rate`, `batch_size`, `loss`: as in
-      [`train_network`][rcig_eqx.train_network].
+      [`train_network`][rcig_eqx.evaluation.train_network].
 
-    **Returns:** a function `(images [n h w c], labels [n], key)` to a
-    [`Preprocessed`][rcig_eqx.privacy.Preprocessed] network, to pass with `jit=False`.
+    **Returns:** a function `(images [n *shape], labels [n], key)` to a `Preprocessed` network, to
+    pass with `jit=False`.
     """
+
+    given: Any = {"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size}
 
     @eqx.filter_jit
     def fit(coreset: Coreset, key: PRNGKeyArray) -> AbstractNetwork:
         model_key, train_key = jr.split(key)
-        return train_network(
-            model(model_key),
-            *coreset.support(),
-            steps=steps,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            loss=loss,
-            key=train_key,
-        )
+        network, support = model(model_key), coreset.support()
+        return train_network(network, *support, loss=loss, key=train_key, **given)
 
     def train(images: Any, labels: Any, key: PRNGKeyArray) -> Preprocessed:
         if isinstance(images, Tracer):
             raise ValueError("Distilling cannot be jitted: pass jit=False to train_shadows.")
-        distil_key, fit_key = jr.split(key)
-        made = distil(images, labels, distil_key)
+        distill_key, fit_key = jr.split(key)
+        made = distill(images, labels, distill_key)
         coreset = made.coreset if isinstance(made, DistillResult) else made
         if coreset.preprocess is None:
-            raise ValueError("distil returned a coreset that does not carry its preprocessing.")
+            raise ValueError("distill returned a coreset that does not carry its preprocessing.")
         return Preprocessed(fit(coreset, fit_key), coreset.preprocess)
 
     return train

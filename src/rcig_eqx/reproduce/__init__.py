@@ -1,16 +1,12 @@
 """The paper's tables and figures, run again: rows as values, and one function for each."""
 
-from ._dry import dry_run as dry_run
-from ._plan import (
-    METHODS as METHODS,
-    SCALES as SCALES,
-    SETTINGS as SETTINGS,
-    Scale as Scale,
-)
+from ._plan import METHODS as METHODS, SCALES as SCALES, SETTINGS as SETTINGS, Scale as Scale
 from ._report import Report as Report
 from ._rows import DATASETS as DATASETS, ROWS as ROWS, DatasetFacts as DatasetFacts, Row as Row
 from ._targets import TARGETS as TARGETS, Target as Target
-from ._workshop import Workshop as Workshop
+from ._workshop import Workshop as Workshop, dry_run as dry_run
 
-# So that help() lists them.
-__all__ = [name for name in dir() if not name.startswith("_")]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "ROWS",
+    "Workshop",
+]

@@ -10,142 +10,150 @@ from typing import Annotated
 import jax
 from typer import Argument, Exit, Option
 
-from .._devices import first_devices
-from .._loop import received
-from .._terminal import echo
+from .._checks import ArgumentError, check_known
 from ..data import DataError
 from ..data._load import check_directory
 from ..data._paths import user_path
 from ..data._sources import SPLITS
-from ..models._normalize import check_known
-from ._dry import dry_run
+from ..io._terminal import echo
+from ..run._devices import first_devices
+from ..run._loop import received
 from ._plan import METHODS, SCALES, SETTINGS
 from ._report import Report, counted
 from ._rows import ROWS, Row
 from ._tables import Ways, networks_of
 from ._targets import TARGETS, Target, find_rows
-from ._workshop import Interrupted, Workshop
+from ._workshop import Interrupted, Workshop, dry_run
+
+_ROWS = "Such as fashion_mnist/1; may be given several times, or comma-separated."
+_SCALE = "paper on an accelerator, small on a CPU"
 
 
-def reproduce(
-    target: Annotated[str, Argument(help=f"One of {', '.join(TARGETS)}; or rows, to list them.")],
-    rows: Annotated[
-        list[str] | None,
-        Option(
-            "--rows",
-            help="Such as fashion_mnist/1; may be given several times, or comma-separated.",
-            show_default="the paper's",
-        ),
-    ] = None,
-    scale: Annotated[
-        str | None,
-        Option(
-            help=f"{' or '.join(SCALES)}.", show_default="paper on an accelerator, small on a CPU"
-        ),
-    ] = None,
-    method: Annotated[str, Option(help=f"One of {', '.join(METHODS)}.")] = "default",
+@dataclasses.dataclass(frozen=True)
+class ReproduceOptions:
+    """What `rcig-eqx reproduce` is asked for."""
+
+    target: Annotated[str, Argument(help=f"One of {', '.join(TARGETS)}; or rows, to list them.")]
+    rows: Annotated[list[str] | None, Option("--rows", help=_ROWS, show_default="the paper's")] = (
+        None
+    )
+    scale: Annotated[str | None, Option(help=f"{' or '.join(SCALES)}.", show_default=_SCALE)] = None
+    method: Annotated[str, Option(help=f"One of {', '.join(METHODS)}.")] = "default"
     settings: Annotated[
-        str, Option(help=f"Optimiser, pool, average, batch: one of {', '.join(SETTINGS)}.")
-    ] = "library",
-    out: Annotated[Path, Option(help="Folder of runs and results.")] = Path("runs/reproduce"),
-    seeds: Annotated[int | None, Option(min=1, help="Distilled sets of a row.")] = None,
-    networks: Annotated[int | None, Option(min=1, help="Evaluated on each set.")] = None,
-    steps: Annotated[int | None, Option(min=1, help="Outer iterations.")] = None,
-    width: Annotated[int | None, Option(min=1, help="Filters of the first block.")] = None,
-    batch_size: Annotated[int | None, Option(min=1, help="Real images a step.")] = None,
-    pool: Annotated[int | None, Option(min=1, help="Networks of the pool.")] = None,
+        str, Option(help=f"Optimizer, pool, average, batch: one of {', '.join(SETTINGS)}.")
+    ] = "library"
+    out: Annotated[Path, Option(help="Folder of runs and results.")] = Path("runs/reproduce")
+    seeds: Annotated[int | None, Option(min=1, help="Distilled sets of a row.")] = None
+    networks: Annotated[int | None, Option(min=1, help="Evaluated on each set.")] = None
+    steps: Annotated[int | None, Option(min=1, help="Outer iterations.")] = None
+    width: Annotated[int | None, Option(min=1, help="Filters of the first block.")] = None
+    batch_size: Annotated[int | None, Option(min=1, help="Real images per step.")] = None
+    pool: Annotated[int | None, Option(min=1, help="Networks of the pool.")] = None
     evaluation_steps: Annotated[
         int | None, Option(min=1, help="Of a network evaluated or attacked.")
-    ] = None,
+    ] = None
     devices: Annotated[
         int | None, Option(min=1, help="Share every batch among so many.", show_default="one")
-    ] = None,
+    ] = None
     workers: Annotated[
         int, Option(min=0, help="Processes that read a set on disk ahead; threads if 0.")
-    ] = 0,
+    ] = 0
     directory: Annotated[
         Path | None, Option(help="Folder to look for data sets in first.", show_default=False)
-    ] = None,
+    ] = None
     dry: Annotated[
         bool, Option("--dry-run", help="Say what each row takes: compiles a step, runs none.")
-    ] = False,
-    quiet: Annotated[bool, Option("--quiet", "-q", help="Print the outcome only.")] = False,
-) -> None:
+    ] = False
+    quiet: Annotated[bool, Option("--quiet", "-q", help="Print the outcome only.")] = False
+
+
+def reproduce(asked: ReproduceOptions) -> None:
     """Run a table or figure of the paper, and print it with the paper's numbers beside.
 
     Every distilled set and accuracy is filed in the folder as soon as it is there: interrupted, the
     same command goes on, and with more seeds it adds what is missing.
     """
-    names = list(dict.fromkeys(name for given in rows or [] for name in given.split(",")))
-    if target == "rows":
+    names = list(dict.fromkeys(name for given in asked.rows or [] for name in given.split(",")))
+    if asked.target == "rows":
         for row in find_rows(names or list(ROWS)):
             mean, spread = row.paper
             of = ", ".join(name for name, made in TARGETS.items() if row.name in made.rows)
             echo(f"{row.name:<18}{row.steps:>6,} steps, paper {mean:.1f} ± {spread:.1f}   {of}")
         return
-    check_known("target", target, [*TARGETS, "rows"])
-    scale = scale or ("small" if jax.default_backend() == "cpu" else "paper")
-    check_known("scale", scale, SCALES)
-    check_known("method", method, METHODS)
-    check_known("settings", settings, SETTINGS)
-    wanted = TARGETS[target]
-    if wanted.method and method != "default":
-        raise ValueError(f"{target} is of a method of its own: leave --method out.")
-    if wanted.steps and steps:
-        raise ValueError(f"{target} takes {wanted.steps} steps: leave --steps out.")
-    shown = wanted.method or method
+    wanted, workshop = _wanted(asked), _workshop(asked)
     chosen = find_rows(names or wanted.rows)
-    directory = directory and user_path(directory)
-    check_directory(directory)
-    out = user_path(out)
-    changed = {"seeds": seeds, "networks": networks, "steps": steps, "width": width}
-    changed |= {"batch_size": batch_size, "pool": pool, "evaluation_steps": evaluation_steps}
-    workshop = Workshop(
-        out / "sets",
-        SCALES[scale].changed(**changed),
-        method,
-        settings,
-        directory,
-        first_devices(devices),
-        workers,
-        say=(lambda text: None) if quiet else echo,
-        progress=not quiet,
-    )
-    if dry:
+    if asked.dry:
         workshop.say("Compiling a step of each kind; a large one takes minutes.")
         for number, row in enumerate(chosen, 1):
             workshop.say(f"{row.name}, row {number} of {len(chosen)}")
             _echo_dry(row, workshop, wanted)
         return
-    scaled = workshop.scale
+    shown = wanted.method or asked.method
+    scale = workshop.scale
     there = [file.exists() for row in chosen for file in wanted.files(row, workshop)]
     filed = f" ({sum(there)} filed already)" if any(there) else ""
-    networks_each = networks_of(scaled, chosen, attacked=wanted.attacked)
+    networks_each = networks_of(scale, chosen, attacked=wanted.attacked)
     each = f", {networks_each} an evaluation" if wanted.evaluated else ""
     workshop.say(
-        f"{target}, {counted(len(chosen), 'row')} at scale {scaled.name}, method {shown}: "
+        f"{asked.target}, {counted(len(chosen), 'row')} at scale {scale.name}, method {shown}: "
         f"{counted(len(there), 'set')}{filed}{each}. --dry-run says what each takes; Ctrl-C stops, "
         "and the same command goes on."
     )
     # Sets are filed apart by what the scale's name says; their tables by what is asked of them too.
-    asked = {"seeds": seeds, "networks": networks, "evaluation_steps": evaluation_steps}
-    of = [f"{name}{number}" for name, number in asked.items() if number is not None]
-    folder = out / "-".join([scaled.name, *of, shown, *[settings] * (settings != "library")])
-    if names:
-        folder /= _folder_of(names)
+    apart = {name: getattr(asked, name) for name in ("seeds", "networks", "evaluation_steps")}
+    of = [f"{name}{number}" for name, number in apart.items() if number is not None]
+    settings = [asked.settings] * (asked.settings != "library")
+    folder = user_path(asked.out) / "-".join([scale.name, *of, shown, *settings])
+    if names:  # a table of some rows stays beside one of others
+        name = "+".join(row.replace("/", "-") for row in names)
+        folder /= name if len(name) <= 100 else f"{len(names)}-rows"
     try:
         report = run(wanted, workshop, chosen, folder)
     except (Interrupted, KeyboardInterrupt) as stopped:
         echo("Stopped. All there is has been kept: the same command goes on.")
         by_hand = isinstance(stopped, KeyboardInterrupt) or not received
         raise Exit(128 + (signal.SIGINT if by_hand else received[-1])) from None
+    drawn = [name for name in report.pictures if (folder / name).exists()]
     command = f"`{shlex.join(['rcig-eqx', *_shown(sys.argv[1:])])}`"
-    drawn = [picture for picture in report.pictures if (folder / picture).exists()]
     notes = [*report.notes, *workshop.remarks, command]
     report = dataclasses.replace(report, notes=notes, pictures=drawn)
     report.write(folder)
     echo(f"\n{report}\n")
-    echo("Wrote " + "\n      ".join(map(str, sorted(folder.glob(f"{target}[-.]*")))))
+    echo("Wrote " + "\n      ".join(map(str, sorted(folder.glob(f"{asked.target}[-.]*")))))
+
+
+_CHANGED = ("seeds", "networks", "steps", "width", "batch_size", "pool", "evaluation_steps")
+
+
+def _wanted(asked: ReproduceOptions) -> Target:
+    """The table or figure. `ValueError` for what there is not, or what it leaves no choice of."""
+    check_known("target", asked.target, [*TARGETS, "rows"])
+    wanted = TARGETS[asked.target]
+    for name, own in (("method", asked.method != "default"), ("steps", asked.steps)):
+        if own and (fixed := getattr(wanted, name)):
+            raise ArgumentError(name, f"is {fixed} of {asked.target}: leave it out.")
+    return wanted
+
+
+def _workshop(asked: ReproduceOptions) -> Workshop:
+    """Where its sets are made and filed."""
+    scale = asked.scale or ("small" if jax.default_backend() == "cpu" else "paper")
+    check_known("scale", scale, SCALES)
+    check_known("method", asked.method, METHODS)
+    check_known("settings", asked.settings, SETTINGS)
+    directory = asked.directory and user_path(asked.directory)
+    check_directory(directory)
+    return Workshop(
+        user_path(asked.out) / "sets",
+        SCALES[scale].changed(**{name: getattr(asked, name) for name in _CHANGED}),
+        asked.method,
+        asked.settings,
+        directory,
+        first_devices(asked.devices),
+        asked.workers,
+        say=(lambda text: None) if asked.quiet else echo,
+        progress=not asked.quiet,
+    )
 
 
 def _shown(arguments: list[str]) -> list[str]:
@@ -179,18 +187,12 @@ def run(target: Target, workshop: Workshop, rows: list[Row], folder: Path) -> Re
     return target.make(workshop, rows, folder)
 
 
-def _folder_of(rows: list[str]) -> str:
-    """Where a table of some rows is written, so that one of others stays."""
-    name = "+".join(row.replace("/", "-") for row in rows)
-    return name if len(name) <= 100 else f"{len(rows)}-rows"
-
-
 def _echo_dry(row: Row, workshop: Workshop, target: Target) -> None:
     """What each kind of the row's sets takes; a step of each kind is compiled."""
     workshop = dataclasses.replace(workshop, scale=target.scale(workshop.scale))
     scale, attacked = workshop.scale, target.attacked
     kinds: dict[tuple[str, str | None], Ways] = {}
-    for way in target.ways(row, scale):
+    for way in target.ways_of(row, scale):
         method = scale.method(row, way.get("method", workshop.method))
         kinds.setdefault((method, way.get("normalization")), []).append(way)
     for (method, normalization), ways in kinds.items():

@@ -11,18 +11,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .._across import percent
-from .._evaluation import Evaluation
-from .._memory import estimate_memory
-from .._plot import drawing, matplotlib_figure, save_grid, write_figure
-from .._result import load_result
+from ..evaluation._across import percent
+from ..evaluation._report import Evaluation
+from ..io._plot import drawing, matplotlib_figure, save_grid, write_figure
+from ..io._result import load_result
+from ..run._memory import estimate_memory
 from ..solvers import Adam
-from ._dry import parts_of
 from ._plan import Scale, arguments, model_of
 from ._report import Report
 from ._rows import Row
 from ._tables import Rows, Ways, networks_of, normalized, notes, run_notes, title_of
-from ._workshop import Workshop, typical
+from ._workshop import Workshop, parts_of, typical
 
 SUBSETS = (0.04, 0.1, 0.2, 0.4, 1.0)  # of |S|: 200, 500, 1,000, 2,000 and 5,000 of 5,000
 ALONG = "-along"  # the set of Figure 8 is filed so, with those on the way to it
@@ -55,11 +54,8 @@ def figure1(workshop: Workshop, rows: Rows, folder: Path) -> Report:
         return ms, f"{ms:.1f}", ms
 
     title = "Figure 1: milliseconds of an iteration"
-    how = [
-        f"Median of the last {TIMED // 2} of {TIMED} iterations.",
-        _PAPER_1,
-        run_notes(timed, rows),
-    ]
+    median = f"Median of the last {TIMED // 2} of {TIMED} iterations."
+    how = [median, _PAPER_1, run_notes(timed, rows)]
     return _grid(timed, rows, folder, "figure1", title, milliseconds, "ms an iteration", how)
 
 
@@ -82,17 +78,13 @@ def _counts(row: Row, workshop: Workshop, inner: int, inverse: int) -> dict[str,
     given = arguments(row, workshop.scale, "rcig_paper", workshop.settings)
     steps = {"inner": Adam(steps=inner), "solver": Adam(steps=inverse)}
     method = dataclasses.replace(given["method"], **steps)
-    return {"variant": _of_counts(inner, inverse), "changed": {"method": method}}
-
-
-def _of_counts(inner: int, inverse: int) -> str:
-    return f"-{inner}x{inverse}"
+    return {"variant": f"-{inner}x{inverse}", "changed": {"method": method}}
 
 
 def grid_ways(row: Row, scale: Scale) -> Ways:
     """What the sets of Figures 1 and 2 are filed under."""
     each = itertools.product(scale.counts, scale.counts)
-    return [{"method": "rcig_paper", "variant": _of_counts(*counts)} for counts in each]
+    return [{"method": "rcig_paper", "variant": f"-{i}x{j}"} for i, j in each]
 
 
 def _grid(
@@ -107,25 +99,21 @@ def _grid(
 ) -> Report:
     counts = workshop.scale.counts
     workshop.say(f"{name}: {len(counts)} x {len(counts)} numbers of steps for each row")
-    cells = {row.name: {i: {j: measure(row, i, j) for j in counts} for i in counts} for row in rows}
-    lines = [
-        [row.name, str(inner), *(text for _, text, _ in cells[row.name][inner].values())]
-        for row in rows
-        for inner in counts
-    ]
-    values = {
-        name: {i: {j: value for j, (_, _, value) in line.items()} for i, line in grid.items()}
-        for name, grid in cells.items()
-    }
+    lines, heights, values = [], {}, {row.name: {i: {} for i in counts} for row in rows}
+    for row, inner in itertools.product(rows, counts):
+        cells = [measure(row, inner, inverse) for inverse in counts]
+        heights[row.name, inner], texts, found = zip(*cells, strict=True)
+        lines.append([row.name, str(inner), *texts])
+        values[row.name][inner] = dict(zip(counts, found, strict=True))
     with drawing(), _panels(len(rows), folder / name) as axes:
         for axis, row in zip(axes, rows, strict=True):
-            heights = {i: [y for y, _, _ in line.values()] for i, line in cells[row.name].items()}
-            for inner, line in heights.items():
-                axis.plot(counts, line, "o-", markersize=3, label=str(inner))
-            if 0 in counts:  # the direct gradient alone, marked as in the paper
-                axis.plot(0, heights[0][counts.index(0)], "ro", markersize=9, zorder=0)
-            if 20 in counts:  # what the paper takes everywhere
-                axis.plot(20, heights[20][counts.index(20)], "g*", markersize=14)
+            for inner in counts:
+                axis.plot(counts, heights[row.name, inner], "o-", markersize=3, label=str(inner))
+            # The direct gradient alone, marked as in the paper, and what it takes everywhere.
+            for both, mark, size, order in ((0, "ro", 9, 0), (20, "g*", 14, 2)):
+                if both in counts:
+                    height = heights[row.name, both][counts.index(both)]
+                    axis.plot(both, height, mark, markersize=size, zorder=order)
             axis.set(title=title_of(row), xlabel="inverse-Hessian steps", ylabel=label)
         beside = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5)}
         axes[-1].legend(title="inner steps", fontsize=8, **beside)
@@ -142,8 +130,7 @@ def figure5(workshop: Workshop, rows: Rows, folder: Path) -> Report:
             of_part = dataclasses.replace(row, subset=None if whole else subset)
             report = workshop.accuracy(of_part, augment=row.augment, **how)
             seconds = typical(workshop.seconds(of_part, **how))
-            recipe, coreset, batch = parts_of(of_part, workshop)
-            megabytes = estimate_memory(recipe, coreset, batch).total / 1e6
+            megabytes = estimate_memory(*parts_of(of_part, workshop)).total / 1e6
             values[f"{row.name} {subset}"] = {
                 "subset": subset, "MB": megabytes, "seconds": seconds, "accuracy": report.to_json(),
             }  # fmt: skip
@@ -164,8 +151,7 @@ def figure5(workshop: Workshop, rows: Rows, folder: Path) -> Report:
         axes[0].legend(fontsize=8)
     head = ["Row", "Backward pass", "MB", "s/iteration", "Accuracy"]
     title = "Figure 5: the backward pass through part of the images"
-    more = ["Memory is `estimate_memory`'s.", _PAPER_5]
-    more += notes(workshop, rows)
+    more = ["Memory is `estimate_memory`'s.", _PAPER_5, *notes(workshop, rows)]
     return Report("figure5", title, head, lines, values, more, ["figure5.png"])
 
 
@@ -191,8 +177,8 @@ def figure8(workshop: Workshop, rows: Rows, folder: Path) -> Report:
         memory = {}
         for width in WIDTHS:
             scale = dataclasses.replace(workshop.scale, width=width)
-            recipe, coreset, batch = parts_of(row, dataclasses.replace(workshop, scale=scale))
-            memory[width] = estimate_memory(recipe, coreset, batch).total / 1e6
+            parts = parts_of(row, dataclasses.replace(workshop, scale=scale))
+            memory[width] = estimate_memory(*parts).total / 1e6
         values[row.name] = {"accuracy": series, "MB by width": memory}
         for point in series:
             texts = [f"{point['seconds']:.1f}", f"{100 * point['accuracy']['mean']:.1f}"]
@@ -217,9 +203,9 @@ def figure8(workshop: Workshop, rows: Rows, folder: Path) -> Report:
     more = [
         "One set; seconds are from the end of its first iteration, which compiles. "
         f"{networks_of(workshop.scale, rows)} a point, trained for "
-        f"{max(map(workshop.scale.evaluation_steps_of, rows)):,} steps at most."
+        f"{max(map(workshop.scale.evaluation_steps_of, rows)):,} steps at most.",
+        run_notes(workshop, rows),
     ]
-    more.append(run_notes(workshop, rows))
     return Report("figure8", title, head, lines, values, more, ["figure8.png"])
 
 
@@ -256,22 +242,20 @@ def gallery(workshop: Workshop, rows: Rows, folder: Path) -> Report:
     sets = [(row, how) for row in rows for how in gallery_ways(row, workshop.scale)]
     for row, how in sets:
         result = workshop.distilled(row, **how)
-        normalization = how.get("normalization")
-        suffix = f"-{normalization}" if normalization else ""
-        title = title_of(row) + (f", {normalization} normalisation" if normalization else "")
-        stem = folder / f"gallery-{row.name.replace('/', '-')}{suffix}"
+        name, title = f"gallery-{row.name.replace('/', '-')}", title_of(row)
+        if normalization := how.get("normalization"):
+            name, title = f"{name}-{normalization}", f"{title}, {normalization} normalization"
         for kind in (".png", ".pdf"):
             with drawing():
-                save_grid(result.coreset, result.class_names, stem.with_suffix(kind), title=title)
-        names.append(f"{stem.name}.png")
-        lines.append([row.name, f"{stem.name}.png and .pdf"])
-    title = "Distilled sets (of Figures 9 to 19)"
-    more = [run_notes(workshop, rows)]
-    return Report("gallery", title, ["Row", "Picture"], lines, {}, more, names)
+                save_grid(result.coreset, result.class_names, folder / (name + kind), title=title)
+        names.append(f"{name}.png")
+        lines.append([row.name, f"{name}.png and .pdf"])
+    title, head = "Distilled sets (of Figures 9 to 19)", ["Row", "Picture"]
+    return Report("gallery", title, head, lines, {}, [run_notes(workshop, rows)], names)
 
 
 def gallery_ways(row: Row, scale: Scale) -> Ways:
-    """The row's set, and that of Figure 15 with batch normalisation."""
+    """The row's set, and that of Figure 15 with batch normalization."""
     return [{}, *[normalized("batch")] * (row.name == "cifar10/10")]
 
 

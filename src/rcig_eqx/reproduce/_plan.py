@@ -2,28 +2,17 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections import ChainMap
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
-from .. import presets
-from .._distill import default_batch_size
-from .._evaluate import default_steps
-from .._losses import platt_loss
-from .._pool import PoolSchedule
+from .. import methods, presets
+from .._recipe import Recipe, default_batch_size
 from ..data import AbstractPreprocess, standardize, zca
-from ..methods import (
-    AbstractMethod,
-    cig,
-    default_method,
-    frepo,
-    random_subset,
-    rcig,
-    rcig_paper,
-    rig,
-    vig,
-)
+from ..evaluation._evaluate import default_steps
+from ..methods import AbstractMethod, default_method
 from ..models import network_for
 from ..privacy._membership import SNAPSHOTS
 from ._rows import Row
@@ -33,43 +22,32 @@ from ._rows import Row
 class Scale:
     """How much of the paper's work is done; what is `None` is the row's own, or the settings'.
 
-    - `name`: what runs of this scale are filed under.
-    - `part`: of the row's outer iterations.
-    - `image_budget`: distilled images that all iterations of a run go through at most, mirrored
-      ones counted.
-    - `unknowns`: of the exact method's dual system at most; the default method has no exact half
-      for larger sets, which are `frepo_platt`'s then.
-    - `breadth`: of networks, width times the side of an image (of 32 pixels at least), at most, so
-      that a pass through an image costs about the same whatever its size.
-    - `steps`, `width`, `batch_size`, `pool`: outer iterations, filters of the first block, outer
-      batch, networks of the pool. Of the library's settings, and of any at a part of the steps, the
-      batch is what `distill` takes for a set of this size.
-    - `seeds`: distilled sets of a row.
-    - `networks`: evaluated on each; if `None` three, or as many as can be trained on
-      `evaluation_budget` images, mirrored ones counted, and one at least.
-    - `evaluation_steps`: of each of them.
-    - `chunks`: how many sets membership is inferred from (appendix C).
-    - `attacked_at`: training steps at which the networks of those sets are attacked; with
-      `evaluation_steps`, in the same proportions to that number.
-    - `counts`: of inner and of inverse-Hessian steps, the grid of Figures 1 and 2.
+    Of the library's settings, and of any at a part of the steps, the outer batch is what `distill`
+    takes for a set of this size. Mirrored images are counted in budgets.
     """
 
-    name: str
-    part: float = 1.0
-    image_budget: int | None = None
+    name: str  # what runs of this scale are filed under
+    part: float = 1.0  # of the row's outer iterations
+    image_budget: int | None = None  # distilled images that a run's iterations go through at most
+    # Of the exact method's dual system at most; the default method has no exact half for larger
+    # sets, which are `frepo_platt`'s then.
     unknowns: int | None = None
+    # Width times the side of an image (of 32 pixels at least), at most, so that a pass through an
+    # image costs about the same whatever its size.
     breadth: int | None = None
-    steps: int | None = None
-    width: int | None = None
+    steps: int | None = None  # outer iterations
+    width: int | None = None  # filters of the first block
     batch_size: int | None = None
-    pool: int | None = None
-    seeds: int = 3
-    networks: int | None = 5
-    evaluation_budget: int | None = None
-    evaluation_steps: int | None = None
-    chunks: int = 5
+    pool: int | None = None  # networks of the pool
+    seeds: int = 3  # distilled sets of a row
+    networks: int | None = 5  # evaluated on each; three or what the next allows, one at least
+    evaluation_budget: int | None = None  # images that these networks are trained on at most
+    evaluation_steps: int | None = None  # of each of them
+    chunks: int = 5  # sets that membership is inferred from (appendix C)
+    # Training steps at which the networks of those sets are attacked; with `evaluation_steps`, in
+    # the same proportions to that number.
     attacked_at: tuple[int, ...] = SNAPSHOTS
-    counts: tuple[int, ...] = (0, 2, 5, 10, 20, 30)
+    counts: tuple[int, ...] = (0, 2, 5, 10, 20, 30)  # of steps, the grid of Figures 1 and 2
 
     def steps_of(self, row: Row) -> int:
         """Outer iterations."""
@@ -145,59 +123,43 @@ def _at_most(number: int, total: int | None, each: int) -> int:
     return max(1, number if total is None else min(number, total // each))
 
 
-def frepo_platt(**options: Any) -> AbstractMethod:
-    return frepo(outer_loss=platt_loss, **options)
-
-
-METHODS: dict[str, Callable[..., AbstractMethod] | None] = {
-    "default": None,  # by the number of steps
-    "rcig": rcig,
-    "rcig_paper": rcig_paper,
-    "rig": rig,
-    "cig": cig,
-    "vig": vig,
-    "frepo": frepo,
-    "frepo_platt": frepo_platt,
-    "random": random_subset,
-}
+METHODS: Mapping[str, Callable[..., AbstractMethod] | None] = ChainMap(
+    methods.METHODS,  # pyright: ignore[reportArgumentType]  # which is read and never written to
+    {"default": None},
+)
 """Methods by name; `"default"`, which goes by the number of steps, is `None`."""
-SETTINGS: dict[str, Callable[..., dict[str, Any]]] = {
-    "library": lambda method, **changed: {"method": method(**changed)},
+SETTINGS: dict[str, Callable[..., Recipe]] = {
+    "library": lambda method, **changed: Recipe(method(**changed)),
     "paper": presets.paper,
     "authors_code": presets.authors_code,
 }
-"""What is not the method: optimiser, pool, average, outer batch."""
+"""What is not the method: optimizer, pool, average, outer batch."""
 
 
 def _options(row: Row, method: str) -> dict[str, Any]:
     """The row's λ, backward pass and precision, as far as the method has them."""
-    if method == "random":
-        return {}
     options = {"l2_rate": row.l2_rate, "subset": row.subset}
-    if method in ("rcig", "cig", "vig"):  # without a ridge head to solve for
-        return options
-    return options | {"dtype": jnp.float64 if row.float64 else None}
+    made = (METHODS[method] or functools.partial(default_method, 2))()
+    if made.head_l2_rate is not None:
+        options["dtype"] = jnp.float64 if row.float64 else None
+    return options if method == "default" else {k: options[k] for k in options if k in vars(made)}
 
 
 def model_of(row: Row, scale: Scale, normalization: str | None = None, **changed: Any):
-    """The row's ConvNet, to distil with."""
+    """The row's ConvNet, to distill with."""
     given = {"width": scale.width_of(row), "depth": row.depth, "normalization": normalization}
     return network_for("convnet", row.facts.shape, row.facts.classes, **(given | changed))
 
 
 def preprocess_of(row: Row, train: Any, *, progress: bool = False) -> AbstractPreprocess:
-    """Standardised if grey, whitened if colour, large images in blocks (appendix C)."""
+    """Standardized if gray, whitened if color, large images in blocks (appendix C)."""
     if row.facts.shape[2] == 1:
         return standardize(train, progress=progress)
     return zca(train, 0.1, row.block, progress=progress)
 
 
 def arguments(
-    row: Row,
-    scale: Scale,
-    method: str,
-    settings: str = "library",
-    normalization: str | None = None,
+    row: Row, scale: Scale, method: str, settings: str = "library", normalization: str | None = None
 ) -> dict[str, Any]:
     """Keyword arguments of `distill` for this row, but for data, key and preprocessing.
 
@@ -207,17 +169,16 @@ def arguments(
     method = scale.method(row, method)
     steps = 1 if method == "random" else scale.steps_of(row)
     make = METHODS[method] or functools.partial(default_method, steps)
-    given = SETTINGS[settings](make, **_options(row, method))
-    if scale.batch_size is not None:
-        given["batch_size"] = scale.batch_size
-    elif settings == "library" or scale.part < 1:
-        given["batch_size"] = default_batch_size(row.images)
-    if scale.pool is not None:
-        pool = given.get("pool", PoolSchedule())
-        given["pool"] = dataclasses.replace(pool, size=scale.pool)
-    return given | {
+    recipe = SETTINGS[settings](make, **_options(row, method))
+    batch_size = scale.batch_size or recipe.batch_size
+    if scale.batch_size is None and (settings == "library" or scale.part < 1):
+        batch_size = default_batch_size(row.images)
+    pool = dataclasses.replace(recipe.pool, size=scale.pool or recipe.pool.size)
+    return {
         "images_per_class": row.images_per_class,
         "steps": steps,
+        "method": recipe.method,
         "model": model_of(row, scale, normalization),
-        "flip": row.flip,
+        "batch_size": batch_size,
+        "recipe": dataclasses.replace(recipe, pool=pool, flip=row.flip),
     }

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax.random as jr
 
-from .._plot import drawing
-from .._result import DistillResult
 from ..data import Dataset
+from ..io._plot import drawing
+from ..io._result import DistillResult
 from ..privacy import PrivacyReport, chunks, join, membership_inference, save_curves
 from ._plan import Scale
 from ._report import Report, counted
@@ -38,13 +38,12 @@ def attacked(workshop: Workshop, row: Row) -> PrivacyReport:
     networks = scale.networks_of(row, attacked=True)
     reports = []
     for seed, chunk in enumerate(chunks(whole, size, scale.chunks, key=jr.key(0))):
-        how: dict[str, Any] = {"variant": _of_chunk(size)}
+        how: dict[str, Any] = _of_chunk(size)
         result = workshop.distilled(row, seed, train=chunk, **how)
 
         def attack(seed: int = seed, chunk: Dataset = chunk, result: DistillResult = result):
-            workshop.say(
-                f"Attacking {row.name}, chunk {seed}: {counted(networks, 'network')} a set"
-            )
+            each = f"{counted(networks, 'network')} a set"
+            workshop.say(f"Attacking {row.name}, chunk {seed}: {each}")
             return membership_inference(
                 result,
                 chunk,
@@ -65,13 +64,13 @@ def _members(row: Row, scale: Scale, images: int) -> int:
     return min(MEMBERS_PER_IMAGE * row.images, images // scale.chunks)
 
 
-def _of_chunk(size: int) -> str:
-    return f"-chunk{size}"
+def _of_chunk(size: int) -> dict[str, str]:
+    return {"variant": f"-chunk{size}"}
 
 
 def chunk_ways(row: Row, scale: Scale) -> Ways:
     """What the sets under attack are filed under, where no training image is missing."""
-    return [{"variant": _of_chunk(_members(row, scale, row.facts.images))}]
+    return [_of_chunk(_members(row, scale, row.facts.images))]
 
 
 def membership(name: str, workshop: Workshop, rows: Sequence[Row], folder: Path) -> Report:
@@ -105,7 +104,7 @@ def membership(name: str, workshop: Workshop, rows: Sequence[Row], folder: Path)
         f"trained for {scale.snapshots()[-1]:,} steps; area under the ROC curve (0.5 is guessing) "
         "± half its 95% interval. Bands in pictures are that interval and, of accuracy, a standard "
         "deviation. Attacks: a threshold on the loss, LR logistic regression, MLP a small network, "
-        "RF a random forest, KNN the nearest neighbours.",
+        "RF a random forest, KNN the nearest neighbors.",
         run_notes(workshop, rows),
     ]
     return Report(name, title, head, lines, values, more, names)

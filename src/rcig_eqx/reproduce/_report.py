@@ -5,29 +5,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .._across import markdown_table
-from .._files import write_atomically
+from ..evaluation._across import markdown_table
+from ..io._files import write_atomically
 from ._rows import Number
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """One table or figure: what it shows, its rows, and where its numbers come from.
+    """One table or figure: what it shows, its rows, and where its numbers come from."""
 
-    - `name`: such as `table2`; `title`: one line.
-    - `head`, `rows`: texts.
-    - `values`: everything measured, as plain values.
-    - `notes`: what a reader must know, such as the scale.
-    - `pictures`: files beside the table, by name.
-    """
-
-    name: str
+    name: str  # such as `table2`
     title: str
     head: list[str]
     rows: list[list[str]]
-    values: dict[str, Any]
-    notes: list[str]
-    pictures: list[str] = dataclasses.field(default_factory=list)
+    values: dict[str, Any]  # everything measured, as plain values
+    notes: list[str]  # what a reader must know, such as the scale
+    pictures: list[str] = dataclasses.field(default_factory=list)  # names of files beside it
 
     def __str__(self) -> str:
         lines = [self.head, *self.rows]

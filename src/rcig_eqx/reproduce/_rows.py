@@ -8,17 +8,12 @@ Number = tuple[float, float]
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What a data set's rows have in common.
+    """What a data set's rows have in common."""
 
-    - `title`: as in the paper's tables.
-    - `shape`: height, width and channels that the paper distils at.
-    - `classes`, `images`: how many there are, images of the training split.
-    """
-
-    title: str
-    shape: tuple[int, int, int]
+    title: str  # as in the paper's tables
+    shape: tuple[int, int, int]  # height, width and channels that the paper distills at
     classes: int
-    images: int
+    images: int  # of the training split
 
 
 DATASETS = {
@@ -39,28 +34,20 @@ DATASETS = {
 class Row:
     """One experiment of the paper, at the paper's scale (appendix C).
 
-    - `dataset`, `images_per_class`.
-    - `steps`: outer iterations (Table 7).
-    - `plain`, `augmented`: the paper's accuracy without and with augmentation at evaluation
-      (Table 8); Tables 2 and 4 have the better of the two.
-    - `seconds`: of one iteration, on the paper's GPUs (Table 7).
-    - `frepo`: the best of the paper's baselines that shares this library's parts (Tables 2, 4).
-    - `subset`: distilled images of a backward pass, all if `None`, as appendix C has them. Section
-      3.6 speaks of every set above 1,000; CUB-200 at 10 a class has no size stated, and all here.
-    - `float64`: whether the ridge system is solved in double precision.
-    - `width`: filters of the first block.
+    `subset` is as appendix C has it. Section 3.6 speaks of every set above 1,000; CUB-200 at 10 a
+    class has no size stated, and all here.
     """
 
     dataset: str
     images_per_class: int
-    steps: int
-    seconds: float
-    plain: Number
-    augmented: Number
-    frepo: Number | None = None
-    subset: int | None = None
-    float64: bool = False
-    width: int = 128
+    steps: int  # outer iterations (Table 7)
+    seconds: float  # of one iteration, on the paper's GPUs (Table 7)
+    plain: Number  # accuracy without augmentation at evaluation (Table 8)
+    augmented: Number  # with it; Tables 2 and 4 have the better of the two
+    frepo: Number | None = None  # the best baseline that shares this library's parts (Tables 2, 4)
+    subset: int | None = None  # distilled images of a backward pass, all if `None`
+    float64: bool = False  # whether the ridge system is solved in double precision
+    width: int = 128  # filters of the first block
 
     @property
     def name(self) -> str:
@@ -94,7 +81,7 @@ class Row:
 
     @property
     def flip(self) -> bool:
-        """Whether the set also stands for its mirror images: in colour, up to 1,000."""
+        """Whether the set also stands for its mirror images: in color, up to 1,000."""
         return self.facts.shape[2] == 3 and self.images <= 1000
 
     @property
@@ -143,40 +130,20 @@ ROWS = {row.name: row for row in (*TABLE_2, *TABLE_4)}
 """The rows of the paper's tables by name, such as `"fashion_mnist/1"`."""
 
 # Table 1: what each method of the paper reaches, by row and method.
+_METHODS = ("random", "vig", "cig", "rig", "rcig_paper")
 TABLE_1: dict[str, dict[str, Number]] = {
-    "mnist/1": {
-        "random": (62.73, 0.95), "vig": (77.42, 1.41), "cig": (69.23, 1.43),
-        "rig": (94.80, 0.43), "rcig_paper": (94.79, 0.35),
-    },
-    "mnist/10": {
-        "random": (93.22, 0.16), "vig": (90.17, 0.61), "cig": (95.37, 0.26),
-        "rig": (98.55, 0.11), "rcig_paper": (98.93, 0.03),
-    },
-    "mnist/50": {
-        "random": (97.79, 0.12), "vig": (91.43, 0.35), "cig": (95.78, 0.17),
-        "rig": (98.88, 0.08), "rcig_paper": (99.23, 0.03),
-    },
-    "cifar10/1": {
-        "random": (20.76, 0.49), "vig": (26.54, 1.20), "cig": (29.70, 0.95),
-        "rig": (44.48, 4.33), "rcig_paper": (52.75, 0.76),
-    },
-    "cifar10/10": {
-        "random": (38.43, 0.36), "vig": (54.61, 0.13), "cig": (56.48, 0.60),
-        "rig": (66.16, 0.78), "rcig_paper": (69.24, 0.40),
-    },
-    "cifar10/50": {
-        "random": (54.44, 0.34), "vig": (35.63, 0.59), "cig": (56.68, 0.57),
-        "rig": (62.07, 4.02), "rcig_paper": (73.34, 0.29),
-    },
-    "cifar100/1": {
-        "random": (6.24, 0.08), "vig": (17.79, 0.13), "cig": (19.72, 0.55),
-        "rig": (18.39, 2.84), "rcig_paper": (39.55, 0.16),
-    },
-    "cifar100/10": {
-        "random": (21.08, 0.11), "vig": (29.30, 0.13), "cig": (31.36, 0.23),
-        "rig": (46.09, 0.23), "rcig_paper": (44.14, 0.25),
-    },
-}  # fmt: skip
+    row: dict(zip(_METHODS, numbers, strict=True))
+    for row, *numbers in (
+        ("mnist/1", (62.73, 0.95), (77.42, 1.41), (69.23, 1.43), (94.80, 0.43), (94.79, 0.35)),
+        ("mnist/10", (93.22, 0.16), (90.17, 0.61), (95.37, 0.26), (98.55, 0.11), (98.93, 0.03)),
+        ("mnist/50", (97.79, 0.12), (91.43, 0.35), (95.78, 0.17), (98.88, 0.08), (99.23, 0.03)),
+        ("cifar10/1", (20.76, 0.49), (26.54, 1.20), (29.70, 0.95), (44.48, 4.33), (52.75, 0.76)),
+        ("cifar10/10", (38.43, 0.36), (54.61, 0.13), (56.48, 0.60), (66.16, 0.78), (69.24, 0.40)),
+        ("cifar10/50", (54.44, 0.34), (35.63, 0.59), (56.68, 0.57), (62.07, 4.02), (73.34, 0.29)),
+        ("cifar100/1", (6.24, 0.08), (17.79, 0.13), (19.72, 0.55), (18.39, 2.84), (39.55, 0.16)),
+        ("cifar100/10", (21.08, 0.11), (29.30, 0.13), (31.36, 0.23), (46.09, 0.23), (44.14, 0.25)),
+    )
+}
 
 # As many random real images as there are distilled ones (Tables 1 and 4).
 RANDOM: dict[str, Number] = {row: methods["random"] for row, methods in TABLE_1.items()} | {
@@ -184,38 +151,35 @@ RANDOM: dict[str, Number] = {row: methods["random"] for row, methods in TABLE_1.
     "imagewoof/10": (27.0, 1.9), "imagenet64/1": (1.1, 0.1), "imagenet64/2": (1.4, 0.1),
 }  # fmt: skip
 
-# Table 3: CIFAR-10 at 10 images per class, by the normalisation distilled with and the network
-# evaluated with. "DN", the default normalisation, is the one distilled with.
+# Table 3: CIFAR-10 at 10 images per class, by the normalization distilled with and the network
+# evaluated with. "DN", the default normalization, is the one distilled with.
+_NETWORKS = ("conv-dn", "conv-nn", "resnet-dn", "resnet-bn", "vgg-bn", "alexnet")
+
+
+def _across(*numbers: Number) -> dict[str, Number]:
+    return dict(zip(_NETWORKS, numbers, strict=True))
+
+
 TABLE_3: dict[str, dict[str, Number]] = {
-    "none": {
-        "conv-dn": (69.1, 0.4), "conv-nn": (69.1, 0.4), "resnet-dn": (51.3, 1.7),
-        "resnet-bn": (49.7, 1.4), "vgg-bn": (46.2, 1.8), "alexnet": (60.8, 1.8),
-    },
-    "batch": {
-        "conv-dn": (66.0, 0.6), "conv-nn": (66.0, 0.6), "resnet-dn": (54.4, 1.1),
-        "resnet-bn": (54.8, 1.1), "vgg-bn": (55.4, 1.1), "alexnet": (62.1, 0.8),
-    },
-}  # fmt: skip
-TABLE_3_FREPO: dict[str, Number] = {  # distilled with batch normalisation
-    "conv-dn": (65.5, 0.4), "conv-nn": (65.5, 0.4), "resnet-dn": (54.4, 0.8),
-    "resnet-bn": (52.4, 0.7), "vgg-bn": (55.4, 0.7), "alexnet": (61.6, 0.2),
-}  # fmt: skip
+    "none": _across((69.1, 0.4), (69.1, 0.4), (51.3, 1.7), (49.7, 1.4), (46.2, 1.8), (60.8, 1.8)),
+    "batch": _across((66.0, 0.6), (66.0, 0.6), (54.4, 1.1), (54.8, 1.1), (55.4, 1.1), (62.1, 0.8)),
+}
+# Distilled with batch normalization.
+TABLE_3_FREPO = _across(
+    (65.5, 0.4), (65.5, 0.4), (54.4, 0.8), (52.4, 0.7), (55.4, 0.7), (61.6, 0.2)
+)
 
 # Tables 5 and 6: test accuracy and attack AUC, of the paper's RCIG and FRePo 500 distilled images.
 PRIVACY_COLUMNS = ("Test, %", "Threshold", "LR", "MLP", "RF", "KNN")
 TABLE_5: dict[str, tuple[Number, ...]] = {
     "real": ((99.2, 0.1), (0.99, 0.01), (0.99, 0.00), (1.00, 0.00), (1.00, 0.00), (0.97, 0.00)),
     "subset": ((96.8, 0.2), (0.52, 0.00), (0.50, 0.01), (0.53, 0.01), (0.55, 0.00), (0.54, 0.00)),
-    "distilled": (
-        (98.9, 0.0), (0.49, 0.00), (0.50, 0.00), (0.53, 0.00), (0.53, 0.00), (0.52, 0.00),
-    ),
+    "distilled": ((98.9, 0.0), (0.49, 0.0), (0.50, 0.0), (0.53, 0.0), (0.53, 0.0), (0.52, 0.0)),
     "frepo": ((98.5, 0.1), (0.52, 0.00), (0.51, 0.00), (0.53, 0.01), (0.52, 0.01), (0.51, 0.01)),
-}  # fmt: skip
+}
 TABLE_6: dict[str, tuple[Number, ...]] = {
     "real": ((89.7, 0.2), (0.99, 0.01), (0.99, 0.00), (0.99, 0.00), (0.99, 0.00), (0.98, 0.00)),
     "subset": ((81.1, 0.7), (0.53, 0.01), (0.51, 0.01), (0.52, 0.01), (0.52, 0.01), (0.53, 0.00)),
-    "distilled": (
-        (86.7, 0.3), (0.50, 0.01), (0.50, 0.01), (0.50, 0.01), (0.50, 0.01), (0.50, 0.00),
-    ),
+    "distilled": ((86.7, 0.3), (0.5, 0.01), (0.5, 0.01), (0.5, 0.01), (0.5, 0.01), (0.5, 0.0)),
     "frepo": ((87.6, 0.2), (0.52, 0.00), (0.53, 0.01), (0.53, 0.01), (0.53, 0.01), (0.52, 0.00)),
-}  # fmt: skip
+}

@@ -1,13 +1,13 @@
 """The paper's tables, each a function from a workshop and rows to a `Report`."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .._across import percent
-from .._distill import versions
-from .._evaluate import default_steps
-from .._pool import MakeModel
-from ..models import network_for
+from .._describe import versions
+from ..evaluation._across import percent
+from ..evaluation._evaluate import default_steps
+from ..models import MakeModel, network_for
 from ._plan import Scale, model_of
 from ._report import Report, counted, of_paper
 from ._rows import RANDOM, TABLE_1, TABLE_3, TABLE_3_FREPO, Row
@@ -35,17 +35,8 @@ def table1(workshop: Workshop, rows: Rows) -> Report:
     return Report("table1", title, head, lines, values, notes(workshop, rows, method="each"))
 
 
-def table2(workshop: Workshop, rows: Rows) -> Report:
-    """Test accuracy, data set by data set."""
-    return _accuracies(workshop, rows, "table2", "Table 2: test accuracy in %")
-
-
-def table4(workshop: Workshop, rows: Rows) -> Report:
-    """Test accuracy on the ImageNet sets."""
-    return _accuracies(workshop, rows, "table4", "Table 4: test accuracy on ImageNet sets, in %")
-
-
-def _accuracies(workshop: Workshop, rows: Rows, name: str, title: str) -> Report:
+def accuracies(workshop: Workshop, rows: Rows, *, name: str, title: str) -> Report:
+    """Tables 2 and 4: test accuracy, data set by data set."""
     lines, values = [], {}
     for row in rows:
         report = workshop.accuracy(row, augment=row.augment)
@@ -57,6 +48,11 @@ def _accuracies(workshop: Workshop, rows: Rows, name: str, title: str) -> Report
     head = [*_WHERE, "Random real", "Paper's random", "Here", "Paper", "Paper's FRePo"]
     more = ["Empty: not in the paper."] if any("" in line for line in lines) else []
     return Report(name, title, head, lines, values, [*more, *notes(workshop, rows)])
+
+
+_TITLE_4 = "Table 4: test accuracy on ImageNet sets, in %"
+table2 = functools.partial(accuracies, name="table2", title="Table 2: test accuracy in %")
+table4 = functools.partial(accuracies, name="table4", title=_TITLE_4)
 
 
 def table3(workshop: Workshop, rows: Rows) -> Report:
@@ -71,22 +67,21 @@ def table3(workshop: Workshop, rows: Rows) -> Report:
                 how = normalized(distilled_with)
                 report = workshop.accuracy(row, network=network, **how)
                 values[f"{row.name} {distilled_with} {column}"] = report.to_json()
-                # By the name it is filed under as well, which the log of the run has.
-                shown = f"{column} ({network[0]})" if network else column
+                shown = f"{column} ({network[0]})" if network else column  # as it is filed
                 here = [f"convnet, {distilled_with}", shown, percent(report)]
                 beside = [of_paper(x.get(column) if stated else None) for x in (paper, frepo)]
                 lines.append([*_where(row), *here, *beside])
     head = [*_WHERE, "Distilled with", "Evaluated with", "Here", "Paper", "Paper's FRePo"]
     title = "Table 3: across architectures, test accuracy in %"
     more = [
-        "dn: normalised as distilled, the paper's FRePo not; nn: not; bn: by batches. The networks "
+        "dn: normalized as distilled, the paper's FRePo not; nn: not; bn: by batches. The networks "
         "evaluated have ReLU. The paper's numbers are of cifar10/10."
     ]
     return Report("table3", title, head, lines, values, [*more, *notes(workshop, rows)])
 
 
 def normalized(kind: str) -> dict[str, Any]:
-    """What `Workshop.distilled` is given for a network of Table 3 to distil with."""
+    """What `Workshop.distilled` is given for a network of Table 3 to distill with."""
     return {} if kind == "none" else {"normalization": kind}
 
 
@@ -120,9 +115,7 @@ def table7(workshop: Workshop, rows: Rows) -> Report:
         values[row.name] = {"seconds": each, "median": step}
         steps = workshop.scale.steps_of(row)
         hours = [f"{sum(each) / 3600:.2f}", f"{row.seconds * row.steps / 3600:.2f}"]
-        lines.append(
-            [*_where(row), f"{steps:,}", f"{step:.3f}", f"{row.seconds:.2f}", *hours],
-        )
+        lines.append([*_where(row), f"{steps:,}", f"{step:.3f}", f"{row.seconds:.2f}", *hours])
     head = [*_WHERE, "Iterations", "s/iteration", "Paper's", "Hours", "Paper's hours"]
     more = [
         "Of the first seed's run: the median iteration of its latter half, and the sum of all but "
@@ -146,7 +139,6 @@ def table8(workshop: Workshop, rows: Rows) -> Report:
 
 
 def title_of(row: Row) -> str:
-    """What stands above a picture of the row."""
     return f"{row.facts.title}, {row.images_per_class} a class"
 
 
@@ -173,7 +165,6 @@ def notes(workshop: Workshop, rows: Rows, method: str | None = None) -> list[str
 
 
 def networks_of(scale: Scale, rows: Rows, *, attacked: bool = False) -> str:
-    """How many are trained on each set."""
     return _of_each(rows, lambda row: counted(scale.networks_of(row, attacked=attacked), "network"))
 
 

@@ -1,10 +1,12 @@
-"""The tables and figures by name: their functions, the paper's rows, what each distils."""
+"""The tables and figures by name: their functions, the paper's rows, what each distills."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
-from ..models._normalize import check_known
+from .._checks import check_known
 from ._figures import (
     ALONG,
     TIMED,
@@ -36,53 +38,38 @@ from ._tables import (
 from ._workshop import Workshop
 
 
-def _its_own(row: Row, scale: Scale) -> Ways:
-    """One, by the workshop's method and with the row's network."""
-    return [{}]
-
-
-def _of_each_seed(scale: Scale) -> int:
-    """As many as the scale has seeds."""
-    return scale.seeds
-
-
 @dataclasses.dataclass(frozen=True)
 class Target:
     """A table or figure of the paper.
 
-    - `make`: its `Report`, of a workshop and rows; pictures are written into the folder.
-    - `rows`: the names of those the paper has.
-    - `method`: what it is of, where that is no choice.
-    - `ways`: what each set of a row is filed under beside the workshop's own method.
-    - `sets`: how many are distilled in each of these ways.
-    - `steps`: outer iterations, where they are not the scale's.
-    - `evaluated`, `attacked`: whether networks are trained on the sets and tested, or attacked.
+    `ways` is what each set of a row is filed under beside the workshop's own method; if `None`
+    there is one, by that method and with the row's network.
     """
 
-    make: Callable[[Workshop, Rows, Path], Report]
-    rows: Sequence[str]
-    method: str | None = None
-    ways: Callable[[Row, Scale], Ways] = _its_own
-    sets: Callable[[Scale], int] = _of_each_seed
-    steps: int | None = None
-    evaluated: bool = True
+    make: Callable[[Workshop, Rows, Path], Report]  # pictures are written into the folder
+    rows: Sequence[str]  # the paper's, by name
+    method: str | None = None  # where that is no choice
+    ways: Callable[[Row, Scale], Ways] | None = None
+    sets: Literal["seeds", "chunks"] | None = "seeds"  # of the scale, in each of these ways; or one
+    steps: int | None = None  # outer iterations, where they are not the scale's
+    evaluated: bool = True  # whether networks are trained on the sets and tested
     attacked: bool = False
 
     def scale(self, scale: Scale) -> Scale:
         """With the target's own steps, if it has some."""
         return scale.changed(steps=self.steps)
 
+    def ways_of(self, row: Row, scale: Scale) -> Ways:
+        """What each set of the row is filed under."""
+        return self.ways(row, scale) if self.ways else [{}]
+
     def files(self, row: Row, workshop: Workshop, ways: Ways | None = None) -> list[Path]:
         """Of the row's sets, there or not; of all ways if `None`."""
         workshop = dataclasses.replace(workshop, scale=self.scale(workshop.scale))
-        ways = self.ways(row, workshop.scale) if ways is None else ways
-        seeds = range(self.sets(workshop.scale))
+        ways = self.ways_of(row, workshop.scale) if ways is None else ways
+        seeds = range(getattr(workshop.scale, self.sets) if self.sets else 1)
         each = [workshop.file_of(row, seed, **way) for way in ways for seed in seeds]
         return list(dict.fromkeys(each))  # two methods may come to one
-
-
-def _one(scale: Scale) -> int:
-    return 1
 
 
 def _table(table: Callable[[Workshop, Rows], Report], rows: Sequence[str], **other) -> Target:
@@ -90,13 +77,8 @@ def _table(table: Callable[[Workshop, Rows], Report], rows: Sequence[str], **oth
 
 
 def _attacks(name: str, *rows: str) -> Target:
-    return Target(
-        lambda *given: membership(name, *given),
-        rows,
-        ways=chunk_ways,
-        sets=lambda scale: scale.chunks,
-        attacked=True,
-    )
+    make = functools.partial(membership, name)
+    return Target(make, rows, ways=chunk_ways, sets="chunks", attacked=True)
 
 
 _GRID = ("cifar100/1", "cifar10/1", "cifar10/10")
@@ -114,17 +96,15 @@ TARGETS: dict[str, Target] = {
     ),
     "table2": _table(table2, [row.name for row in TABLE_2]),
     "table3": _table(
-        table3,
-        ["cifar10/10"],
-        ways=lambda row, scale: [normalized(kind) for kind in TABLE_3],
+        table3, ["cifar10/10"], ways=lambda row, scale: [normalized(kind) for kind in TABLE_3]
     ),
     "table4": _table(table4, [row.name for row in TABLE_4]),
     "table5": _attacks("table5", "mnist/50"),
     "table6": _attacks("table6", "fashion_mnist/50"),
-    "table7": _table(table7, list(ROWS), sets=_one, evaluated=False),
+    "table7": _table(table7, list(ROWS), sets=None, evaluated=False),
     "table8": _table(table8, list(ROWS)),
     "figure1": Target(
-        figure1, _GRID, "rcig_paper", grid_ways, sets=_one, steps=TIMED, evaluated=False
+        figure1, _GRID, "rcig_paper", grid_ways, sets=None, steps=TIMED, evaluated=False
     ),
     "figure2": Target(figure2, _GRID, "rcig_paper", grid_ways),
     "figure3": _attacks("figure3", "mnist/50"),
@@ -132,9 +112,9 @@ TARGETS: dict[str, Target] = {
     "figure6": _attacks("figure6", "fashion_mnist/50"),
     "figure7": _attacks("figure7", "cifar10/50", "cifar100/50"),
     "figure8": Target(
-        figure8, ["cifar100/1"], ways=lambda row, scale: [{"variant": ALONG}], sets=_one
+        figure8, ["cifar100/1"], ways=lambda row, scale: [{"variant": ALONG}], sets=None
     ),
-    "gallery": Target(gallery, _PICTURED, ways=gallery_ways, sets=_one, evaluated=False),
+    "gallery": Target(gallery, _PICTURED, ways=gallery_ways, sets=None, evaluated=False),
 }
 """Every table and figure by name."""
 

@@ -1,4 +1,4 @@
-"""Distilled sets and their accuracies, made once and filed in a folder."""
+"""Distilled sets and their accuracies: made once and filed, and what that takes."""
 
 import dataclasses
 import functools
@@ -9,26 +9,33 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from .._across import pooled
 from .._coreset import Coreset
-from .._devices import make_mesh, shared_batch
-from .._distill import describe, describe_model, distill, versions
-from .._evaluate import evaluate
-from .._evaluation import Evaluation
-from .._files import read_checked, write_atomically, write_checked
-from .._lock import hold, releasing
-from .._loop import gave_up
-from .._pool import MakeModel, PoolSchedule
-from .._result import DistillResult, load_result
-from .._resume import digest
+from .._describe import describe, versions
+from .._distill import distill
+from .._recipe import Recipe
 from .._types import Device
-from ..data import AbstractPreprocess, DataError, Dataset, load, open_records
+from ..data import AbstractImages, AbstractPreprocess, DataError, Dataset, load, open_records
 from ..data._preprocess import from_state, to_state
 from ..data._sources import SPLITS
+from ..evaluation._across import pooled
+from ..evaluation._evaluate import evaluate
+from ..evaluation._report import Evaluation
+from ..io._files import read_checked, write_atomically, write_checked
+from ..io._lock import hold, releasing
+from ..io._result import DistillResult, load_result
+from ..models import MakeModel, split_parameters
+from ..models._check import describe_model
+from ..run._checkpoint import Checkpoints
+from ..run._devices import make_mesh, shared_batch
+from ..run._loop import gave_up
+from ..run._memory import estimate_memory
+from ..run._resume import digest
 from ._plan import Scale, arguments, model_of, preprocess_of
 from ._report import counted
 from ._rows import Row
@@ -76,6 +83,8 @@ class Workshop:
         if key not in self._sets:
             from_disk = open_records if row.dataset == "imagenet64" else load
             self._sets[key] = from_disk(row.dataset, split, directory=self.directory)
+            if isinstance(self._sets[key], AbstractImages):
+                self._sets[key].workers = self.workers
             shape, facts = self._sets[key].image_shape, row.facts
             if tuple(shape) != facts.shape:
                 raise DataError(f"{facts.title} has images of {shape}, not {facts.shape}.")
@@ -126,8 +135,7 @@ class Workshop:
         method = self.scale.method(row, method or self.method)
         settings = "" if self.settings == "library" else f"-{self.settings}"
         normalized = f"-{normalization}" if normalization else ""
-        name = row.name.replace("/", "-")
-        name += f"-{method}{settings}{variant}{normalized}"
+        name = f"{row.name.replace('/', '-')}-{method}{settings}{variant}{normalized}"
         return self.folder / name / self.scale.name / f"seed{seed}"
 
     def file_of(self, row: Row, seed: int = 0, **how: Any) -> Path:
@@ -172,16 +180,14 @@ class Workshop:
             self._remark(what, result)
             return result
         self.say(f"Distilling {what}: {settings['steps']:,} steps")
+        kept = folder / "checkpoints"
         with jax.enable_x64(row.float64):
             result = distill(
                 train,
                 key=jr.key(seed),
                 preprocess=preprocess(),
-                checkpoint_dir=folder / "checkpoints",
-                keep_checkpoints=2,
-                resume=any((folder / "checkpoints").glob("*.safetensors")),
+                checkpoint_dir=Checkpoints(kept, keep=2, resume=any(kept.glob("*.safetensors"))),
                 devices=self.devices,
-                workers=self.workers,
                 progress=self.progress,
                 **settings,
             )
@@ -191,7 +197,7 @@ class Workshop:
         result = dataclasses.replace(result, recipe=result.recipe | of)
         result.save(file)
         self._remark(what, result)
-        for old in (folder / "checkpoints").glob("*.safetensors"):
+        for old in kept.glob("*.safetensors"):
             old.unlink(missing_ok=True)
         return result
 
@@ -224,14 +230,12 @@ class Workshop:
         name = "-".join([*kinds, *([network[0]] if network else [])])
         own_model = model_of(row, self.scale, how.get("normalization"), softplus=None)
         model = network[1] if network else own_model
-
-        def one(seed: int) -> Evaluation:
-            result = self.distilled(row, seed, **how)
-            folder = self.place(row, seed, **how)
-            given = {"augment": augment, "labels": labels, "model": model}
-            return self.evaluated(row, result, name, folder, seed=seed, real=real, **given)
-
-        return pooled(map(one, range(self.scale.seeds)))
+        given = {"real": real, "augment": augment, "labels": labels, "model": model}
+        each = []
+        for seed in range(self.scale.seeds):
+            result, folder = self.distilled(row, seed, **how), self.place(row, seed, **how)
+            each.append(self.evaluated(row, result, name, folder, seed=seed, **given))
+        return pooled(each)
 
     def evaluated(
         self,
@@ -254,22 +258,15 @@ class Workshop:
         def measure() -> dict[str, Any]:
             how_many = counted(networks, "network")
             self.say(f"Evaluating {row.name}, seed {seed}, {name}: {how_many}, {steps:,} steps")
-            shares = [len(part) for part in np.array_split(range(networks), len(sets)) if len(part)]
-            keys = [jr.fold_in(jr.key(seed), 2**31 + number) for number in range(len(shares))]
-            each = zip(sets, shares, keys, strict=False)
-            return pooled(
-                evaluate(
-                    dataclasses.replace(result, coreset=coreset),
-                    self.data(row, "test"),
-                    key=key,
-                    baseline=False,
-                    num_networks=share,
-                    steps=steps,
-                    progress=self.progress,
-                    **options,
-                )
-                for coreset, share, key in each
-            ).to_json()
+            each = []
+            for number, part in enumerate(np.array_split(range(networks), len(sets))):
+                if len(part):
+                    one = dataclasses.replace(result, coreset=sets[number])
+                    given: Any = options | {"num_networks": len(part), "steps": steps}
+                    given |= {"baseline": False, "progress": self.progress}
+                    key = jr.fold_in(jr.key(seed), 2**31 + number)
+                    each.append(evaluate(one, self.data(row, "test"), key=key, **given))
+            return pooled(each).to_json()
 
         file = folder / f"{name}-{networks}x{steps}.json"
         return Evaluation.from_json(filed(file, sets, measure))
@@ -284,9 +281,7 @@ def typical(seconds: Sequence[float]) -> float:
     return statistics.median(seconds[len(seconds) // 2 :]) if seconds else float("nan")
 
 
-def filed(
-    file: Path, sets: Sequence[Coreset], measure: Callable[[], dict[str, Any]]
-) -> dict[str, Any]:
+def filed(file: Path, sets: Sequence[Coreset], measure: Callable[[], Any]) -> dict[str, Any]:
     """What was measured of sets, in plain values: filed, or measured now and filed.
 
     A file about other sets, such as one that has been removed since, is written anew.
@@ -303,21 +298,59 @@ def filed(
 
 def _asked(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The method and the pool of a run as they were before it, in plain values."""
-    pool = settings.get("pool", PoolSchedule())
-    return {"method": describe(settings["method"]), "pool": describe(pool)}
+    return {"method": describe(settings["method"]), "pool": describe(settings["recipe"].pool)}
 
 
-def _check_filed(
-    file: Path, result: DistillResult, settings: Mapping[str, Any], images: int
-) -> None:
+def _check_filed(file: Path, result: DistillResult, settings: Mapping[str, Any], count: int):
     """Raise `ValueError` if a filed set is of other settings than those asked for."""
-    names = ("steps", "images_per_class", "flip", "batch_size")
-    wanted = {name: settings[name] for name in names} | {"training images": images}
-    wanted["model"] = describe_model(settings["model"])
-    wanted["asked"] = _asked(settings)
+    names = ("steps", "images_per_class", "batch_size")
+    wanted = {name: settings[name] for name in names} | {"training images": count}
+    wanted |= {"model": describe_model(settings["model"]), "asked": _asked(settings)}
+    wanted["flip"] = settings["recipe"].flip
     for name, value in wanted.items():
         if result.recipe.get(name) != value:
             raise ValueError(
                 f"{file} has {name} {result.recipe.get(name)!r}, and {value!r} is asked for: "
                 "remove it, or choose another folder."
             )
+
+
+def parts_of(
+    row: Row, workshop: Workshop, *, method: str | None = None, normalization: str | None = None
+) -> tuple[Recipe, Coreset, int]:
+    """The recipe of a run of this row, the shapes of its set, and its outer batch."""
+    method, facts = method or workshop.method, row.facts
+    given = arguments(row, workshop.scale, method, workshop.settings, normalization)
+
+    def empty() -> Coreset:
+        zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
+        images, labels = zeros((row.images, *facts.shape)), zeros((row.images, facts.classes))
+        return Coreset(images, labels, zeros(()), flip=row.flip)
+
+    coreset = eqx.filter_eval_shape(empty)
+    recipe = dataclasses.replace(given["recipe"], model=given["model"])
+    return recipe, coreset, min(given["batch_size"], facts.images)
+
+
+def dry_run(row: Row, workshop: Workshop, **how: Any) -> dict[str, Any]:
+    """Shapes, counts, and the memory of a step.
+
+    `how` is another `method` or `normalization` than the workshop's and the row's. The step is
+    traced and compiled, which takes minutes for the largest rows: one that could not start raises
+    here.
+    """
+    with jax.enable_x64(row.float64):
+        recipe, coreset, batch_size = parts_of(row, workshop, **how)
+        make = recipe.chosen()[1]
+        parameters = eqx.filter_eval_shape(lambda key: split_parameters(make(key))[0], jr.key(0))
+        memory = estimate_memory(recipe, coreset, batch_size)
+    return {
+        "images": coreset.images.shape,
+        "labels": coreset.labels.shape,
+        "mirrored": row.flip,
+        "parameters": sum(x.size for x in jax.tree.leaves(parameters)),
+        "outer batch": (batch_size, *row.facts.shape),
+        "method": workshop.scale.method(row, how.get("method", workshop.method)),
+        "steps": workshop.scale.steps_of(row),
+        "memory": str(memory),
+    }

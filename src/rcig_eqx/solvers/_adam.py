@@ -1,7 +1,8 @@
 """Adam as a solver: on the inner loss, and on the quadratic whose minimum is H⁻¹g."""
 
+import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -12,17 +13,11 @@ from jaxtyping import Array, Bool, Float, Scalar
 
 from .._backend import zeros
 from .._checks import check_counts, check_number
+from .._trees import divide, dot, largest, norm, ratio, relative, subtract
 from .._types import PyTree
-from ._definite import (
-    AbstractDefiniteSolver,
-    check_definite,
-    divide,
-    dot,
-    largest,
-    norm,
-    ratio,
-    relative,
-)
+from ._definite import AbstractDefiniteSolver, Traits, check_definite
+
+T = TypeVar("T", bound=lx.AbstractLinearSolver)
 
 
 class Descent(eqx.Module):
@@ -78,7 +73,43 @@ def adam_descent(
     return Descent(x, first, last, monotone)
 
 
-class Adam(AbstractDefiniteSolver):
+class AbstractDescent(AbstractDefiniteSolver):
+    """A solver that descends: on ½vᵀHv − gᵀv, and on any other function as well."""
+
+    learning_rate: eqx.AbstractVar[float | Float[Array, ""] | None]
+    steps: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def descend(
+        self, value_and_gradient: Callable[[PyTree], tuple[Scalar, PyTree]], start: PyTree
+    ) -> Descent:
+        """`steps` ≥ 1 steps from a start."""
+
+
+def rate_of(solver: lx.AbstractLinearSolver[Any]) -> float | Float[Array, ""] | None:
+    """A solver's learning rate, `None` if it has yet to be found; 0 where there is none to find."""
+    return solver.learning_rate if isinstance(solver, AbstractDescent) and solver.steps else 0.0
+
+
+def check_trend(name: str, solver: lx.AbstractLinearSolver[Any]) -> None:
+    """Raise `ValueError` for a descent whose rate is to be found, and which is too short for it."""
+    if isinstance(solver, AbstractDescent) and solver.learning_rate is None and solver.steps == 1:
+        raise ValueError(f"{name}: one step shows no trend to find a rate by; give one.")
+
+
+def with_rate(solver: T, rate: float | Scalar) -> T:
+    """The solver with another learning rate, an array, if it has one."""
+    if not isinstance(solver, AbstractDescent):
+        return solver
+    return eqx.tree_at(
+        lambda s: s.learning_rate,
+        solver,
+        jnp.asarray(rate, jnp.float32),
+        is_leaf=lambda x: x is None,
+    )
+
+
+class Adam(AbstractDescent):
     """Adam on ½vᵀHv − gᵀv, whose gradient is Hv − g: the paper's solver (equation 7).
 
     It needs no bound on the curvature, but a learning rate that suits the problem: `None` leaves
@@ -112,6 +143,22 @@ class Adam(AbstractDefiniteSolver):
             )
         return self.learning_rate
 
+    @property
+    def traits(self) -> Traits:
+        return Traits(started=True, truncated=True)
+
+    def advice(self, stats: dict[str, Any]) -> str:
+        del stats
+        return "Give Adam a lower learning_rate, as in Adam(1e-4)."
+
+    def check_ready(self) -> None:
+        self.rate()
+
+    def descend(
+        self, value_and_gradient: Callable[[PyTree], tuple[Scalar, PyTree]], start: PyTree
+    ) -> Descent:
+        return adam_descent(value_and_gradient, start, self.steps, self.rate())
+
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
     ) -> lx.AbstractLinearOperator:
@@ -128,16 +175,15 @@ class Adam(AbstractDefiniteSolver):
                 start, stats["residual"] = zeros(vector), relative(vector, vector)
             return start, lx.RESULTS.max_steps_reached, stats
         start = zeros(vector) if start is None else start
-
         unit = largest(vector)
 
         def value_and_gradient(v: PyTree) -> tuple[Scalar, PyTree]:
-            gradient = jax.tree.map(jnp.subtract, state.mv(v), vector)
-            slope = jax.tree.map(jnp.subtract, gradient, vector)
+            gradient = subtract(state.mv(v), vector)
+            slope = subtract(gradient, vector)
             # In units whose products neither underflow nor overflow; losses are only compared.
             return 0.5 * dot(divide(v, unit), divide(slope, unit)), gradient
 
-        descent = adam_descent(value_and_gradient, start, self.steps, self.rate())
+        descent = self.descend(value_and_gradient, start)
         loss, length = descent.last
         residual = ratio(length, norm(vector))
         result = lx.RESULTS.where(

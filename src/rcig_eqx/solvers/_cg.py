@@ -10,18 +10,9 @@ import lineax as lx
 from jaxtyping import Scalar
 
 from .._checks import check_counts, check_number
+from .._trees import axpy, divide, dot, known, largest, norm, ratio, subtract
 from .._types import PyTree
-from ._definite import (
-    AbstractDefiniteSolver,
-    axpy,
-    check_definite,
-    divide,
-    dot,
-    known,
-    largest,
-    norm,
-    ratio,
-)
+from ._definite import AbstractDefiniteSolver, Traits, check_definite
 
 
 class ConjugateGradient(AbstractDefiniteSolver):
@@ -29,7 +20,7 @@ class ConjugateGradient(AbstractDefiniteSolver):
 
     `lineax.CG` asks every component of the residual, and of the last change of x, to be small
     against that of b and x, and evaluates the operator once or twice more to begin and to
-    stabilise. A truncated solve needs neither, and here each product is a tangent and a
+    stabilize. A truncated solve needs neither, and here each product is a tangent and a
     transpose pass through a network: this one spends one product per iteration, one more for a
     warm start, and one to close where rounding may matter.
 
@@ -55,6 +46,18 @@ class ConjugateGradient(AbstractDefiniteSolver):
         check_number("rtol", self.rtol, lambda r: 0 < r < 1, "between 0 and 1")
         check_counts(max_steps=self.max_steps)
 
+    @property
+    def traits(self) -> Traits:
+        return Traits(preconditioned=True, started=True)
+
+    def advice(self, stats: dict[str, Any]) -> str:
+        del stats
+        return (
+            "Where it stopped at its cap, raise max_steps, as in ConjugateGradient(1e-4, 1000); "
+            "where it broke down before, as on the indefinite Hessian of a network that is not "
+            "linearized, pass the method gauss_newton=True or damping; or take another solver."
+        )
+
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
     ) -> lx.AbstractLinearOperator:
@@ -70,7 +73,7 @@ class ConjugateGradient(AbstractDefiniteSolver):
         if y0 is None:
             start, r = jax.tree.map(jnp.zeros_like, vector), vector
         else:
-            start, r = y0, jax.tree.map(jnp.subtract, vector, operator.mv(y0))
+            start, r = y0, subtract(vector, operator.mv(y0))
 
         def unfinished(carry):
             _, _, length, step, _, definite, gaining = carry
@@ -83,7 +86,7 @@ class ConjugateGradient(AbstractDefiniteSolver):
             closed = (closings > 0) | ~(100 * drift <= jnp.maximum(goal, norm(r)))
             r = jax.lax.cond(
                 closed,
-                lambda y, r: jax.tree.map(jnp.subtract, vector, operator.mv(y)),
+                lambda y, r: subtract(vector, operator.mv(y)),
                 lambda y, r: r,
                 y,
                 r,

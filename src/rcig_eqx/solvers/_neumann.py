@@ -10,8 +10,9 @@ import lineax as lx
 from jaxtyping import Scalar
 
 from .._checks import check_counts, check_number
+from .._trees import axpy, known, norm, ratio, subtract
 from .._types import PyTree
-from ._definite import AbstractDefiniteSolver, axpy, check_definite, known, norm, ratio
+from ._definite import AbstractDefiniteSolver, Traits, check_definite
 
 
 class Neumann(AbstractDefiniteSolver):
@@ -46,6 +47,20 @@ class Neumann(AbstractDefiniteSolver):
         check_number("rtol", self.rtol, lambda r: 0 <= r < 1, "between 0 and 1")
         check_number("step_size", self.step_size, lambda s: s is None or s > 0, "positive, or None")
 
+    @property
+    def traits(self) -> Traits:
+        return Traits(started=True)
+
+    def advice(self, stats: dict[str, Any]) -> str:
+        said = "was not"
+        if "step_times_curvature" in stats:
+            said = f"was {stats['step_times_curvature']:.1f} when it first failed"
+        return (
+            "A Neumann series needs a positive definite Hessian and its step times the largest "
+            f"curvature below 2; that {said}. Leave step_size out or make it smaller, or add "
+            "damping or gauss_newton=True."
+        )
+
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
     ) -> tuple[lx.AbstractLinearOperator, Scalar]:
@@ -62,7 +77,7 @@ class Neumann(AbstractDefiniteSolver):
         start = jax.tree.map(jnp.zeros_like, vector) if v is None else v
 
         def residual(v: PyTree) -> PyTree:
-            return jax.tree.map(jnp.subtract, vector, operator.mv(v))
+            return subtract(vector, operator.mv(v))
 
         def unfinished(carry):
             *_, length, step = carry

@@ -1,4 +1,4 @@
 """Distillation with a custom bilevel loss: cross-entropy inside, class weights outside."""
 
 from .losses import WeightedCrossEntropy as WeightedCrossEntropy, cross_entropy as cross_entropy
-from .run import distil as distil, measure as measure, one_class as one_class
+from .run import distill_weighted as distill_weighted, measure as measure, one_class as one_class

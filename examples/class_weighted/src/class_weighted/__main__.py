@@ -9,11 +9,11 @@ from rich.table import Table
 
 from rcig_eqx import data, save_grid
 
-from .run import distil, measure, one_class
+from .run import distill_weighted, measure, one_class
 
 
 def main() -> None:
-    """Distil Fashion-MNIST with equal and with unequal class weights, and compare."""
+    """Distill Fashion-MNIST with equal and with unequal class weights, and compare."""
     parser = argparse.ArgumentParser(prog="class_weighted", description=__doc__)
     parser.add_argument("--class", dest="name", default="Shirt", help="the class to weigh up")
     parser.add_argument("--weight", type=float, default=5.0, help="how many times it counts")
@@ -25,7 +25,9 @@ def main() -> None:
     train, held_out = (data.load("fashion_mnist_small", split) for split in ("train", "test"))
     keys = jr.split(jr.key(given.seed))
     results = [
-        distil(train, one_class(train, given.name, weight), key=keys[0], steps=given.steps)
+        distill_weighted(
+            train, one_class(train, given.name, weight), key=keys[0], steps=given.steps
+        )
         for weight in (1.0, given.weight)
     ]
     equal, weighted = (measure(result, held_out, key=keys[1]) for result in results)

@@ -1,12 +1,13 @@
-"""What a network trained on the distilled set minimises, and what the set is distilled for."""
+"""What a network trained on the distilled set minimizes, and what the set is distilled for."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Scalar
+
+from rcig_eqx import AbstractOuterLoss
 
 SHARPNESS = 4.0  # learned labels begin at one-hot − 1/C: as logits, that of their class stands out
 
@@ -18,7 +19,7 @@ def cross_entropy(
     return jnp.sum(optax.softmax_cross_entropy(predictions, jax.nn.softmax(SHARPNESS * labels)))
 
 
-class WeightedCrossEntropy(eqx.Module):
+class WeightedCrossEntropy(AbstractOuterLoss):
     """The outer loss: the mean cross-entropy on real images, each weighed by its class.
 
     The weights are an array of the method, so that others compile nothing anew.
@@ -29,6 +30,11 @@ class WeightedCrossEntropy(eqx.Module):
     def __check_init__(self) -> None:
         if not isinstance(self.weights, Tracer) and not (np.asarray(self.weights) > 0).all():
             raise ValueError(f"weights are {self.weights}: make them positive, one a class.")
+
+    @property
+    def scales_predictions(self) -> bool:
+        """It does, by exp(log τ)."""
+        return True
 
     def __call__(
         self,

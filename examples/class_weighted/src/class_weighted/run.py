@@ -1,18 +1,11 @@
-"""Distil for an outer loss, and train fresh networks on the result."""
+"""Distill for an outer loss, and train fresh networks on the result."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from rcig_eqx import (
-    DistillResult,
-    Evaluation,
-    PoolSchedule,
-    convnet_for,
-    distill,
-    evaluate,
-    methods,
-)
+from rcig_eqx import DistillResult, PoolSchedule, Recipe, convnet_for, distill, evaluate, methods
 from rcig_eqx.data import Dataset
+from rcig_eqx.evaluation import Evaluation
 
 from .losses import WeightedCrossEntropy, cross_entropy
 
@@ -24,7 +17,7 @@ def one_class(data: Dataset, name: str, weight: float) -> Float[Array, " classes
     return jnp.ones(data.num_classes).at[data.class_names.index(name)].set(weight)
 
 
-def distil(
+def distill_weighted(
     train: Dataset,
     weights: Float[Array, " classes"],
     *,
@@ -34,7 +27,7 @@ def distil(
     depth: int = 2,
     progress: bool = True,
 ) -> DistillResult:
-    """One image a class, for networks that minimise the cross-entropy on them.
+    """One image a class, for networks that minimize the cross-entropy on them.
 
     That has no closed form: `default_method` sees as much from the type of the inner loss, and
     trains the head by Adam and solves with the Hessian by conjugate gradients.
@@ -48,7 +41,7 @@ def distil(
         ),
         model=convnet_for(train.image_shape, train.num_classes, width=width, depth=depth),
         steps=steps,
-        pool=PoolSchedule(size=5),
+        recipe=Recipe(pool=PoolSchedule(size=5)),
         progress=progress,
     )
 
@@ -62,7 +55,7 @@ def measure(
     steps: int = 500,
     progress: bool = True,
 ) -> Evaluation:
-    """Fresh networks that minimise the same inner loss, tested: accuracies by class are recalls."""
+    """Fresh networks that minimize the same inner loss, tested: accuracies by class are recalls."""
     return evaluate(
         result,
         held_out,

@@ -4,7 +4,7 @@ from .learn import accuracies as accuracies
 from .memory import (
     Memory as Memory,
     NewImages as NewImages,
-    distil as distil,
+    distill_task as distill_task,
     empty as empty,
     extend as extend,
     random_real as random_real,

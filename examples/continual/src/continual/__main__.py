@@ -12,7 +12,7 @@ from rich.table import Table
 from rcig_eqx import data, save_grid
 
 from .learn import accuracies
-from .memory import distil, empty, random_real
+from .memory import distill_task, empty, random_real
 from .tasks import split, up_to
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     table = Table(*columns, caption="± is the standard deviation over the networks")
     for number, task in enumerate(track(tasks, "tasks"), 1):
         key = jr.fold_in(jr.key(given.seed), number)
-        distilled = distil(
+        distilled = distill_task(
             distilled, task, each, key=key, steps=given.steps, width=width, progress=False
         )
         real = random_real(real, task, each, key=key)

@@ -10,18 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from rcig_eqx import (
-    AbstractParameterization,
-    Coreset,
-    PoolSchedule,
-    centred_labels,
-    convnet_for,
-    distill,
-    methods,
-    real_coreset,
-    to_pixels,
-)
+from rcig_eqx import Coreset, PoolSchedule, Recipe, convnet_for, distill, methods
 from rcig_eqx.data import AbstractPreprocess, Dataset
+from rcig_eqx.initializers import centered_labels, real_coreset
+from rcig_eqx.io import to_pixels
+from rcig_eqx.parameterizations import AbstractParameterization
 
 from .tasks import Task
 
@@ -35,9 +28,9 @@ class Memory(eqx.Module):
 
     @property
     def coreset(self) -> Coreset:
-        """The same with centred one-hot labels, to train on."""
+        """The same with centered one-hot labels, to train on."""
         each = len(self.images) // max(1, self.num_classes)
-        labels = centred_labels(np.repeat(np.arange(self.num_classes), each), self.num_classes)
+        labels = centered_labels(np.repeat(np.arange(self.num_classes), each), self.num_classes)
         return Coreset(self.images, labels, jnp.zeros(()), self.preprocess)
 
 
@@ -76,7 +69,7 @@ def random_real(memory: Memory, task: Task, images_per_class: int, *, key: PRNGK
     return extend(memory, chosen.images, task)
 
 
-def distil(
+def distill_task(
     memory: Memory,
     task: Task,
     images_per_class: int,
@@ -97,8 +90,9 @@ def distil(
         model=convnet_for(task.data.image_shape, task.classes.stop, width=width, depth=depth),
         steps=steps,
         initialization=start,
-        parameterization=NewImages(start, len(memory.images)),
-        pool=PoolSchedule(size=10),
+        recipe=Recipe(
+            parameterization=NewImages(start, len(memory.images)), pool=PoolSchedule(size=10)
+        ),
         progress=progress,
     )
     return extend(memory, result.coreset.images[len(memory.images) :], task)

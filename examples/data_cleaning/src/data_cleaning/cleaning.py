@@ -9,7 +9,8 @@ import optax
 from jaxtyping import Array, Scalar
 from rich.progress import track
 
-from rcig_eqx import Hypergradient, hypergradient
+from rcig_eqx import hypergradient
+from rcig_eqx.bilevel import Hypergradient
 from rcig_eqx.solvers import ConjugateGradient
 
 from .problem import (

@@ -2,7 +2,7 @@
 
     θ(ψ) = argmin 1/n Σ_i σ(w_i) ℓ(f_θ(x_i), y_i) + e^λ/2 ‖θ‖²       L(ψ) = mean ℓ on clean images
 
-ψ = (w, λ) has a number for each example and one for the regularisation; ℓ is the cross-entropy and
+ψ = (w, λ) has a number for each example and one for the regularization; ℓ is the cross-entropy and
 f a linear layer on pixels.
 """
 
@@ -72,7 +72,7 @@ def cross_entropies(theta: Classifier, at: Examples) -> Float[Array, " n"]:
 
 
 def inner_loss(theta: Classifier, psi: Weighting, train: Examples, validation: Examples) -> Scalar:
-    """The weighted loss on the training examples, which a classifier minimises."""
+    """The weighted loss on the training examples, which a classifier minimizes."""
     squares = jnp.sum(theta.weight**2) + jnp.sum(theta.bias**2)
     weighted = psi.weights * cross_entropies(theta, train)
     return jnp.mean(weighted) + 0.5 * jnp.exp(psi.log_l2) * squares

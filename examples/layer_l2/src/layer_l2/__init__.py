@@ -1,4 +1,4 @@
-"""One L2 weight a layer of a linearised network, by hypergradient and by grid search."""
+"""One L2 weight a layer of a linearized network, by hypergradient and by grid search."""
 
 from .problem import (
     Examples as Examples,

@@ -1,4 +1,4 @@
-"""The bilevel problem: fit a linearised network, then judge the fit on other images.
+"""The bilevel problem: fit a linearized network, then judge the fit on other images.
 
     θ(λ) = argmin ½ ‖J θ − y‖² + ½ Σ_l λ_l ‖θ_l‖²        L(λ) = mean of (J_val θ(λ) − y_val)²
 
@@ -14,22 +14,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Scalar
 
-from rcig_eqx import ConvNet, LeastSquares, centred_labels, linearize, ridge_head
+from rcig_eqx.bilevel import LeastSquares
 from rcig_eqx.data import AbstractPreprocess, Dataset
+from rcig_eqx.initializers import centered_labels
+from rcig_eqx.methods import linearize, ridge_head
+from rcig_eqx.models import ConvNet
 
 Layers = tuple[Float[Array, " _"], ...]
 """θ: the displacement of each layer's parameters, flattened."""
 
 
 class Examples(eqx.Module):
-    """Images as the linearised network sees them: a row for each image and class."""
+    """Images as the linearized network sees them: a row for each image and class."""
 
     jacobian: tuple[Float[Array, "rows _"], ...]
     targets: Float[Array, " rows"]
 
 
 def examples(network: ConvNet, data: Dataset, preprocess: AbstractPreprocess) -> Examples:
-    """The Jacobian of a network at some images, and their centred one-hot labels."""
+    """The Jacobian of a network at some images, and their centered one-hot labels."""
     dtype = network.head.kernel.dtype
     unit = jnp.eye(data.num_classes, dtype=dtype)[:, None]
 
@@ -39,7 +42,7 @@ def examples(network: ConvNet, data: Dataset, preprocess: AbstractPreprocess) ->
 
     images = jnp.asarray(preprocess(data.images), dtype)
     jacobian = cast(tuple[Array, ...], jax.lax.map(rows, images))
-    targets = centred_labels(np.asarray(data.labels), data.num_classes).astype(dtype)
+    targets = centered_labels(np.asarray(data.labels), data.num_classes).astype(dtype)
     return Examples(tuple(j.reshape(targets.size, j.shape[-1]) for j in jacobian), targets.ravel())
 
 
@@ -75,7 +78,7 @@ def _l2(
 
 
 inner_loss = LeastSquares(_residuals, _l2)
-"""`inner_loss(theta, log_l2, train, validation)`, which `fit` minimises."""
+"""`inner_loss(theta, log_l2, train, validation)`, which `fit` minimizes."""
 
 
 def validation_loss(

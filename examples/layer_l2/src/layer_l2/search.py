@@ -9,12 +9,13 @@ import optax
 from jaxtyping import Array, Float, Scalar
 from rich.progress import track
 
-from rcig_eqx import Hypergradient, hypergradient
-from rcig_eqx.solvers import AbstractDualSolver, DualCG
+from rcig_eqx import hypergradient
+from rcig_eqx.bilevel import Hypergradient
+from rcig_eqx.solvers import ConjugateGradient, Dual
 
 from .problem import Examples, fit, inner_loss, validation_loss
 
-SOLVER = DualCG(rtol=1e-5, max_steps=500)
+SOLVER = Dual(ConjugateGradient(rtol=1e-5, max_steps=500))
 
 
 class Found(eqx.Module):
@@ -31,7 +32,7 @@ def loss_and_gradient(
     log_l2: Float[Array, " layers"],
     train: Examples,
     validation: Examples,
-    solver: AbstractDualSolver = SOLVER,
+    solver: Dual = SOLVER,
 ) -> Hypergradient:
     """The validation loss at θ(λ), and its gradient in log λ."""
     theta = fit(log_l2, train)

@@ -1,0 +1,195 @@
+"""The commands `rcig-eqx evaluate` and `export`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+from typer import Argument, Option
+
+from ..data._paths import user_path
+from ..evaluation._evaluate import evaluate, fresh_network
+from ..evaluation._report import Evaluation
+from ..io._export import check_place, export
+from ..io._result import DistillResult, load_result
+from ..io._terminal import echo
+from ._images import (
+    check_writable,
+    echo_paths,
+    evaluation_key,
+    read_report,
+    say_networks,
+    test_images,
+    write_report,
+)
+from ._options import (
+    ARCHITECTURE,
+    DEPTH,
+    NORMALIZATION,
+    NUM_NETWORKS,
+    WIDTH,
+    Directory,
+    Metrics,
+    Networks,
+    Quiet,
+    Seed,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """What `rcig-eqx evaluate` is asked for."""
+
+    file: Annotated[Path, Argument(help="A distilled set: distilled.safetensors.")]
+    data: Annotated[
+        str | None,
+        Option(help="Data set to test on.", show_default="the one that was distilled"),
+    ] = None
+    split: Annotated[
+        str | None,
+        Option(help="Its split.", show_default="test; all of a file or folder without splits"),
+    ] = None
+    networks: Networks = NUM_NETWORKS
+    steps: Annotated[
+        int | None,
+        Option(
+            "--steps",
+            "--evaluation-steps",
+            min=1,
+            help="Training steps of each.",
+            show_default="by the set's size",
+        ),
+    ] = None
+    architecture: Annotated[str | None, Option(help=ARCHITECTURE, show_default="as distilled")] = (
+        None
+    )
+    normalization: Annotated[
+        str | None, Option(help=NORMALIZATION, show_default="as distilled")
+    ] = None
+    width: Annotated[int | None, Option(help=WIDTH, show_default="as distilled")] = None
+    depth: Annotated[int | None, Option(help=DEPTH, show_default="as distilled")] = None
+    augment: Annotated[
+        str | None,
+        Option(
+            help="Change the images at random while networks train: 'paper' for the paper's "
+            "augmentation, or operations such as flip_crop.",
+            show_default=False,
+        ),
+    ] = None
+    labels: Annotated[
+        Literal["learned", "hard"], Option(help="Hard ones are the class each ranks first.")
+    ] = "learned"
+    metric: Metrics = None
+    seed: Seed = 0
+    directory: Directory = None
+    json_: Annotated[
+        Path | None,
+        Option("--json", help="Write the numbers to this file too.", show_default=False),
+    ] = None
+    quiet: Quiet = False
+
+
+def evaluate_command(asked: EvaluateOptions) -> None:
+    """Train fresh networks on a distilled set and test them on real images."""
+    result = load_result(asked.file)
+    data, split, test = test_images(result, asked.data, asked.split, asked.directory)
+    if test is None:
+        raise ValueError(f"{data} has no test split: name other images with --data.")
+    json_ = asked.json_ and user_path(asked.json_)
+    if json_:
+        check_writable(json_.parent)
+    model = fresh_network(
+        result,
+        architecture=asked.architecture,
+        normalization=asked.normalization,
+        width=asked.width,
+        depth=asked.depth,
+    )
+    if not asked.quiet:
+        fresh = say_networks(model, asked.networks)
+        echo(f"Evaluating on {len(test):,} images of {data} with {fresh}.")
+    report = evaluate(
+        result,
+        test,
+        key=evaluation_key(asked.seed),
+        model=model,
+        num_networks=asked.networks,
+        steps=asked.steps,
+        augment=True if asked.augment == "paper" else asked.augment,
+        labels=asked.labels,
+        metrics=asked.metric or (),
+        progress=not asked.quiet,
+    )
+    written = []
+    if json_:
+        written.append(write_report(json_, result, report, data, split, test, asked.seed))
+    echo(f"\n{report}\n")
+    if written:
+        echo_paths(written)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """What `rcig-eqx export` is asked for."""
+
+    file: Annotated[Path, Argument(help="A distilled set: distilled.safetensors.")]
+    folder: Annotated[
+        Path | None, Argument(help="Folder to make.", show_default="export, beside the file")
+    ] = None
+    evaluation: Annotated[
+        Path | None,
+        Option(
+            help="Accuracies already measured, as `distill` and `evaluate --json` write them.",
+            show_default="evaluation.json beside the file; measured anew if there is none",
+        ),
+    ] = None
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace an earlier export.")] = False
+    networks: Networks = NUM_NETWORKS
+    steps: Annotated[
+        int | None,
+        Option(
+            "--evaluation-steps", min=1, help="Of each network.", show_default="by the set's size"
+        ),
+    ] = None
+    seed: Seed = 0
+    directory: Directory = None
+    quiet: Quiet = False
+
+
+def export_command(asked: ExportOptions) -> None:
+    """Write a distilled set as a folder that trains networks without this library."""
+    file = user_path(asked.file)
+    result = load_result(file)
+    folder = user_path(asked.folder or file.parent / "export")
+    check_place(folder, asked.overwrite, fix="pass --overwrite")
+    check_writable(folder.parent)
+    beside = file.parent / "evaluation.json"
+    known = asked.evaluation or (beside if beside.exists() else None)
+    report = None
+    if known:
+        known = user_path(known)
+        report = read_report(known, result)
+        if not asked.quiet:
+            echo(f"The card states the accuracies in {known}.")
+    else:
+        report = _measured(asked, result)
+    echo_paths([export(result, folder, evaluation=report, overwrite=asked.overwrite)])
+
+
+def _measured(asked: ExportOptions, result: DistillResult) -> Evaluation | None:
+    """Accuracies for the card, `None` where what was distilled has no test split."""
+    data, _, test = test_images(result, None, None, asked.directory)
+    if test is None:
+        if not asked.quiet:
+            echo(f"{data} has no test split: the card states no accuracy.")
+        return None
+    if not asked.quiet:
+        fresh = say_networks(fresh_network(result), asked.networks)
+        echo(f"Evaluating on {len(test):,} images of {data} with {fresh}.")
+    return evaluate(
+        result,
+        test,
+        key=evaluation_key(asked.seed),
+        num_networks=asked.networks,
+        steps=asked.steps,
+        progress=not asked.quiet,
+    )

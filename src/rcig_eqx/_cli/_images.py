@@ -1,0 +1,127 @@
+"""Test images, networks and reports of the commands."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import jax.random as jr
+
+from ..data import AbstractImages, DataError, Dataset, load, open_records
+from ..data._load import DATASETS, TOO_LARGE
+from ..data._paths import user_path
+from ..evaluation._report import Evaluation
+from ..io._files import write_atomically
+from ..io._result import DistillResult
+from ..io._terminal import echo
+from ..models import MakeModel
+from ..models._check import describe_model
+
+Images = Dataset | AbstractImages
+
+
+def say_networks(make_model: MakeModel, networks: int) -> str:
+    """How many networks of which kind."""
+    kind = describe_model(make_model)
+    normalization = kind.get("normalization", "none")
+    normalized = "without" if normalization == "none" else normalization
+    fresh = f"{networks} fresh network{'s' * (networks > 1)}"
+    return f"{fresh} ({kind['name']}, {normalized} normalization)"
+
+
+def test_images(
+    result: DistillResult, data: str | None, split: str | None, directory: Path | None
+) -> tuple[str, str, Images | None]:
+    """Name, split and images to test on; images `None` if what was distilled has no test split."""
+    distilled = str(result.recipe.get("dataset"))
+    if data is None and distilled not in DATASETS and not user_path(distilled).exists():
+        raise ValueError(
+            f"The set was distilled from {distilled}, which is not here: run rcig-eqx evaluate "
+            "with its path as --data."
+        )
+    data = data or distilled
+    test = load_split(data, split, directory) if split else load_test(data, directory)
+    if test is None and data != distilled:
+        return data, "train", load_split(data, "train", directory)
+    return data, split or "test", test
+
+
+def load_split(dataset: str, split: str, directory: Path | None) -> Images:
+    """A split in memory, or on disk, written there the first time, if it is too large."""
+    directory = directory and user_path(directory)
+    if dataset == TOO_LARGE:
+        return open_records(dataset, split, directory=directory)
+    return load(dataset, split, directory=directory)
+
+
+def load_test(dataset: str, directory: Path | None) -> Images | None:
+    """The test images, or `None` for a file or folder that has none."""
+    try:
+        return load_split(dataset, "test", directory)
+    except DataError:
+        raise
+    except ValueError:
+        if not user_path(dataset).exists():
+            raise
+        return None
+
+
+def shown_name(dataset: str) -> str:
+    """What a result calls a data set: no path outside the present folder, which is nobody's."""
+    path = user_path(dataset)
+    if not path.is_absolute() and ".." not in path.parts:
+        return dataset
+    return f"custom {path.name}" if path.name in DATASETS else path.name
+
+
+def check_writable(folder: Path) -> None:
+    """Raise `OSError` unless files can be written in the folder, or it can be made."""
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise OSError(f"Cannot write to {folder} ({error.strerror}): choose another.") from error
+
+
+def evaluation_key(seed: int):
+    """Fresh networks share nothing with those of the run of the same seed."""
+    return jr.fold_in(jr.key(seed), 2**31)  # small numbers would repeat keys of jr.split
+
+
+def write_report(
+    path: Path,
+    result: DistillResult,
+    report: Evaluation,
+    data: str,
+    split: str,
+    test: Images,
+    seed: int,
+) -> Path:
+    """Everything an evaluation measured, as JSON."""
+    content = {
+        "data": shown_name(data),
+        "split": split,
+        "test_images": len(test),
+        "seed": seed,
+        **report.to_json(),
+        "recipe": result.recipe,
+    }
+    write_atomically(path, json.dumps(content, indent=2).encode())
+    return path
+
+
+def read_report(path: Path, result: DistillResult) -> Evaluation:
+    """What `write_report` wrote about this result, or `ValueError`."""
+    try:
+        content = json.loads(path.read_bytes())
+        report = Evaluation.from_json(content)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DataError(f"{path} is no evaluation: measure it anew with evaluate.") from error
+    if content.get("recipe") != result.recipe:
+        raise ValueError(f"{path} is of another result: name this one's with --evaluation.")
+    return report
+
+
+def echo_paths(paths: list[Path]) -> None:
+    """Say what was written."""
+    echo("Wrote " + "\n      ".join(map(str, paths)))

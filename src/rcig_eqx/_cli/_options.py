@@ -1,0 +1,66 @@
+"""What the commands' options have in common, and how a command takes them: as one value."""
+
+import inspect
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from typer import Option, Typer
+
+from ..evaluation import METRICS
+from ..evaluation._evaluate import evaluate
+from ..models._architectures import NETWORKS
+from ..models._normalize import NORMALIZATIONS
+
+ARCHITECTURE = f"The network: {', '.join(NETWORKS)}."
+NORMALIZATION = f"Its normalization: {', '.join(NORMALIZATIONS)}."
+WIDTH, DEPTH = "Filters of the network's first block.", "Blocks of a convnet."
+NUM_NETWORKS: int = inspect.signature(evaluate).parameters["num_networks"].default
+Networks = Annotated[int, Option(min=1, help="Fresh networks to evaluate with.")]
+Metrics = Annotated[
+    list[str] | None,
+    Option(
+        "--metric",
+        help=f"Measured beside the accuracy: {', '.join(METRICS)}; may be given several times.",
+        show_default=False,
+    ),
+]
+Seed = Annotated[int, Option(help="The same seed gives the same result.")]
+Directory = Annotated[
+    Path | None,
+    Option(help="Folder to look for the data set in first.", show_default=False),
+]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="Print the outcome only.")]
+
+_CALLED = {
+    "folder": "out",
+    "every": "checkpoint_every",
+    "num_networks": "networks",
+    "metrics": "metric",
+}
+_KNOWN: set[str] = set()
+
+
+def command(app: Typer, name: str, options: type) -> Callable[[Callable], Callable]:
+    """Make a function of one value, a dataclass of options, a command of these options."""
+    fields = inspect.signature(options)
+    _KNOWN.update(fields.parameters)
+
+    def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
+        def call(**given: Any) -> None:
+            function(options(**given))
+
+        call.__doc__ = function.__doc__
+        call.__annotations__ = typing.get_type_hints(options, include_extras=True)
+        call.__signature__ = fields  # pyright: ignore[reportFunctionMemberAccess]
+        app.command(name)(call)
+        return function
+
+    return register
+
+
+def option_of(argument: str) -> str:
+    """What an argument of the library is called here."""
+    name = _CALLED.get(argument, argument)
+    return f"--{name.replace('_', '-')}" if name in _KNOWN else argument

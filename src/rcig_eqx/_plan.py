@@ -1,0 +1,330 @@
+"""`distill`'s arguments resolved into the plan of a run, and every complaint about them."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import grain
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import PRNGKeyArray
+
+from ._checks import ArgumentError, check_counts, check_flags, check_key
+from ._coreset import Coreset, check_mirrored
+from ._describe import describe, described
+from ._recipe import Optimizer, Recipe, default_batch_size
+from ._types import Device
+from .data import (
+    AbstractImages,
+    AbstractPreprocess,
+    Dataset,
+    default_preprocess,
+    sample,
+    to_state,
+)
+from .data._adapt import Examples, adapted, is_foreign
+from .data._dataset import noun
+from .initializers import INITIALIZERS, AbstractInitializer, Given, check_start, real_coreset
+from .methods import AbstractMethod, default_method
+from .models import MakeModel
+from .models._architectures import default_network
+from .models._check import check_model, describe_model
+from .parameterizations import check_parameterization
+from .run._checkpoint import CheckpointFolder, Checkpoints
+from .run._devices import (
+    check_agreement,
+    check_batch_divides,
+    leads,
+    make_mesh,
+    raised_on_all,
+    shared_batch,
+)
+from .run._progress import Callback
+from .run._resume import Found, as_fitted, look
+
+Train = Dataset | AbstractImages | grain.MapDataset[Any] | Examples | tuple[Any, Any]
+
+_FLIP_UP_TO = 1000  # distilled images, mirrored ones not counted (paper, appendix C)
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """The arguments of `distill`."""
+
+    train: Train
+    images_per_class: int
+    key: PRNGKeyArray
+    method: AbstractMethod | None
+    model: MakeModel | None
+    steps: int
+    batch_size: int | None
+    initialization: str | Coreset | AbstractInitializer
+    preprocess: AbstractPreprocess | None
+    optimizer: Optimizer | None
+    recipe: Recipe | None
+    checkpoint_dir: str | os.PathLike[str] | Checkpoints | None
+    resume: bool
+    devices: Sequence[Device] | None
+    callbacks: Sequence[Callback]
+    progress: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run with nothing left to choose.
+
+    - `train`: the training set, and `seen` the part of it that is in memory.
+    - `recipe`: the strategies.
+    - `start`: the set that the run starts from; `baseline`: as many random real images; `draws`:
+      further ones.
+    - `preprocess`: fitted.
+    - `seed`: of the order of the batches; `init_key`: of the first state.
+    - `mesh`: of several devices, if there are.
+    - `folder`: where checkpoints are kept, if anywhere; `found`: the one to go on from.
+    - `asked_first`: the steps that the run was asked for when it began.
+    - `settings`: what the result records.
+    - `callbacks`, `progress`: as asked.
+    """
+
+    train: Any
+    seen: Dataset
+    recipe: Recipe
+    start: Coreset
+    baseline: Coreset
+    draws: np.ndarray | None
+    preprocess: AbstractPreprocess
+    steps: int
+    batch_size: int
+    fold: bool
+    seed: int
+    init_key: PRNGKeyArray
+    mesh: Mesh | None
+    folder: CheckpointFolder | None
+    found: Found | None
+    asked_first: int
+    settings: dict[str, Any]
+    callbacks: Sequence[Callback]
+    progress: bool
+
+
+def resolve(asked: Asked) -> Plan:
+    """The plan of a run. Raises `ValueError` for what cannot be distilled, before any work."""
+    _check_kinds(asked)
+    initializer, recipe = _initializer(asked.initialization), _recipe(asked)
+    images_per_class, steps = int(asked.images_per_class), int(asked.steps)
+    coreset_key, noise_key, init_key, stream_key = jr.split(asked.key, 4)
+    seed = int(jr.bits(stream_key, dtype=jnp.uint32))
+    train: Any = asked.train
+    train = Dataset.from_arrays(*train) if isinstance(train, tuple) else adapted(train)
+    networks = recipe.pool.networks_per_step
+    mesh = None if asked.devices is None else make_mesh(asked.devices, networks_per_step=networks)
+    if recipe.batch_size is not None:
+        check_batch_size(recipe.batch_size, len(train), mesh)
+    seen = train
+    if not isinstance(train, Dataset):
+        seen = sample(train, 10_000, at_least=images_per_class, seed=seed)
+    if seen.num_classes < 2:
+        raise ArgumentError("train", "has one class: pass two or more, to tell apart.")
+    count = images_per_class * seen.num_classes
+    batch_size = recipe.batch_size
+    if batch_size is None:
+        batch_size = shared_batch(mesh, min(default_batch_size(count), len(train)))
+        check_batch_size(batch_size, len(train), mesh)
+    folder, found = _folder(asked, mesh)
+    preprocess = _preprocess(asked, initializer, train, seen, mesh, found)
+    flip = initializer.flip if recipe.flip is None else recipe.flip
+    if flip is None:
+        flip = len(seen.image_shape) == 3 == seen.image_shape[-1] and count <= _FLIP_UP_TO
+    flip = bool(flip)
+    if flip:
+        check_mirrored(seen.image_shape)
+    baseline = real_coreset(seen, images_per_class, preprocess, flip=flip, key=coreset_key)
+    draws = _further_draws(seen, baseline, preprocess, key=coreset_key)
+    start = check_start(initializer(seen, baseline, preprocess, key=noise_key), baseline)
+    model = recipe.model or default_network(seen.image_shape, seen.num_classes)
+    check_model(model, baseline)
+    decoded = check_parameterization(recipe.parameterization, start)
+    asked_first = found[0]["steps"] if found else steps
+    method = recipe.method or default_method(asked_first)
+    method.check(decoded, batch_size)
+    fold = method.folds if recipe.fold is None else recipe.fold
+    recipe = dataclasses.replace(
+        recipe, method=method, model=model, fold=bool(fold), batch_size=batch_size
+    )
+    settings = _settings(asked, recipe, start, seen, preprocess)
+    same = {"images": len(train), "method": describe(method)}
+    same["steps there"] = there = found[1]["history.seconds"].size if found else 0
+    check_agreement(mesh, settings | same)
+    if folder is not None:
+        if there > steps:
+            raise ArgumentError(
+                "steps",
+                f"is {steps}, and {folder.folder} has {there} already: ask for at least as many.",
+            )
+        with raised_on_all(mesh):
+            folder.prepare()
+    return Plan(
+        train, seen, recipe, start, baseline, draws, preprocess, steps, batch_size, bool(fold),
+        seed, init_key, mesh, folder, found, asked_first, settings, asked.callbacks, asked.progress,
+    )  # fmt: skip
+
+
+def _check_kinds(asked: Asked) -> None:
+    """Raise `ValueError` for an argument of the wrong kind, and name the right one."""
+    train = asked.train
+    if not (
+        isinstance(train, Dataset | AbstractImages | grain.MapDataset)
+        or (isinstance(train, tuple) and len(train) == 2)
+        or is_foreign(train)
+    ):
+        raise ArgumentError(
+            "train",
+            f"is a {type(train).__name__}: pass a Dataset, (images, labels), an ImageFolder, "
+            "Records, or a grain.MapDataset.",
+        )
+    check_counts(images_per_class=asked.images_per_class, steps=asked.steps)
+    check_key(asked.key)
+    for name, right, such_as in (
+        ("recipe", Recipe, "presets.paper()"),
+        ("preprocess", AbstractPreprocess, "data.zca(images)"),
+    ):
+        value = getattr(asked, name)
+        if value is not None and not isinstance(value, right):
+            raise ArgumentError(name, f"is {value!r}: pass a value such as {such_as}.")
+    if not isinstance(asked.callbacks, Sequence) or not all(map(callable, asked.callbacks)):
+        raise ArgumentError("callbacks", f"is {asked.callbacks!r}: pass a sequence of functions.")
+
+
+def _recipe(asked: Asked) -> Recipe:
+    """The recipe, with what stands beside it in its place."""
+    given = {name: getattr(asked, name) for name in ("method", "model", "optimizer", "batch_size")}
+    given = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(asked.recipe or Recipe(), **given)
+
+
+def _initializer(given: Any) -> AbstractInitializer:
+    if isinstance(given, AbstractInitializer):
+        return given
+    if isinstance(given, Coreset):
+        return Given(given)
+    if not isinstance(given, str):
+        raise ArgumentError(
+            "initialization",
+            f"is {given!r}: pass a name, a Coreset, or an AbstractInitializer such as noise().",
+        )
+    return INITIALIZERS.find("initialization", given)()
+
+
+def _kept(asked: Asked) -> Checkpoints | None:
+    """Where and how checkpoints are kept."""
+    check_flags(resume=asked.resume)
+    given = asked.checkpoint_dir
+    if given is None:
+        if asked.resume:
+            raise ArgumentError("resume", "is True without checkpoint_dir: name the run's folder.")
+        return None
+    given = given if isinstance(given, Checkpoints) else Checkpoints(given)
+    return dataclasses.replace(given, resume=given.resume or asked.resume)
+
+
+def _folder(asked: Asked, mesh: Mesh | None) -> tuple[CheckpointFolder | None, Found | None]:
+    """Where checkpoints are kept, and the one to go on from."""
+    kept = _kept(asked)
+    if kept is None:
+        return None, None
+    folder = kept.opened(writes=leads(mesh))
+    with raised_on_all(mesh):
+        return folder, look(folder, resume=kept.resume)
+
+
+def _preprocess(
+    asked: Asked,
+    initializer: AbstractInitializer,
+    train: Any,
+    seen: Dataset,
+    mesh: Mesh | None,
+    found: Found | None,
+) -> AbstractPreprocess:
+    """The preprocessing a run began with, that asked for or of its start, or one fitted."""
+    preprocess, given = asked.preprocess, initializer.preprocess
+    if given is not None:
+        if preprocess is not None and not eqx.tree_equal(preprocess, given):
+            raise ArgumentError(
+                "initialization", "carries another preprocessing than preprocess: leave one out."
+            )
+        preprocess = given
+    preprocess = as_fitted(found, preprocess, seen.images[:8])
+    if preprocess is None:
+        on_disk = isinstance(train, AbstractImages)
+        shown = on_disk and asked.progress and leads(mesh)
+        preprocess = default_preprocess(train if on_disk else seen, progress=shown)
+    check_preprocess(preprocess, seen.images[:2])
+    return preprocess
+
+
+_DRAWS, _DRAWS_BYTES = 5, 2**24
+
+
+def _further_draws(
+    seen: Dataset, baseline: Coreset, preprocess: AbstractPreprocess, *, key: PRNGKeyArray
+) -> np.ndarray | None:
+    """Images of further random draws such as the baseline: four, or fewer where they are large or
+    a class has too few images for draws to differ."""
+    each = len(baseline.images) // seen.num_classes
+    smallest = int(np.bincount(seen.labels, minlength=seen.num_classes).min())
+    count = min(_DRAWS - 1, smallest // each - 1, _DRAWS_BYTES // baseline.images.nbytes)
+    draws = [real_coreset(seen, each, preprocess, key=k).images for k in jr.split(key, count)]
+    return np.array(draws, np.float32) if draws else None
+
+
+def check_preprocess(preprocess: AbstractPreprocess, images: np.ndarray) -> None:
+    """Raise `ValueError` unless a preprocessing keeps the images' shape and can be saved."""
+    to_state(preprocess)
+    once = preprocess(images)
+    for name, made in (("preprocess", once), ("preprocess.inverse", preprocess.inverse(once))):
+        if made.shape != images.shape or made.dtype != jnp.float32:
+            raise ArgumentError(
+                name,
+                f"made {made.dtype} {noun(images.shape[1:])} {made.shape} of {images.shape}: it "
+                "must make float32 ones of the same shape.",
+            )
+
+
+def check_batch_size(batch_size: int, images: int, mesh: Mesh | None) -> None:
+    """Raise `ValueError` for a batch larger than the set, or that devices cannot share."""
+    if batch_size > images:
+        raise ArgumentError(
+            "batch_size", f"is {batch_size}: choose it in 1..{images}, the training set."
+        )
+    if mesh is not None:
+        check_batch_divides(mesh, batch_size)
+
+
+def _settings(
+    asked: Asked, recipe: Recipe, start: Coreset, seen: Dataset, preprocess: AbstractPreprocess
+) -> dict[str, Any]:
+    """What a result records of a run, in plain values."""
+    _, model = recipe.chosen()
+    given, psi = asked.initialization, recipe.parameterization.encode(start)
+    return {
+        "dataset": seen.name,
+        "images_per_class": int(asked.images_per_class),
+        "steps": int(asked.steps),
+        "batch_size": recipe.batch_size,
+        "initialization": given if isinstance(given, str) else described(type(given)),
+        "parameterization": describe(recipe.parameterization),
+        "bytes": sum(x.nbytes for x in jax.tree.leaves(psi)),
+        "model": describe_model(model),
+        "flip": start.flip,
+        "fold": recipe.fold,
+        "preprocess": type(preprocess).__name__,
+        "key": np.asarray(jr.key_data(asked.key)).tolist(),
+        "pool": describe(recipe.pool),
+        "optimizer": described(recipe.optimizer),
+        "average": described(recipe.average),
+    }

@@ -1,0 +1,80 @@
+"""What an initializer is, and what is asked of the set that it makes."""
+
+import abc
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from .._coreset import Coreset, check_finite
+from ..data import AbstractPreprocess, Dataset
+
+
+class AbstractInitializer(eqx.Module):
+    """Where a distilled set starts.
+
+    Subclass it to start from cluster centers, herded images, or a generator's.
+    """
+
+    @property
+    def preprocess(self) -> AbstractPreprocess | None:
+        """The preprocessing that what it makes has had; `None`: the one it is given."""
+        return None
+
+    @property
+    def flip(self) -> bool | None:
+        """Whether what it makes also stands for its mirror images; `None`: as the run decides."""
+        return None
+
+    @abc.abstractmethod
+    def __call__(
+        self, train: Dataset, like: Coreset, preprocess: AbstractPreprocess, *, key: PRNGKeyArray
+    ) -> Coreset:
+        """The set to start from.
+
+        **Arguments:**
+
+        - `train`: the training images as they are, those in memory of a set on disk.
+        - `like`: as many random real images of each class, preprocessed, class after class. What is
+          returned has its shapes; a start of other images replaces these by `equinox.tree_at`.
+        - `preprocess`: what real images go through.
+        - `key`: source of all randomness.
+        """
+
+
+class Given(AbstractInitializer):
+    """A set made before."""
+
+    coreset: Coreset
+
+    @property
+    def preprocess(self) -> AbstractPreprocess | None:
+        return self.coreset.preprocess
+
+    @property
+    def flip(self) -> bool | None:
+        return self.coreset.flip
+
+    def __call__(self, train, like, preprocess, *, key):
+        return self.coreset
+
+
+def check_start(given: object, like: Coreset) -> Coreset:
+    """The set to start from, in single precision.
+
+    `ValueError` for a set of another size than `like`, or one that is not finite.
+    """
+    if not isinstance(given, Coreset):
+        raise ValueError(f"initialization made a {type(given).__name__}: it must make a Coreset.")
+    for name in ("images", "labels", "log_temperature"):
+        own, right = getattr(given, name), getattr(like, name)
+        if np.shape(own) != right.shape:
+            raise ValueError(
+                f"initialization has {name} {np.shape(own)}, where images_per_class and the data "
+                f"make them {right.shape}: pass preprocessed ones."
+            )
+    check_finite(given, "initialization")
+    fields = (given.images, given.labels, given.log_temperature)
+    images, labels, log_temperature = (jnp.asarray(x, jnp.float32) for x in fields)
+    return Coreset(images, labels, log_temperature, flip=like.flip)

@@ -1,0 +1,158 @@
+"""What a run returns, and the file it is kept in."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from .._coreset import Coreset
+from .._types import PyTree
+from ..data import AbstractPreprocess, from_state, to_state
+from ._files import damage_named, read_checked, under, within, write_checked
+
+FORMAT = "rcig_eqx/1"
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillResult:
+    """A distilled set that describes itself.
+
+    - `coreset`: the averaged ψ, preprocessing attached: the result.
+    - `last`: the last iterate instead of the average.
+    - `baseline`: as many random real images, with plain labels, to compare with.
+    - `class_names`: one a class.
+    - `recipe`: plain values that say how it was made: data set, method, steps, versions, …
+    - `history`: arrays `[steps]` by name: `loss`, `accuracy`, `seconds`, ….
+    - `psi`: the averaged ψ of a parameterization, which `coreset` is decoded from, before its
+      labels took the temperature; `None` without one. It is not in the file:
+      `equinox.tree_serialise_leaves` keeps any pytree.
+    - `draws`: `[draws n *shape]`, the images of further random draws such as `baseline`, which show
+      how much one draw differs from another; `None` in a file of an earlier version.
+    """
+
+    coreset: Coreset
+    last: Coreset
+    baseline: Coreset
+    class_names: tuple[str, ...]
+    recipe: dict[str, Any]
+    history: dict[str, np.ndarray]
+    psi: PyTree = None
+    draws: Float[np.ndarray, "draws n *shape"] | None = None
+
+    @property
+    def baselines(self) -> tuple[Coreset, ...]:
+        """All random draws of real images: `baseline`, and as many sets as `draws` has."""
+        draws = () if self.draws is None else map(jnp.asarray, self.draws)
+        others = (eqx.tree_at(lambda c: c.images, self.baseline, images) for images in draws)
+        return (self.baseline, *others)
+
+    def __repr__(self) -> str:
+        images, recipe = self.coreset.images, self.recipe
+        return (
+            f"DistillResult({len(images)} images {tuple(images.shape[1:])} of "
+            f"{len(self.class_names)} classes, {recipe['steps_done']} of {recipe['steps']} steps "
+            f"on {recipe.get('dataset')})"
+        )
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the run was stopped before its last step."""
+        return self.recipe["steps_done"] < self.recipe["steps"]
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write one safetensors file: arrays, and the rest as JSON in its header.
+
+        The file appears under its name only once it is complete. Raises `ValueError` for what
+        `load_result` would refuse, `OSError` if it cannot be written, and leaves what stood there
+        before.
+        """
+        preprocess = self.coreset.preprocess
+        assert preprocess is not None, "a result's coreset carries its preprocessing"
+        preprocess_config, preprocess_arrays = to_state(preprocess)
+        arrays = under("preprocess", preprocess_arrays) | under("history", self.history)
+        for name in _CORESETS:
+            arrays |= under(name, {field: getattr(getattr(self, name), field) for field in _FIELDS})
+        if self.draws is not None:
+            arrays["draws.images"] = self.draws
+        card = {
+            "format": FORMAT,
+            "class_names": self.class_names,
+            "labels": "one row an image, learned from one-hot - 1/classes; not probabilities",
+            "images": "[n *shape], images n h w c, preprocessed",
+            "flip": self.coreset.flip,
+            "preprocess": preprocess_config,
+            "recipe": self.recipe,
+        }
+        arrays = {name: np.asarray(value) for name, value in arrays.items()}
+        try:
+            _assemble(json.loads(json.dumps(card)), arrays, preprocess)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"This result cannot be kept: {error}.") from error
+        return write_checked(path, card, arrays)
+
+
+_CORESETS = ("coreset", "last", "baseline")
+_FIELDS = ("images", "labels", "log_temperature")
+
+
+def load_result(
+    path: str | os.PathLike[str], *, preprocess: AbstractPreprocess | None = None
+) -> DistillResult:
+    """Read a file written by `DistillResult.save`. Nothing in it is executed.
+
+    A set with a preprocessing of your own class needs an instance of it as `preprocess`, whose
+    arrays are then read from the file; others need none.
+
+    Raises `FileNotFoundError`, or `DataError` for a file that is damaged, truncated, or no
+    distilled set.
+    """
+    card, arrays = read_checked(path, FORMAT, "distilled set")
+    with damage_named(path, "distilled set"):
+        return _assemble(card, arrays, preprocess)
+
+
+def _assemble(
+    card: dict[str, Any], arrays: dict[str, np.ndarray], own: AbstractPreprocess | None
+) -> DistillResult:
+    """Make a result of a file's parts, or raise `ValueError`, `KeyError` or `TypeError`."""
+    names, recipe, flip = card["class_names"], card["recipe"], card["flip"]
+    if not (isinstance(names, list) and names and all(isinstance(n, str) and n for n in names)):
+        raise ValueError("class_names are no list of names")
+    if type(flip) is not bool:
+        raise ValueError(f"flip is {flip!r}, not true or false")
+    if type(recipe["steps"]) is not int or type(recipe["steps_done"]) is not int:
+        raise ValueError("the recipe's steps are no integers")
+    history = within("history", arrays)
+    if any(series.ndim != 1 for series in history.values()):
+        raise ValueError("the history is not one number a step")
+    for name in arrays.keys() - under("history", history).keys():
+        if arrays[name].dtype != np.float32 or not np.isfinite(arrays[name]).all():
+            raise ValueError(f"{name} holds NaN, infinite or no float32 values")
+    preprocess = from_state(card["preprocess"], within("preprocess", arrays), own)
+    coresets = {}
+    for name in _CORESETS:
+        images, labels, log_temperature = parts = [arrays[f"{name}.{part}"] for part in _FIELDS]
+        fits = images.ndim == 4 if flip else images.ndim > 1
+        fits = fits and 0 not in images.shape and log_temperature.shape == ()
+        if not fits or labels.shape != (len(images), len(names)):
+            raise ValueError(
+                f"{name} has images {images.shape}, labels {labels.shape} and log_temperature "
+                f"{log_temperature.shape}, which make no set of {len(names)} classes"
+            )
+        if jax.eval_shape(preprocess.inverse, images).shape != images.shape:
+            raise ValueError("the preprocessing is for other images")
+        X, y, temperature = map(jnp.asarray, parts)
+        coresets[name] = Coreset(X, y, temperature, preprocess, flip=flip)
+    draws = arrays.get("draws.images")
+    if draws is not None and draws.shape[1:] != coresets["baseline"].images.shape:
+        raise ValueError(f"the draws have images {draws.shape}, which are no other baselines")
+    return DistillResult(
+        **coresets, class_names=tuple(names), recipe=recipe, history=history, draws=draws
+    )
