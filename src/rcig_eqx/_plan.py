@@ -161,13 +161,13 @@ def resolve(asked: Asked) -> Plan:
     same["steps there"] = there = found[1]["history.seconds"].size if found else 0
     check_agreement(mesh, settings | same)
     if folder is not None:
+        with raised_on_all(mesh):
+            folder.prepare()
         if there > steps:
             raise ArgumentError(
                 "steps",
                 f"is {steps}, and {folder.folder} has {there} already: ask for at least as many.",
             )
-        with raised_on_all(mesh):
-            folder.prepare()
     return Plan(
         train, seen, recipe, start, baseline, draws, preprocess, steps, batch_size, bool(fold),
         seed, init_key, mesh, folder, found, asked_first, settings, asked.callbacks, asked.progress,
