@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from official_files import png, random_pixels
 from PIL import Image
 
+from official_files import png, random_pixels
 from rcig_eqx.data import DataError, ImageFolder, adapt, resize, sample, stream, write_records
 
 PIXELS = random_pixels(9, (6, 4))

@@ -7,9 +7,9 @@ import zlib
 import grain
 import numpy as np
 import pytest
-from official_files import write_images
 from PIL import Image, features
 
+from official_files import write_images
 from rcig_eqx.data import DataError, ImageFolder, load
 from rcig_eqx.data._pictures import formats
 from rcig_eqx.data._resize import decode

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import Array
-from official_files import REAL
 
+from official_files import REAL
 from rcig_eqx.data import (
     ZCA,
     AbstractPreprocess,

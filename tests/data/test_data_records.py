@@ -15,8 +15,8 @@ import grain
 import jax
 import numpy as np
 import pytest
-from official_files import random_set, write_images
 
+from official_files import random_set, write_images
 from rcig_eqx.data import (
     AbstractImages,
     DataError,

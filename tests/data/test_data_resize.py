@@ -2,8 +2,8 @@ import sys
 
 import numpy as np
 import pytest
-from official_files import write_images
 
+from official_files import write_images
 from rcig_eqx.data import DataError, ImageFolder, resize
 
 
