@@ -1,7 +1,7 @@
 """How far truncated hypergradients are from the exact one, against the number of steps.
 
-    python benchmarks/bias.py --images-per-class 1 --figure docs/results/bias-1ipc.png
-    python benchmarks/bias.py --images-per-class 10 --figure docs/results/bias-10ipc.png
+    python benchmarks/bias.py --images-per-class 1 --figure bias-1ipc.png
+    python benchmarks/bias.py --images-per-class 10 --figure bias-10ipc.png
 
 For each method of the primal route: cosine and norm ratio, in the images, to the exact
 hypergradient of the linearized problem, in float32 on real images, with n inner and n

@@ -1,7 +1,7 @@
 """What the paper's hypergradient costs against its inner and inverse-Hessian steps, and the exact.
 
-    python benchmarks/cost.py --images-per-class 1 --figure docs/results/cost-1ipc.png
-    python benchmarks/cost.py --images-per-class 10 --figure docs/results/cost-10ipc.png
+    python benchmarks/cost.py --images-per-class 1 --figure cost-1ipc.png
+    python benchmarks/cost.py --images-per-class 10 --figure cost-10ipc.png
 
 The shape of the paper's Figure 1: time against one of the two counts, the other at 20; and the
 peak of temporary memory likewise. All take turns in one process. The slopes are least squares.
