@@ -1,6 +1,6 @@
 """What a hypergradient costs: beside plain implementations, jaxopt and optimistix, and by solver.
 
-    python benchmarks/bilevel.py cost --out benchmarks/results/bilevel.jsonl    # 1e3 to 1e7 parameters
+    python benchmarks/bilevel.py cost --out bilevel.jsonl   # 1e3 to 1e7 parameters
     python benchmarks/bilevel.py solvers            # every solver on one problem
 
 `cost`: the inner problem is a three-layer tanh network's ridge-regularized regression on 16

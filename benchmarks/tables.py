@@ -176,15 +176,30 @@ def paper() -> str:
         label = f"`{name}`" + (" †" if "cifar" in name else "")
         reached = row.plain if kind == "plain" else row.augmented
         rows.append(
-            [label, str(width), f"{steps:,} of {row.steps:,}", text, str(count)]
-            + [spread(**random), spread(*reached), all_of_the_data(row.dataset)]
+            [
+                label,
+                str(width),
+                f"{steps:,} of {row.steps:,}",
+                text,
+                str(count),
+                spread(**random),
+                spread(*reached),
+                all_of_the_data(row.dataset),
+            ]
         )
     released = one(lines("released"), width=128)
     row = ROWS[released["row"]]
     rows.append(
-        [f"`{row.name}`, the released set", "128", f"{row.steps:,} of {row.steps:,}"]
-        + [spread(**released["accuracy"]), "not kept", "", spread(*row.plain)]
-        + [all_of_the_data(row.dataset)]
+        [
+            f"`{row.name}`, the released set",
+            str(released["width"]),
+            f"{row.steps:,} of {row.steps:,}",
+            spread(**released["accuracy"]),
+            "not kept",
+            "",
+            spread(*row.plain),
+            all_of_the_data(row.dataset),
+        ]
     )
     head = ["row", "width", "steps", "here, %", "networks", "random real", "paper"]
     return markdown([*head, "all of the data (paper)"], rows)
@@ -205,9 +220,14 @@ def bilevel() -> str:
         big = only(found, parameters=large, method=line["method"])
         off = line["difference"]
         rows.append(
-            [line["method"], f"{line['seconds']:.3f}", f"{low:.3f} to {high:.3f}"]
-            + [f"{big[0]['seconds']:.1f}" if big else "failed", f"{line['vectors']:.1f}"]
-            + ["" if off is None else f"{off:.1e}"]
+            [
+                line["method"],
+                f"{line['seconds']:.3f}",
+                f"{low:.3f} to {high:.3f}",
+                f"{big[0]['seconds']:.1f}" if big else "failed",
+                f"{line['vectors']:.1f}",
+                "" if off is None else f"{off:.1e}",
+            ]
         )
     head = ["solver", "1e5 parameters: s", "quartiles", "1e7 parameters: s"]
     return markdown([*head, "memory, vectors", "difference"], rows)
