@@ -1,5 +1,6 @@
 """The page of results holds what the raw results give."""
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -14,9 +15,7 @@ PAGE = (ROOT / "docs" / "results.md").read_text()
 @pytest.fixture
 def tables(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import tables
-
-    return tables
+    return importlib.import_module("tables")
 
 
 def test_the_tables_are_those_of_the_raw_results(tables):
@@ -54,12 +53,11 @@ def test_the_page_names_every_file_of_raw_results():
 
 def test_a_benchmark_writes_lines_with_command_machine_and_versions(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import _common
-
+    append_lines = importlib.import_module("_common").append_lines
     out = tmp_path / "lines.jsonl"
     monkeypatch.setattr("sys.argv", ["benchmarks/step.py", "--width", "8", "--out", str(out)])
-    _common.append_lines(str(out), [{"seconds": 1.5}], jaxopt="0.8.5")
-    _common.append_lines(None, [{"seconds": 1.5}])
+    append_lines(str(out), [{"seconds": 1.5}], jaxopt="0.8.5")
+    append_lines(None, [{"seconds": 1.5}])
     (line,) = map(json.loads, out.read_text().splitlines())
     assert line["command"] == "python benchmarks/step.py --width 8"
     assert line["machine"].startswith("cpu")
