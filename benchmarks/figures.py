@@ -55,7 +55,7 @@ def accuracy_against_time(path: pathlib.Path) -> None:
     axis.set_xticks([], minor=True)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", alpha=0.25)
-    axis.legend(loc="center right", bbox_to_anchor=(1.0, 0.22), frameon=False, fontsize=9)
+    axis.legend(loc="center right", bbox_to_anchor=(1.0, 0.26), frameon=False, fontsize=9)
     axis.set_title("Fashion-MNIST, 1 distilled image per class", fontsize=11)
     figure.savefig(path, dpi=130)
 
@@ -68,7 +68,7 @@ def gallery(path: pathlib.Path) -> None:
         "random real": to_pixels(result.baseline),
         "distilled": to_pixels(result.coreset, compress=True),
     }
-    figure, axes = plt.subplots(2, len(names), figsize=(10, 2.5), layout="constrained")
+    figure, axes = plt.subplots(2, len(names), figsize=(10, 2.3), layout="constrained")
     for row, (kind, images) in zip(axes, rows.items(), strict=True):
         for axis, image in zip(row, images, strict=True):
             axis.imshow(image.squeeze(), cmap="gray")

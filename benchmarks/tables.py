@@ -115,7 +115,7 @@ def methods() -> str:
     rows.append(["all 60,000 images", "", "", spread(**full), "", "", spread(**full)])
     head = ["test accuracy, %"]
     for size, budget in sizes.items():
-        head += [f"{size} per class, {budget // 60} min", "networks (sets)", "paper"]
+        head += [f"{size} per class, {budget // 60} min", "networks (sets)", "paper, width 128"]
     return markdown(head, rows)
 
 
