@@ -35,7 +35,7 @@ _BRIEF = {
 }
 _FEW_STEPS = {"width=32": "width=2, depth=1", '"steps": 100': '"steps": 2'}
 # A minute or two each: with the slow tests.
-LONG = {"docs/custom.md", "docs/tutorials/fashion-mnist.md"}
+LONG = {"docs/custom.md"}
 SHORTENED = {"README.md": _BRIEF, "docs/index.md": _BRIEF, "docs/devices.md": _FEW_STEPS}
 
 
