@@ -36,7 +36,7 @@ _BRIEF = {
 }
 _FEW_STEPS = {"width=32": "width=2, depth=1", '"steps": 100': '"steps": 2'}
 # A minute or two each: with the slow tests.
-LONG = {"docs/tutorials/fashion-mnist.md"}
+LONG: set[str] = set()
 SHORTENED = {"README.md": _BRIEF, "docs/index.md": _BRIEF, "docs/devices.md": _FEW_STEPS}
 
 
