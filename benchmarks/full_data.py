@@ -1,6 +1,6 @@
 """The test accuracy that a network reaches on all of the data, to hold a distilled set against.
 
-    python benchmarks/full_data.py --width 32 --networks 3 --out benchmarks/results/full-data.jsonl
+python benchmarks/full_data.py --width 32 --networks 3 --out benchmarks/results/full-data.jsonl
 """
 
 import argparse
