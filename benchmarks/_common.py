@@ -1,9 +1,15 @@
 """What the benchmarks share: the setting they measure in, and how they time."""
 
 import dataclasses
+import datetime
 import functools
+import json
+import os
+import pathlib
 import platform
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -70,6 +76,16 @@ class Timing:
     compile_seconds: float
     temporary_megabytes: float
     seconds: list[float]
+
+    def row(self) -> dict[str, Any]:
+        """The same as plain values: seconds are the median."""
+        low, median, high = statistics.quantiles(self.seconds, n=4)
+        return {
+            "seconds": round(median, 6),
+            "quartiles": [round(low, 6), round(high, 6)],
+            "megabytes": round(self.temporary_megabytes, 3),
+            "repeats": len(self.seconds),
+        }
 
     def __str__(self) -> str:
         low, median, high = statistics.quantiles(self.seconds, n=4)
@@ -150,6 +166,43 @@ def cosine(a: jax.Array, b: jax.Array) -> float:
     """Cosine of the angle between two arrays, as vectors."""
     a, b = np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel()
     return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+
+def measured_here(**more_versions: str) -> dict[str, Any]:
+    """What every raw result says of itself: command, machine, versions and month."""
+    device = jax.devices()[0]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    command, out = (
+        ["python", f"benchmarks/{pathlib.Path(sys.argv[0]).name}", *sys.argv[1:]],
+        "--out",
+    )
+    if out in command:
+        at = command.index(out)
+        del command[at : at + 2]
+    return {
+        "command": shlex.join(command),
+        "machine": f"{device.platform} ({processor() or device.device_kind}), "
+        f"{platform.machine()}, {cores} cores",
+        "versions": versions() | more_versions,
+        "measured": f"{datetime.date.today():%Y-%m}",
+    }
+
+
+def processor() -> str:
+    """The model of the processor, where Linux tells it."""
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "")
+
+
+def append_lines(path: str | None, rows: list[dict[str, Any]], **more_versions: str) -> None:
+    """Append raw results to a file of JSON lines; nothing without a path."""
+    if path is None:
+        return
+    here = measured_here(**more_versions)
+    with open(path, "a") as file:
+        for row in rows:
+            file.write(json.dumps(here | row, ensure_ascii=False) + "\n")
 
 
 def print_header(title: str) -> None:

@@ -1,6 +1,6 @@
 """A picture of what each augmentation does to an image: a row an operation, a column a draw.
 
-    python benchmarks/augmentations.py --dataset cifar10 --out docs/results/augmentations.png
+    python benchmarks/augmentations.py --dataset cifar10 --out augmentations.png
 
 The image is preprocessed, changed, and mapped back, as what a network sees in an evaluation is.
 """

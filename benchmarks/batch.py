@@ -18,7 +18,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from _common import distill_head_only, pool_network, print_header
+from _common import append_lines, distill_head_only, pool_network, print_header
 from rcig_eqx import Recipe, convnet_for, data
 from rcig_eqx.data import apply_in_chunks, hold_out
 from rcig_eqx.evaluation._evaluate import correct
@@ -37,6 +37,7 @@ def main():
     parser.add_argument("--networks", type=int, default=4)
     parser.add_argument("--flip", action="store_true")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", help="file of JSON lines to append to")
     args = parser.parse_args()
     print_header(f"{args}")
     train, test = (
@@ -71,6 +72,8 @@ def main():
         found = np.array([accuracy(900 + i, coreset) for i in range(args.networks)])
         error = found.std(ddof=1) / np.sqrt(len(found))
         print(f"{name}: {found.mean():.2%} ± {error:.2%} (standard error of networks)", flush=True)
+        case = {"batch": args.batch_size, "steps": args.steps, "processor_seconds": seconds}
+        append_lines(args.out, [case | {"set": name, "accuracies": found.tolist()}])
 
 
 if __name__ == "__main__":

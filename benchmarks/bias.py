@@ -1,7 +1,7 @@
 """How far truncated hypergradients are from the exact one, against the number of steps.
 
-    python benchmarks/bias.py --images-per-class 1 --figure docs/results/bias-1ipc.png
-    python benchmarks/bias.py --images-per-class 10 --figure docs/results/bias-10ipc.png
+    python benchmarks/bias.py --images-per-class 1 --figure bias-1ipc.png
+    python benchmarks/bias.py --images-per-class 10 --figure bias-10ipc.png
 
 For each method of the primal route: cosine and norm ratio, in the images, to the exact
 hypergradient of the linearized problem, in float32 on real images, with n inner and n
@@ -19,8 +19,9 @@ import functools
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lineax as lx
 
-from _common import compile_and_time, cosine, hypergradient_of, print_header, setting
+from _common import append_lines, compile_and_time, cosine, hypergradient_of, print_header, setting
 from rcig_eqx import mse_loss, platt_loss
 from rcig_eqx.methods import cig, frepo, rcig, rcig_paper, rig, vig
 from rcig_eqx.solvers import Adam, ConjugateGradient, Dual
@@ -64,7 +65,7 @@ def measure(problem, methods, steps, time, search):
         seconds = sorted(timing.seconds)[1] if time else float("nan")
         angle = cosine(images, exact)
         print(f"{name:<22}{n:>5}{angle:11.5f}{ratio:11.4f}{seconds:9.3f}", flush=True)
-        return name, n, angle, ratio, seconds
+        return name, n, angle, ratio, seconds if time else None
 
     print(f"{'method':<22}{'n':>5}{'cosine':>11}{'norm':>11}{'seconds':>9}")
     row("exact", "", hypergradient)
@@ -78,11 +79,12 @@ def measure(problem, methods, steps, time, search):
             rows.append(row(name, n, hypergradient_of(truncated)))
             if n and method.linearized:
                 exact_v = dataclasses.replace(truncated, solver=Dual())
-                row(f"{name}, exact v", n, hypergradient_of(exact_v))
+                rows.append(row(f"{name}, exact v", n, hypergradient_of(exact_v)))
     for n in steps if "rcig_paper" in methods else ():
         if n:
             cg = ConjugateGradient(1e-7, n)
-            row("rcig_paper, CG", n, hypergradient_of(rcig_paper(inner=cg, solver=cg)))
+            conjugate = hypergradient_of(rcig_paper(inner=cg, solver=cg))
+            rows.append(row("rcig_paper, CG", n, conjugate))
     return rows
 
 
@@ -132,6 +134,7 @@ def main():
     parser.add_argument("--search", action="store_true", help="rates at each number of steps")
     parser.add_argument("--no-time", action="store_true")
     parser.add_argument("--figure")
+    parser.add_argument("--out", help="file of JSON lines to append to")
     args = parser.parse_args()
     print_header(f"Bias at {args.images_per_class} images per class, width {args.width}")
     found = {}
@@ -140,7 +143,11 @@ def main():
         problem = setting(
             args.images_per_class, args.batch_size, width=args.width, pool_steps=pool_steps
         )
-        found[title] = measure(problem, args.methods, args.steps, not args.no_time, args.search)
+        rows = measure(problem, args.methods, args.steps, not args.no_time, args.search)
+        found[title] = rows
+        names = ("method", "steps", "cosine", "norm_ratio", "seconds")
+        where = {"images_per_class": args.images_per_class, "network": title}
+        append_lines(args.out, [where | dict(zip(names, row, strict=True)) for row in rows])
     if args.figure:
         draw(found, args.figure)
 

@@ -1,6 +1,6 @@
 """What a hypergradient costs: beside plain implementations, jaxopt and optimistix, and by solver.
 
-    python benchmarks/bilevel.py cost               # 1e3 to 1e7 parameters
+    python benchmarks/bilevel.py cost --out bilevel.jsonl   # 1e3 to 1e7 parameters
     python benchmarks/bilevel.py solvers            # every solver on one problem
 
 `cost`: the inner problem is a three-layer tanh network's ridge-regularized regression on 16
@@ -25,7 +25,7 @@ import lineax as lx
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from _common import compile_and_time, print_header
+from _common import append_lines, compile_and_time, print_header
 from rcig_eqx import hypergradient
 from rcig_eqx.bilevel import LeastSquares
 from rcig_eqx.solvers import Adam, ConjugateGradient, Dual, Neumann
@@ -165,9 +165,9 @@ def optimistix_functions(inner, outer, parameters):
     return functions
 
 
-def cost(sizes):
-    for name in ("jaxopt", "optimistix"):
-        print(name, importlib.metadata.version(name))
+def cost(sizes, out):
+    others = {name: importlib.metadata.version(name) for name in ("jaxopt", "optimistix")}
+    print(others)
     for parameters in sizes:
         functions, theta, psi = contenders(parameters)
         size = sum(W.size for W in theta)
@@ -188,6 +188,9 @@ def cost(sizes):
             off = np.linalg.norm(gradient - ours) / np.linalg.norm(ours)
             count = str(products) if products >= 0 else "–"
             print(f"{name:<34}{timing}{vectors:9.1f}{count:>9}{off:9.1e}", flush=True)
+            row = {"parameters": size, "method": name, "vectors": round(vectors, 1)}
+            row |= {"products": int(products) if products >= 0 else None, "difference": float(off)}
+            append_lines(out, [row | timing.row()], **others)
 
 
 def linear_problem(dtype):
@@ -248,10 +251,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("table", choices=["cost", "solvers"])
     parser.add_argument("--sizes", type=float, nargs="+", default=[1e3, 1e4, 1e5, 1e6, 1e7])
+    parser.add_argument("--out", help="file of JSON lines that `cost` appends to")
     args = parser.parse_args()
     print_header(f"{args}")
     if args.table == "cost":
-        cost([int(size) for size in args.sizes])
+        cost([int(size) for size in args.sizes], args.out)
     else:
         solvers()
 

@@ -1,7 +1,7 @@
 """What the paper's hypergradient costs against its inner and inverse-Hessian steps, and the exact.
 
-    python benchmarks/cost.py --images-per-class 1 --figure docs/results/cost-1ipc.png
-    python benchmarks/cost.py --images-per-class 10 --figure docs/results/cost-10ipc.png
+    python benchmarks/cost.py --images-per-class 1 --figure cost-1ipc.png
+    python benchmarks/cost.py --images-per-class 10 --figure cost-10ipc.png
 
 The shape of the paper's Figure 1: time against one of the two counts, the other at 20; and the
 peak of temporary memory likewise. All take turns in one process. The slopes are least squares.
@@ -11,7 +11,7 @@ import argparse
 
 import numpy as np
 
-from _common import compile_and_time, hypergradient_of, print_header, setting
+from _common import append_lines, compile_and_time, hypergradient_of, print_header, setting
 from rcig_eqx import platt_loss
 from rcig_eqx.methods import frepo, rcig, rcig_paper
 from rcig_eqx.solvers import Adam
@@ -30,6 +30,7 @@ def main():
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 5, 10, 20, 30, 50])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--figure")
+    parser.add_argument("--out", help="file of JSON lines to append to")
     args = parser.parse_args()
     print_header(f"Cost at {args.images_per_class} images per class, width {args.width}")
     problem = setting(args.images_per_class, args.batch_size, width=args.width, pool_steps=60)
@@ -46,6 +47,8 @@ def main():
     print(f"{'hypergradient':<28}{'seconds':>9}{'quartiles':>16}{'temp MB':>9}")
     for name, timing in timings.items():
         print(f"{name:<28}{timing}", flush=True)
+        case = {"images_per_class": args.images_per_class, "method": name}
+        append_lines(args.out, [case | timing.row()])
     seconds = {name: float(np.median(t.seconds)) for name, t in timings.items()}
     for name in lines:
         measured = [seconds[f"{name}: {n}"] for n in args.steps]

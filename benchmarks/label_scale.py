@@ -13,7 +13,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
 
-from _common import fresh_accuracies, print_header
+from _common import append_lines, fresh_accuracies, print_header
 from rcig_eqx import Recipe, convnet_for, data, distill, platt_loss
 from rcig_eqx.methods import frepo, rcig, staged
 
@@ -25,6 +25,7 @@ def main():
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--networks", type=int, default=4)
     parser.add_argument("--scales", type=float, nargs="+", default=[0.5, 1, 2, 4, 8, 16])
+    parser.add_argument("--out", help="file of JSON lines to append to")
     args = parser.parse_args()
     print_header(f"{args}")
     train, test = (data.load("fashion_mnist", split) for split in ("train", "test"))
@@ -46,6 +47,8 @@ def main():
                 scaled, test, width=args.width, networks=args.networks, seed=1
             )
             print(f"{name:<12} × {scale:<5g} {report.mean:.2%} ± {report.std:.2%}", flush=True)
+            case = {"set": name, "scale": scale}
+            append_lines(args.out, [case | {"accuracies": report.accuracies.tolist()}])
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from _common import print_header
+from _common import append_lines, print_header
 from rcig_eqx import (
     PoolSchedule,
     Recipe,
@@ -62,7 +62,7 @@ def status(field: str) -> float:
         return next(int(line.split()[1]) for line in file if line.startswith(field)) / 1e3
 
 
-def one(name: str, per_class: int, width: int, batch_size: int, pool: int) -> None:
+def one(name: str, per_class: int, width: int, batch_size: int, pool: int, out: str | None) -> None:
     """Print the estimate and the measurement of one setting."""
     train = data.load("fashion_mnist_small", "train")
     preprocess = data.default_preprocess(train.images)
@@ -94,20 +94,25 @@ def one(name: str, per_class: int, width: int, batch_size: int, pool: int) -> No
         f"{measured:>10.0f}{expected / measured - 1:>+9.0%}",
         flush=True,
     )
+    case = {"method": name, "images_per_class": per_class, "width": width, "batch": batch_size}
+    megabytes = {"pool": pool, "estimated_megabytes": expected, "measured_megabytes": measured}
+    append_lines(out, [case | megabytes])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--out", help="file of JSON lines to append to")
     args = parser.parse_args()
     if args.only is not None:
-        one(*SETTINGS[args.only])
+        one(*SETTINGS[args.only], args.out)
         return
     print_header("Memory of a step: estimated and measured, MB")
     columns = f"{'a class':>5}{'width':>6}{'batch':>7}{'pool':>6}{'estimate':>10}{'measured':>10}"
     print(f"{'method':<20}{columns}{'off by':>9}", flush=True)
     for number in range(len(SETTINGS)):
         command = [sys.executable, __file__, "--only", str(number)]
+        command += ["--out", args.out] if args.out else []
         subprocess.run(command, check=True, env=os.environ | AT_ONCE)
 
 

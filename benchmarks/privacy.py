@@ -1,6 +1,6 @@
 """Table 6 of the paper: membership inference against networks trained on a distilled set.
 
-    python benchmarks/privacy.py --out docs/results/privacy.png \
+    python benchmarks/privacy.py --out privacy.png \
         --json benchmarks/results/privacy.json
 
 For every chunk of the training set: distill it, train networks on the chunk, on a random subset of

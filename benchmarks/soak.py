@@ -1,6 +1,6 @@
 """A long run at small width: do memory and the time of a step stay flat, is nothing retraced?
 
-    python benchmarks/soak.py --figure docs/results/soak.png
+    python benchmarks/soak.py --figure soak.png
 
 Compares the resident size and the time of a step after `--settle` steps with those at the end,
 medians over as many steps. Times are the processor's, which other work beside it changes little.

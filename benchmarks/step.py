@@ -1,7 +1,7 @@
 """The exact step against the paper's truncated one, and the head-only step beside both.
 
-    python benchmarks/step.py --images-per-class 1
-    python benchmarks/step.py --images-per-class 10
+    python benchmarks/step.py --images-per-class 1 --out benchmarks/results/step.jsonl
+    python benchmarks/step.py --images-per-class 10 --out benchmarks/results/step.jsonl
 
 Each is the whole hypergradient at one network and one outer batch: same network, same batch,
 one process, compile time apart. The cosine is to the exact hypergradient in the images, solved
@@ -21,7 +21,7 @@ import jax.random as jr
 import lineax as lx
 import numpy as np
 
-from _common import compile_and_time, cosine, hypergradient_of, print_header, setting
+from _common import append_lines, compile_and_time, cosine, hypergradient_of, print_header, setting
 from _truncated import truncated_hypergradient
 from rcig_eqx import (
     PoolSchedule,
@@ -76,6 +76,7 @@ def main():
     parser.add_argument("--pool-steps", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--default-schedule", action="store_true", help="XLA's own on CPU")
+    parser.add_argument("--out", help="file of JSON lines to append to")
     args = parser.parse_args()
     print_header(
         f"Hypergradient at {args.images_per_class} images per class, outer batch "
@@ -87,7 +88,7 @@ def main():
     exact = reference(problem)
     inner_rate, inverse_rate = best_rates(problem, exact)
     candidates = {
-        "exact (default)": hypergradient_of(rcig()),
+        "exact": hypergradient_of(rcig()),
         "exact, Cholesky": hypergradient_of(rcig(solver=lx.Cholesky())),
         "exact, CG 1e-3": hypergradient_of(rcig(solver=ConjugateGradient(1e-3))),
         "exact, CG 1e-2": hypergradient_of(rcig(solver=ConjugateGradient(1e-2))),
@@ -103,8 +104,16 @@ def main():
     for name, timing in time_all({n: (f, problem) for n, f in candidates.items()}).items():
         angle = cosine(timing.result.gradient.images, exact)
         print(f"{name:<28}{timing}{angle:10.6f}{timing.compile_seconds:8.1f}s", flush=True)
+        keep(args, timing, part="hypergradient", method=name.partition(" (")[0], cosine=angle)
     full_steps(problem, args, inner_rate, inverse_rate, time_all)
     breakdown(problem, args, time_all)
+
+
+def keep(args, timing, **what):
+    """Append a timing to `--out`."""
+    names = ("images_per_class", "width", "batch_size", "pool_steps")
+    setting = {name: getattr(args, name) for name in names}
+    append_lines(args.out, [setting | what | timing.row()])
 
 
 class Truncated(AbstractMethod):
@@ -132,7 +141,7 @@ def full_steps(problem, args, inner_rate, inverse_rate, time_all):
     make_model = convnet_for(images.shape[1:], coreset.num_classes, width=args.width)
     schedule = PoolSchedule(size=2, min_visit=8, max_visit=8)  # the authors' code's mean visit
     methods = {
-        "exact (default)": rcig(),
+        "exact": rcig(),
         "Adam 20/20": Truncated(inner_rate, inverse_rate),
         "head only": frepo(outer_loss=platt_loss),
     }
@@ -149,6 +158,7 @@ def full_steps(problem, args, inner_rate, inverse_rate, time_all):
     print(f"\n{'full step':<28}{'seconds':>9}{'quartiles':>16}{'temp MB':>9}")
     for name, timing in time_all(functions).items():
         print(f"{name:<28}{timing}", flush=True)
+        keep(args, timing, part="iteration", method=name)
 
 
 def breakdown(problem, args, time_all):
@@ -182,6 +192,7 @@ def breakdown(problem, args, time_all):
     print(f"\n{'part of a step':<44}{'seconds':>9}{'quartiles':>16}{'temp MB':>9}")
     for name, timing in time_all(parts).items():
         print(f"{name:<44}{timing}", flush=True)
+        keep(args, timing, part=name)
     train = np.zeros((60_000, *images.shape[1:]), np.float32), np.zeros(60_000, np.int32)
     batches = data.stream(train, len(images), seed=0)
     next(batches)

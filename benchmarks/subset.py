@@ -15,7 +15,14 @@ from unittest import mock
 
 import jax.random as jr
 
-from _common import compile_and_time, fresh_accuracies, hypergradient_of, print_header, setting
+from _common import (
+    append_lines,
+    compile_and_time,
+    fresh_accuracies,
+    hypergradient_of,
+    print_header,
+    setting,
+)
 from rcig_eqx import PoolSchedule, Recipe, convnet_for, data, distill, platt_loss
 from rcig_eqx.methods import frepo, rcig, rcig_paper
 from rcig_eqx.solvers import Adam, ConjugateGradient
@@ -43,6 +50,7 @@ def main():
     parser.add_argument("--accuracy-steps", type=int, default=0)
     parser.add_argument("--skip-cost", action="store_true", help="accuracies alone")
     parser.add_argument("--networks", type=int, default=2)
+    parser.add_argument("--out", help="file of JSON lines to append to")
     args = parser.parse_args()
     print_header(f"{args}")
     if not args.skip_cost:
@@ -67,6 +75,9 @@ def costs(args):
         with mock.patch("rcig_eqx._subsample.IMAGES_HELD", held):
             for name, timing in compile_and_time(cases, repeats=args.repeats).items():
                 print(f"{name}{timing}{note}", flush=True)
+                method, count = name[:28].strip(), int(name[28:])
+                case = {"method": method, "n_subset": count, "chunk": held}
+                append_lines(args.out, [case | timing.row()])
 
     for steps in args.steps:
         rows(args.subsets, steps, args.chunk)
@@ -96,6 +107,8 @@ def accuracies(args):
             f"steps, {seconds[-1]:.0f} s",
             flush=True,
         )
+        case = {"n_subset": subset, "steps": args.accuracy_steps}
+        append_lines(args.out, [case | {"accuracies": report.accuracies.tolist()}])
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import jax.random as jr
 
 from _common import (
     adjoint,
+    append_lines,
     cosine,
     distill_head_only,
     image_gradient,
@@ -49,12 +50,13 @@ def main():
     parser.add_argument("--pool-steps", type=int, nargs="+", default=[0, 60])
     falling = [1e-1, 3e-2, 1e-2, 1e-3, 1e-4]
     parser.add_argument("--tolerances", type=float, nargs="+", default=falling, help="falling")
+    parser.add_argument("--out", help="file of JSON lines to append to")
     args = parser.parse_args()
     print_header(f"{args}")
     train = data.load(args.dataset, "train", directory=args.directory)
     make = convnet_for(train.image_shape, train.num_classes, width=args.width)
-    given = {"images_per_class": args.images_per_class, "flip": args.flip}
-    given["recipe"] = Recipe(fold=False)
+    recipe = Recipe(fold=False, flip=args.flip)
+    given = {"images_per_class": args.images_per_class, "recipe": recipe}
     coreset = distill_head_only(train, make, args.distilled, **given).last
     X_S, y_S = coreset.support()
     assert coreset.preprocess is not None
@@ -78,6 +80,9 @@ def main():
         for rtol, products, counts, cosines in reversed(rows):
             cells = (f"{f'{c:.4f} ({n})':>16}" for n, c in zip(counts, cosines, strict=True))
             print(f"{rtol:>8g}{products:>10}" + "".join(cells), flush=True)
+            case = {"pool_steps": steps, "alpha": rtol, "alpha_products": products}
+            found = {"beta": args.tolerances, "beta_products": counts, "cosines": cosines}
+            append_lines(args.out, [case | found])
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import jax
 import jax.random as jr
 import numpy as np
 
-from _common import fresh_accuracies, print_header
+from _common import append_lines, fresh_accuracies, print_header
 from rcig_eqx import (
     PoolSchedule,
     Recipe,
@@ -93,11 +93,10 @@ def run(args):
 
     for budget, seconds, step, at in kept:
         line = vars(args) | {"budget": budget, "taken": seconds, "steps": step}
-        line |= {"average": measure(at.coreset), "versions": at.recipe["versions"]}
+        line |= {"average": measure(at.coreset)}
         line |= {} if args.skip_last else {"last": measure(at.last)}
         del line["command"], line["out"], line["directory"]
-        with open(args.out, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_lines(args.out, [line])
         shown = {k: sum(line[k]) / len(line[k]) for k in ("average", "last") if k in line}
         print(f"{budget:>7} s {step:>7} steps  {shown}", flush=True)
 
@@ -108,8 +107,8 @@ def curves(paths, which):
     for path in paths:
         for line in map(json.loads, pathlib.Path(path).read_text().splitlines()):
             panel = f"{line['dataset']}, {line['images_per_class']} a class, width {line['width']}"
-            label = line["method"] + (f", rate {line['rate']} held" if line["rate"] else "")
-            label += f" after {line['head_first']:,} head-only" if line["head_first"] else ""
+            label = line["method"] + (f", rate {line['rate']} held" if line.get("rate") else "")
+            label += f" after {line['head_first']:,} head-only" if line.get("head_first") else ""
             label += f", inner rate {line['inner_rate']}" if line.get("inner_rate") else ""
             budgets = found.setdefault(panel, {}).setdefault(label, {})
             if which in line:

@@ -1,8 +1,6 @@
 """Pieces of one's own in `distill`: losses, networks, optimizer, start, preprocessing, ψ."""
 
 import functools
-import re
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -669,14 +667,3 @@ class Broken(AbstractParameterization):
 def test_parameterizations_that_are_none_are_refused(train, what, says):
     with pytest.raises(ValueError, match=says):
         distill(train, parameterization=Broken(what), flip=True)
-
-
-@pytest.mark.slow
-def test_the_page_of_custom_pieces_runs_as_it_stands():
-    page = Path(__file__).parents[1] / "docs" / "custom.md"
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    assert len(blocks) == 12
-    namespace = {}
-    for block in blocks:
-        exec(compile(block, str(page), "exec"), namespace)
-    assert namespace["result"].recipe["parameterization"]["name"] == "SharedBasis"

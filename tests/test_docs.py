@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib.metadata
 import inspect
 import io
 import itertools
@@ -35,7 +36,7 @@ _BRIEF = {
 }
 _FEW_STEPS = {"width=32": "width=2, depth=1", '"steps": 100': '"steps": 2'}
 # A minute or two each: with the slow tests.
-LONG = {"docs/custom.md", "docs/tutorials/fashion-mnist.md"}
+LONG: set[str] = set()
 SHORTENED = {"README.md": _BRIEF, "docs/index.md": _BRIEF, "docs/devices.md": _FEW_STEPS}
 
 
@@ -282,3 +283,9 @@ def test_commands_of_the_benchmarks_parse(command, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     with pytest.raises(Parsed):
         runpy.run_path(str(ROOT / "benchmarks" / script), run_name="__main__")
+
+
+def test_the_version_is_stated_once():
+    """The package's own; what is cited is the same."""
+    assert f"version: {rcig_eqx.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert importlib.metadata.version("rcig-eqx") == rcig_eqx.__version__

@@ -54,5 +54,7 @@ from .run._guard import step as step
 from .run._memory import estimate_memory as estimate_memory
 from .run._step import tune as tune
 
+__version__ = "0.1.0"
+
 # So that help() lists them.
 __all__ = [name for name in dir() if not name.startswith("_")]  # pyright: ignore[reportUnsupportedDunderAll]

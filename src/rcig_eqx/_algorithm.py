@@ -111,7 +111,7 @@ def draw(state: State, batch: Batch) -> Drawn:
 def on_set(model: AbstractNetwork, coreset: Coreset) -> AbstractNetwork:
     """The network with the statistics that it has on the distilled set as it is now.
 
-    What it has stored is of an earlier set, and of a fresh network of none.
+    What it has stored is of an earlier set; a fresh network has stored nothing yet.
     """
     return with_statistics(model, coreset.support()[0])
 

@@ -48,6 +48,14 @@ class Coreset(eqx.Module):
         if self.flip:
             check_mirrored(np.shape(self.images)[1:])
 
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, np.shape(self.images)))
+        parts = [
+            f"{np.shape(self.labels)[-1]} classes",
+            type(self.preprocess).__name__ if self.preprocess is not None else "no preprocessing",
+        ]
+        return f"Coreset({shape}, {', '.join(parts)}{', flip' * self.flip})"
+
     def support(self) -> tuple[Float[Array, "m *shape"], Float[Array, "m classes"]]:
         """The images and labels to train on: mirrored copies are appended under `flip`."""
         if not self.flip:

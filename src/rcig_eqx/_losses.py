@@ -25,8 +25,8 @@ class SquaredError(eqx.Module):
     function of your own `(predictions [n classes], labels [n classes]) -> scalar` takes the primal
     route instead, whatever it computes. λ/2 ‖θ‖² is added to either.
 
-    `weights` are w, positive: `[n 1]` one an image, mirrored ones not counted, `[1 classes]` one a
-    class of outputs, or `[n classes]`; all 1 if `None`.
+    `weights` are w, positive: `[n 1]` per image without mirrored ones, `[1 classes]` per class, or
+    `[n classes]`. `None`: all 1.
     """
 
     weights: Float[Array, "rows columns"] | None = eqx.field(

@@ -246,6 +246,6 @@ def default_batch_size(distilled: int) -> int:
 
     A step passes through the distilled set many times and through the batch a few: a larger one
     costs little beside it, and takes most of the gradient's noise away. Measured for 100 distilled
-    images, head-only (`docs/results`); the slope and the ends are by arithmetic.
+    images, head-only (`docs/results.md`); the slope and the ends are by arithmetic.
     """
     return 64 * min(max(distilled // 16, 1), 16)

@@ -104,6 +104,6 @@ def choose(n: int, subset: int | None, key: PRNGKeyArray) -> Int[Array, " m"] | 
 
 
 def check_subset(subset: int | None) -> None:
-    """Raise `ValueError` for a size that is none."""
+    """Raise `ValueError` for an invalid size."""
     if subset is not None:
         check_counts(subset=subset)

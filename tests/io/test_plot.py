@@ -149,7 +149,7 @@ def test_noise_is_drawn_too(tmp_path):
 
 
 def test_what_does_not_fit_is_said(tmp_path):
-    with pytest.raises(ValueError, match="one name a class"):
+    with pytest.raises(ValueError, match="one name per class"):
         save_grid(coreset(1, 3), ("a", "b"), tmp_path / "x.png")
     bare = Coreset(jnp.zeros((1, 2, 2, 1)), jnp.zeros((1, 1)), jnp.zeros(()))
     with pytest.raises(ValueError, match=r"result\.coreset"):

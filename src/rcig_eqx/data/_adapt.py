@@ -131,7 +131,7 @@ class _Adapted(AbstractImages):
             least = f" from {labels.min()}" if labels.dtype.kind in "iuf" else ""
             raise DataError(
                 f"{self._label!r} of {self.name} holds {labels.dtype}{least}: it must "
-                "be one class number an image, from 0; remove images without a class first."
+                "be one class number per image, from 0; remove images without a class first."
             )
         return labels.astype(np.int32)
 

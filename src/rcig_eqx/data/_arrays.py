@@ -36,7 +36,7 @@ def numbered(
     """Labels that are text as class numbers, and the names of the classes.
 
     The classes are `class_names`, or the sorted distinct labels if `None`. Labels that are no text
-    are returned as they are. Raises `ValueError` for a label that is none of `class_names`.
+    are returned as they are. Raises `ValueError` for a label that is not among `class_names`.
     """
     flat = labels.ravel().tolist()
     if labels.dtype.kind not in "SUT" and not (
@@ -49,7 +49,7 @@ def numbered(
     unknown = sorted(set(texts) - number.keys())
     if unknown:
         raise ValueError(
-            f"labels holds {unknown[0]!r}, which is none of the class_names: name every class, or "
+            f"labels holds {unknown[0]!r}, which is no class name: name every class, or "
             "leave class_names out."
         )
     return np.array([number[x] for x in texts], np.int32).reshape(labels.shape), names

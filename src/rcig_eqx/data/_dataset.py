@@ -186,7 +186,7 @@ def _validate_arrays(images: Any, labels: Any) -> None:
     if labels.ndim != 1 or len(labels) != len(images):
         raise ValueError(
             f"there are {len(images)} images but labels have shape {labels.shape}: "
-            "pass one integer label an image."
+            "pass one integer label per image."
         )
     if 0 in images.shape:
         raise ValueError(f"images are empty: shape {images.shape}.")

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import rich.progress
 from jaxtyping import Float64, Num
 
+from .._console import track
 from ._arrays import plain_array
 from ._dataset import Dataset
 from ._images import AbstractImages
@@ -138,7 +138,7 @@ def _chunks(images: Any, progress: bool) -> Iterator[Num[np.ndarray, "m *shape"]
         raise ValueError(f"images are {dtype}: pass uint8 in [0, 255] or floats in [0, 1].")
     images = images.images if isinstance(images, Dataset) else images
     starts = range(0, len(images), _CHUNK)
-    for start in rich.progress.track(starts, "reading all images once", disable=not progress):
+    for start in track(starts, "reading all images once", shown=progress):
         if isinstance(images, AbstractImages):
             yield images.gather(range(start, min(start + _CHUNK, len(images))))[0]
         else:

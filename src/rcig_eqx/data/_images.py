@@ -22,7 +22,7 @@ class AbstractImages(ABC):
     attributes and reads one `image`.
 
     - `name`: what the set is called in reports.
-    - `class_names`: one distinct name a class.
+    - `class_names`: one distinct name per class.
     - `image_shape`: height, width and channels, the same for all.
     - `dtype`: uint8 unless said otherwise.
     - `labels` [n]: the class number of each image, known without reading the images.

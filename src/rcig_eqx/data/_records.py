@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rich.progress
 from jaxtyping import Shaped
 
+from .._console import track
 from ._adapt import as_images
 from ._dataset import DataError, Dataset
 from ._images import AbstractImages
@@ -125,7 +125,7 @@ class Records(AbstractImages):
         """Read every image, and raise `DataError` unless all are those that were written."""
         digest = hashlib.sha256()
         numbers = range(len(self))
-        for index in rich.progress.track(numbers, "verifying", disable=not progress):
+        for index in track(numbers, "verifying", shown=progress):
             digest.update(self._record(index))
         if digest.hexdigest() != self.card["images_sha256"]:
             raise DataError(f"{self.folder} does not match its checksum: write it again.")
@@ -229,7 +229,7 @@ def write_stream(
 
 def _write(stream: Stream, staging: Path, progress: bool) -> None:
     labels, shape, dtype, digest = [], None, None, hashlib.sha256()
-    bar = rich.progress.track(stream.items, "writing", stream.count, disable=not progress)
+    bar = track(stream.items, "writing", stream.count, shown=progress)
     with _writer(staging / _IMAGES) as write:
         for image, label in bar:
             if shape is None:

@@ -43,7 +43,7 @@ class Augment(eqx.Module):
     - `cutout`: blanks a rectangle of this part of each side, centered anywhere in the frame.
 
     The names and sizes are those of the reference of that paper, but for `translate`, which it
-    has not. Raises `ValueError` for an operation that is none, with the nearest that are.
+    has not. Raises `ValueError` for an unknown operation, and names the nearest.
     """
 
     strategy: str = eqx.field(static=True)

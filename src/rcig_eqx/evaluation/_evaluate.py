@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
-from rich.progress import track
 
 from .._backend import networks_at_once, usual_settings
 from .._checks import check_counts, check_key, check_known
+from .._console import track
 from .._coreset import Coreset, check_coreset, hard_labels
 from .._losses import InnerLoss
 from .._types import PyTree
@@ -138,7 +138,7 @@ def evaluate(
     jobs = [(k, i) for k in range(len(kinds)) for i in range(0, num_networks, at_once)]
     found: list[list[Any]] = [[] for _ in kinds]
     keys = jr.split(key, num_networks)
-    for k, first in track(jobs, "evaluating", disable=not progress):
+    for k, first in track(jobs, "evaluating", shown=progress):
         own = range(first, min(first + at_once, num_networks))
         trained_on = [kinds[k][i % len(kinds[k])].support() for i in own]
         X, y = jax.tree.map(lambda *x: jnp.stack(x), *trained_on)
@@ -174,7 +174,7 @@ def _warn(message: str) -> None:
 def _names_of(
     distilled: DistillResult | Coreset, given: Sequence[str] | None
 ) -> tuple[str, ...] | None:
-    """The class names of a set, or those given for a bare one; `ValueError` for what is none."""
+    """The class names of a set, or those given for a bare one. `ValueError` for invalid names."""
     if isinstance(distilled, DistillResult):
         if given is not None:
             raise ValueError("A DistillResult has class names: leave class_names out.")

@@ -81,6 +81,21 @@ class Evaluation:
     def _summary(self) -> str:
         return f"{self.mean:.2%}" + (f" ± {self.std:.2%}" if len(self.accuracies) > 1 else "")
 
+    def __repr__(self) -> str:
+        beside = f", random real {self.baseline._summary}" if self.baseline else ""
+        return f"Evaluation({self._summary} over {len(self.accuracies)} networks{beside})"
+
+    def _repr_html_(self) -> str:
+        rows = {"distilled set": self, "random real": self.baseline}
+        cells = "".join(
+            f"<tr><td>{name}</td><td>{report._summary}</td><td>{len(report.accuracies)}</td></tr>"
+            for name, report in rows.items()
+            if report
+        )
+        head = "<tr><th>trained on</th><th>test accuracy</th><th>networks</th></tr>"
+        said = "".join(f"<p>{remark}</p>" for remark in self.remarks)
+        return f"<table>{head}{cells}</table>{said}"
+
     def __str__(self) -> str:
         count = len(self.accuracies)
         budget = f"{count} network{'s' * (count > 1)}, {self.steps} steps"
@@ -197,7 +212,9 @@ class Evaluation:
             columns = part["per_class"].values()
             known = [part["accuracies"], *(column for column in columns if column is not None)]
             if not part["accuracies"] or any(len(each) != len(known[0]) for each in known):
-                raise ValueError("accuracies are not one a network, and one a network and class")
+                raise ValueError(
+                    "there is not one accuracy per network, and one per network and class"
+                )
             if not all(type(x) is float and 0 <= x <= 1 for each in known for x in each):
                 raise ValueError("accuracies are no fractions of one")
             sets, losses, converged = (

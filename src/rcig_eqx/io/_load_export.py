@@ -22,6 +22,7 @@ from ..data._preprocess import check_block
 from ..evaluation._report import Evaluation
 from ._export import ARRAYS, CARD, FORMULAS, MAX_FILE, SCHEMA, count_bytes
 from ._files import MAX_TEXT, check_header, checksum, file_checksum, under, within
+from ._plot import grid_png
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -41,6 +42,12 @@ class Export:
     class_names: tuple[str, ...]
     evaluation: Evaluation | None
     card: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Export({self.coreset}, {self.evaluation!r})"
+
+    def _repr_png_(self) -> bytes | None:
+        return grid_png(self.coreset, self.class_names)
 
 
 def load_export(folder: str | os.PathLike[str]) -> Export:
@@ -184,7 +191,7 @@ def _read_coreset(path: Path, card: dict[str, Any]) -> Coreset:
     if len(shape) != 4 and (card["images"]["flip"] or card["preprocess"]["kind"].startswith("zca")):
         raise ValueError(f"inputs {shape[1:]} are neither mirrored nor whitened")
     if card["labels"]["shape"] != [shape[0], classes]:
-        raise ValueError("the card's labels are not one an image and class")
+        raise ValueError("the card does not have one label per image and class")
     d, channels = math.prod(shape[1:]), shape[-1:]
     if card["preprocess"]["kind"] == "zca_blocks":
         check_block(shape[1:], card["preprocess"]["block"])

@@ -1,6 +1,7 @@
 """A picture of a distilled set."""
 
 import contextlib
+import importlib.util
 import io
 import math
 import os
@@ -57,10 +58,27 @@ def save_grid(
     title: str = "",
     clip: bool = False,
 ) -> Path:
-    """Write a PNG (or PDF, by the suffix) of the distilled images, one strip of each class.
+    """Write a PNG (or PDF, by the suffix) of the distilled images, as `plot_grid` draws them."""
+    figure = plot_grid(coreset, class_names, title=title, clip=clip)
+    return write_figure(figure, path, tight=False)
+
+
+def grid_png(coreset: Coreset, class_names: tuple[str, ...]) -> bytes | None:
+    """What a notebook shows of a set: `None` of what is no image, and without matplotlib."""
+    if not has_pictures(coreset) or importlib.util.find_spec("matplotlib") is None:
+        return None
+    picture = io.BytesIO()
+    plot_grid(coreset, class_names).savefig(picture, format="png", dpi=100)
+    return picture.getvalue()
+
+
+def plot_grid(
+    coreset: Coreset, class_names: tuple[str, ...], *, title: str = "", clip: bool = False
+) -> Any:
+    """A matplotlib figure of the distilled images, one strip of each class.
 
     Images whose pixels leave the range of real ones are compressed into it, or clipped to it with
-    `clip`, as `to_pixels` does. Of more than ten images a class the first ten are shown, and of
+    `clip`, as `to_pixels` does. Of more than ten images per class the first ten are shown, and of
     images that are neither gray nor RGB the mean of their channels; the title says both. Long names
     are cut, and those of thousands of classes left out. Needs matplotlib, the extra `plot`.
     """
@@ -69,7 +87,7 @@ def save_grid(
     if classes != coreset.num_classes or len(pixels) % classes:
         raise ValueError(
             f"{len(pixels)} distilled images of {coreset.num_classes} classes do not fit "
-            f"{classes} class_names: pass one name a class."
+            f"{classes} class_names: pass one name per class."
         )
     per_class = len(pixels) // classes
     notes = [] if channels in VISIBLE else [f"the mean of {channels} channels"]
@@ -77,8 +95,7 @@ def save_grid(
         notes.append(f"the first {_MAX_SHOWN} of {per_class} images of each class")
     title = _cut(title, 80) + (f" ({', '.join(notes)})" if notes else "")
     strips = _strips(pixels, classes)
-    figure = _grid(strips, min(per_class, _MAX_SHOWN), class_names, title.strip())
-    return write_figure(figure, path, tight=False)
+    return _grid(strips, min(per_class, _MAX_SHOWN), class_names, title.strip())
 
 
 def _grid(strips: np.ndarray, shown: int, class_names: tuple[str, ...], title: str) -> Any:

@@ -16,6 +16,7 @@ from .._coreset import Coreset
 from .._types import PyTree
 from ..data import AbstractPreprocess, from_state, to_state
 from ._files import damage_named, read_checked, under, within, write_checked
+from ._plot import grid_png, plot_grid
 
 FORMAT = "rcig_eqx/1"
 
@@ -27,7 +28,7 @@ class DistillResult:
     - `coreset`: the averaged ψ, preprocessing attached: the result.
     - `last`: the last iterate instead of the average.
     - `baseline`: as many random real images, with plain labels, to compare with.
-    - `class_names`: one a class.
+    - `class_names`: one per class.
     - `recipe`: plain values that say how it was made: data set, method, steps, versions, …
     - `history`: arrays `[steps]` by name: `loss`, `accuracy`, `seconds`, ….
     - `psi`: the averaged ψ of a parameterization, which `coreset` is decoded from, before its
@@ -60,6 +61,14 @@ class DistillResult:
             f"{len(self.class_names)} classes, {recipe['steps_done']} of {recipe['steps']} steps "
             f"on {recipe.get('dataset')})"
         )
+
+    def _repr_png_(self) -> bytes | None:
+        return grid_png(self.coreset, self.class_names)
+
+    def plot(self, *, title: str = "", clip: bool = False) -> Any:
+        """A matplotlib figure of the distilled images, one strip of each class, as
+        [`save_grid`][rcig_eqx.save_grid] writes it. `ValueError` for what is no image."""
+        return plot_grid(self.coreset, self.class_names, title=title, clip=clip)
 
     @property
     def interrupted(self) -> bool:
@@ -131,7 +140,7 @@ def _assemble(
         raise ValueError("the recipe's steps are no integers")
     history = within("history", arrays)
     if any(series.ndim != 1 for series in history.values()):
-        raise ValueError("the history is not one number a step")
+        raise ValueError("the history does not have one number per step")
     for name in arrays.keys() - under("history", history).keys():
         if arrays[name].dtype != np.float32 or not np.isfinite(arrays[name]).all():
             raise ValueError(f"{name} holds NaN, infinite or no float32 values")

@@ -257,7 +257,7 @@ def first_short(history: History) -> dict[str, float]:
 
 
 def check_shared(method: AbstractRegularizedMethod) -> None:
-    """Raise `ValueError` for an L2 rate, a subset or a margin that is none."""
+    """Raise `ValueError` for an invalid L2 rate, subset or margin."""
     rate = method.l2_rate
     check_number("l2_rate", rate, lambda rate: rate > 0, "positive, such as 5e-4")
     check_subset(method.subset)

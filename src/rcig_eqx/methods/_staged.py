@@ -125,7 +125,7 @@ def default_method(
     """What `distill` does in a run of so many steps: head-only first, then the exact method.
 
     The head-only gradient gets most of the way in a fraction of the time; the exact one goes
-    further (`docs/results`). Half of the steps each, but no more than 1,000 head-only.
+    further (`docs/results.md`). Half of the steps each, but no more than 1,000 head-only.
 
     Both need the closed form that a [`SquaredError`][rcig_eqx.SquaredError] has. With an inner
     loss of any other type it is [`cig`][rcig_eqx.methods.cig] instead: the head trained, 100 Adam

@@ -44,8 +44,8 @@ class network_for(eqx.Module):
     - `depth`, `growth`: of a convnet, as in [`convnet_for`][rcig_eqx.convnet_for]; an mlp has a
       `depth`, its hidden layers.
 
-    Raises `ValueError` for a name or a normalization that is none, with the nearest that are, and
-    for options that an architecture has not.
+    Raises `ValueError` for an unknown name or normalization, with the nearest known one, and for an
+    option that the architecture does not take.
     """
 
     name: str = eqx.field(static=True)
@@ -93,8 +93,8 @@ def convnet_for(
       number or `None` as in [`ConvNet`][rcig_eqx.models.ConvNet].
     - `normalization`, `growth`: as in [`ConvNet`][rcig_eqx.models.ConvNet].
 
-    Raises `ValueError` for a size below one, an activation that is none, a normalization that is
-    none, naming the nearest, and images too small for the depth.
+    Raises `ValueError` for a size below one, an invalid activation, an unknown normalization, and
+    images too small for the depth.
     """
     given: Any = {"width": width, "depth": depth, "growth": growth}
     given |= {"softplus": softplus, "normalization": normalization}
@@ -123,7 +123,7 @@ def default_architecture(shape: tuple[int, ...]) -> str:
 
 
 def architecture_name(name: str) -> str:
-    """The plain form of a name; `ValueError` with the nearest for one that is none."""
+    """The plain form of a name. `ValueError` for an unknown one, with the nearest."""
     plain = name.lower().replace("-", "").replace("_", "")
     if plain in NETWORKS:
         return plain

@@ -174,7 +174,7 @@ def activation_text(softplus: float | None) -> str:
 
 
 def check_options(softplus: float | None, **sizes: int) -> None:
-    """Raise `ValueError` for a size below one, or an activation that is none."""
+    """Raise `ValueError` for a size below one, or an invalid activation."""
     check_counts(**sizes)
     check_number("softplus", softplus, lambda b: b is None or b > 0, "positive, or None for ReLU")
 

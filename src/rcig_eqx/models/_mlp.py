@@ -29,7 +29,7 @@ class MLP(AbstractNetwork):
     - `dtype`: of the parameters.
     - `key`: source of the random kernels.
 
-    Raises `ValueError` for a size below one, and an activation that is none.
+    Raises `ValueError` for a size below one, and an invalid activation.
     """
 
     hidden: tuple[Head, ...]

@@ -34,7 +34,7 @@ class Normalize(eqx.Module):
     - `"layer"`: all of one image;
     - `"group"`: one image, each of four groups of channels.
 
-    One scale and shift a channel, for `"layer"` one a channel and pixel; they start at one and
+    One scale and shift per channel, for `"layer"` per channel and pixel; they start at one and
     zero. The variance is the mean of squares, here and in what is stored. Kinds and groups are
     those of Zhao and Bilen's networks.
 
@@ -43,7 +43,7 @@ class Normalize(eqx.Module):
     - `kind`: one of the four.
     - `shape`: height, width and channels of the inputs.
 
-    Raises `ValueError` for a kind that is none, and for a shape that it cannot normalize.
+    Raises `ValueError` for an unknown kind, and for a shape that it cannot normalize.
     """
 
     scale: Float[Array, "..."]
@@ -107,7 +107,7 @@ def _as_map(x: Array) -> Array:
 
 
 def check_normalization(kind: str | None) -> str:
-    """The kind's name, `"none"` for `None`; `ValueError` with the nearest for one that is none."""
+    """The kind's name, `"none"` for `None`. `ValueError` for an unknown one, with the nearest."""
     kind = "none" if kind is None else kind
     check_known("normalization", kind, NORMALIZATIONS)
     return kind

@@ -31,7 +31,7 @@ class AbstractParameterization(eqx.Module):
 
 
 def check_parameterization(parameterization: AbstractParameterization, start: Coreset) -> Coreset:
-    """The structure of the set that ψ stands for; `ValueError` if it is none for this data."""
+    """The structure of the set that ψ stands for; `ValueError` if it does not fit the data."""
     psi = eqx.filter_eval_shape(parameterization.encode, start)
     dtypes = [getattr(x, "dtype", None) for x in jax.tree.leaves(psi)]
     if not all(dtype is not None and jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):

@@ -138,7 +138,7 @@ def mlp(hidden: tuple[int, ...] = (64,)) -> TrainedAttack:
 
 
 def random_forest(trees: int = 100) -> TrainedAttack:
-    """A random forest with at least five images a leaf. Needs scikit-learn, the extra `privacy`."""
+    """A random forest with five images per leaf at least. Needs scikit-learn, extra `privacy`."""
     classifier = functools.partial(_sklearn().ensemble.RandomForestClassifier, trees)
     return TrainedAttack("RF", lambda seed: classifier(min_samples_leaf=5, random_state=seed))
 

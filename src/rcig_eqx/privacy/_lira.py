@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float64, Int, Num, PRNGKeyArray, Shaped
-from rich.progress import track
 
 from .._backend import networks_at_once
 from .._checks import check_counts, check_key
+from .._console import track
 from ..data._arrays import plain_array
 from ..evaluation._evaluate import each_row
 from ..evaluation._train_network import outputs_of
@@ -88,12 +88,12 @@ def train_shadows(
     np.put_along_axis(inside, chosen, True, axis=1)
     whole = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
     if not jit:
-        rows = track(list(zip(chosen, keys, strict=True)), "shadows", disable=not progress)
+        rows = track(list(zip(chosen, keys, strict=True)), "shadows", shown=progress)
         sure = [_confidence(train(images[c], labels[c], k), *whole)[None] for c, k in rows]
         return Shadows(np.concatenate(sure), inside)
     at_once = min(at_once or networks_at_once(num_shadows), num_shadows)
     sure = []
-    for start in track(range(0, num_shadows, at_once), "shadows", disable=not progress):
+    for start in track(range(0, num_shadows, at_once), "shadows", shown=progress):
         own = slice(start, start + at_once)
         try:
             made = _train_and_score(train, *whole, jnp.asarray(chosen[own]), jnp.stack(keys[own]))

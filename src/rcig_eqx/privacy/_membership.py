@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
-from rich.progress import track
 
 from .._backend import networks_at_once
 from .._checks import check_counts, check_key
+from .._console import track
 from .._coreset import Coreset, centered_labels, check_coreset
 from .._losses import InnerLoss
 from ..data import Dataset, apply_in_chunks, default_preprocess
@@ -97,7 +97,7 @@ def membership_inference(
     accuracy = {name: np.empty((num_networks, len(at))) for name in coresets}
     areas = {name: np.empty((num_networks, len(at), len(attacks), 2)) for name in coresets}
     seen, images = None, jnp.zeros(0)
-    for name, start in track(jobs, "membership inference", disable=not progress):
+    for name, start in track(jobs, "membership inference", shown=progress):
         coreset = coresets[name]
         assert coreset.preprocess is not None
         if coreset.preprocess is not seen:

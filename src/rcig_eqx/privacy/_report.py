@@ -152,7 +152,7 @@ def save_curves(
     PDF by the suffix. Needs matplotlib, the extra `plot`.
     """
     for curve in report.curves.values():
-        curve.mean_auc(attack)  # a name that is none is told before anything is drawn
+        curve.mean_auc(attack)  # an unknown name is told before anything is drawn
     figure = matplotlib_figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, curve in report.curves.items():

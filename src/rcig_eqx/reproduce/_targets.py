@@ -120,7 +120,7 @@ TARGETS: dict[str, Target] = {
 
 
 def find_rows(names: Sequence[str]) -> list[Row]:
-    """Rows by name; `ValueError` with the nearest for one that is none."""
+    """Rows by name. `ValueError` for an unknown one, with the nearest."""
     for name in names:
         check_known("row", name, ROWS)
     return [ROWS[name] for name in names]

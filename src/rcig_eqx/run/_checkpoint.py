@@ -207,7 +207,7 @@ class CheckpointFolder:
     ) -> Path | None:
         """Write a checkpoint, then remove the oldest beyond `keep`.
 
-        One of a later step is none of these: it was damaged and passed over.
+        A later one was damaged, and is passed over.
 
         A disk that is full is no reason to lose the run: it is said in a warning, the checkpoints
         before stay, and the next interval tries again.

@@ -27,7 +27,7 @@ from ._memory import check_memory, memory_of
 from ._progress import Callback, Progress, ProgressBar
 from ._step import compiled_step, compiled_tune
 
-History = dict[str, list[float]]  # a number a step, by name
+History = dict[str, list[float]]  # a number per step, by name
 
 _GIVE_UP_AFTER = 10  # steps in a row without a finite hypergradient
 

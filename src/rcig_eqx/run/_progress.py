@@ -17,6 +17,7 @@ from rich.progress import (
 )
 
 from .._algorithm import State
+from .._console import console as make_console
 from ..io._result import DistillResult
 from ..io._terminal import Unfailing
 
@@ -52,7 +53,7 @@ class ProgressBar:
 
     def __init__(self, *, enabled: bool = True, console: Console | None = None):
         shown: Any = Unfailing(sys.stderr) if sys.stderr else None
-        self.console = console or Console(file=shown, stderr=True, quiet=not enabled)
+        self.console = console or make_console(file=shown, stderr=True, quiet=not enabled)
         wide = self.console.width >= 120 or not self.console.is_terminal
         self.shown = _SHOWN if wide else _SHOWN[:2]  # what a narrow terminal has room for
         self.bar = rich.progress.Progress(

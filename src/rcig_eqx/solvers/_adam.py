@@ -87,7 +87,7 @@ class AbstractDescent(AbstractDefiniteSolver):
 
 
 def rate_of(solver: lx.AbstractLinearSolver[Any]) -> float | Float[Array, ""] | None:
-    """A solver's learning rate, `None` if it has yet to be found; 0 where there is none to find."""
+    """A solver's learning rate, `None` before it is found; 0 if the solver has no rate."""
     return solver.learning_rate if isinstance(solver, AbstractDescent) and solver.steps else 0.0
 
 
