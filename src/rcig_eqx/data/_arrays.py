@@ -49,7 +49,7 @@ def numbered(
     unknown = sorted(set(texts) - number.keys())
     if unknown:
         raise ValueError(
-            f"labels holds {unknown[0]!r}, which is no class name: name every class, or "
+            f"labels holds {unknown[0]!r}, which is none of the class_names: name every class, or "
             "leave class_names out."
         )
     return np.array([number[x] for x in texts], np.int32).reshape(labels.shape), names
