@@ -195,6 +195,7 @@ REFUSED = {
         lambda made: evaluate(made, (X[:, :5], Y), key=jr.key(0)),
         r"\(8,\) .*\(5,\)",
     ),
+    "numbers to predict": (lambda made: ask(train=(X, X[:, 0])), "number of each one's class"),
     "another option": (lambda made: network_for("mlp", (8,), 3, growth=2), "growth is no option"),
 }
 

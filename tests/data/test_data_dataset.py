@@ -306,3 +306,8 @@ def test_per_class_names_every_short_class():
 
 def test_data_error_is_a_value_error():
     assert issubclass(DataError, ValueError)
+
+
+def test_a_set_on_disk_is_read_before_it_is_held_out(unhooked):
+    with pytest.raises(ValueError, match=r"pass a Dataset, such as folder.read\(\)"):
+        hold_out(object(), 0.5, seed=0)  # pyright: ignore[reportArgumentType]

@@ -127,6 +127,10 @@ def hold_out(train: Dataset, part: float, *, seed: int) -> tuple[Dataset, Datase
 
     Raises `ValueError` unless each class keeps an image on both sides.
     """
+    if not isinstance(train, Dataset):
+        raise ValueError(
+            f"train is a {type(train).__name__}: pass a Dataset, such as folder.read()."
+        )
     if not 0 < part < 1:
         raise ValueError(f"part is {part}: choose a fraction between 0 and 1, such as 0.1.")
     rng = np.random.default_rng(seed)
@@ -196,7 +200,9 @@ def _validate_arrays(images: Any, labels: Any) -> None:
             "np.unique(labels, return_inverse=True) gives the names and the class numbers."
         )
     if labels.dtype.kind not in "iu":
-        raise ValueError(f"labels are {labels.dtype}, not integers: pass labels.astype(np.int32).")
+        whole = labels.dtype.kind == "f" and not np.any(labels % 1)
+        fix = "pass labels.astype(np.int32)" if whole else "pass the number of each one's class"
+        raise ValueError(f"labels are {labels.dtype}, not integers: {fix}.")
     if int(labels.min()) < 0:
         raise ValueError(f"labels start at {int(labels.min())}: renumber the classes from 0.")
     if images.dtype == np.uint8:

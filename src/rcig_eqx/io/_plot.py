@@ -35,7 +35,8 @@ def to_pixels(coreset: Coreset, *, compress: bool = False) -> Float[np.ndarray, 
         raise ValueError("This is no coreset with its preprocessing: pass result.coreset.")
     if not has_pictures(coreset):
         raise ValueError(
-            f"Pictures are of images [h w c], and each input is {list(coreset.images.shape[1:])}."
+            f"Pictures are of images [h w c], and each input is {list(coreset.images.shape[1:])}: "
+            "preprocess.inverse(coreset.images) gives its values."
         )
     pixels = np.asarray(preprocess.inverse(coreset.images))
     if compress:

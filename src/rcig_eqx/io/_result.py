@@ -15,6 +15,7 @@ from jaxtyping import Float
 from .._coreset import Coreset
 from .._types import PyTree
 from ..data import AbstractPreprocess, from_state, to_state
+from ..data._dataset import noun
 from ._files import damage_named, read_checked, under, within, write_checked
 from ._plot import grid_png, plot_grid
 
@@ -57,7 +58,7 @@ class DistillResult:
     def __repr__(self) -> str:
         images, recipe = self.coreset.images, self.recipe
         return (
-            f"DistillResult({len(images)} images {tuple(images.shape[1:])} of "
+            f"DistillResult({len(images)} {noun(images.shape[1:])} {tuple(images.shape[1:])} of "
             f"{len(self.class_names)} classes, {recipe['steps_done']} of {recipe['steps']} steps "
             f"on {recipe.get('dataset')})"
         )
