@@ -7,6 +7,7 @@ from rcig_eqx.data import (
     Dataset,
     Identity,
     apply_in_chunks,
+    hold_out,
     standardize,
     stream,
     write_records,
