@@ -200,7 +200,7 @@ def _validate_arrays(images: Any, labels: Any) -> None:
             "np.unique(labels, return_inverse=True) gives the names and the class numbers."
         )
     if labels.dtype.kind not in "iu":
-        whole = labels.dtype.kind == "f" and not np.any(labels % 1)
+        whole = labels.dtype.kind in "fb" and not np.any(labels % 1)
         fix = "pass labels.astype(np.int32)" if whole else "pass the number of each one's class"
         raise ValueError(f"labels are {labels.dtype}, not integers: {fix}.")
     if int(labels.min()) < 0:
