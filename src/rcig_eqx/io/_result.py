@@ -56,10 +56,13 @@ class DistillResult:
 
     def __repr__(self) -> str:
         images, recipe = self.coreset.images, self.recipe
+        bits = (
+            f"{recipe['bits_per_class']:,} bits per class, " if "bits_per_class" in recipe else ""
+        )
         return (
             f"DistillResult({len(images)} images {tuple(images.shape[1:])} of "
-            f"{len(self.class_names)} classes, {recipe['steps_done']} of {recipe['steps']} steps "
-            f"on {recipe.get('dataset')})"
+            f"{len(self.class_names)} classes, {bits}{recipe['steps_done']} of {recipe['steps']} "
+            f"steps on {recipe.get('dataset')})"
         )
 
     def _repr_png_(self) -> bytes | None:
