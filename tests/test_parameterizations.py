@@ -11,15 +11,13 @@ import numpy as np
 import pytest
 
 import rcig_eqx
+from _stored import CLASSES, SHAPE, TABLE, N, a_start
 from rcig_eqx import Coreset, Recipe, coreset_optimizer
 from rcig_eqx.data import load
-from rcig_eqx.initializers import centered_labels
 from rcig_eqx.models import convnet_for
 from rcig_eqx.parameterizations import (
     PARAMETERIZATIONS,
     AbstractParameterization,
-    AbstractStage,
-    Composition,
     Cosine,
     Downsampled,
     LabelBits,
@@ -32,31 +30,10 @@ from rcig_eqx.parameterizations import (
 from rcig_eqx.parameterizations._levels import packed
 from rcig_eqx.parameterizations._read import cosine, decode as read, integers, linear
 
-N, CLASSES, SHAPE = 12, 6, (7, 9, 3)
-
-TABLE: dict[str, AbstractStage | Composition] = {
-    "downsampled": Downsampled(2),
-    "downsampled by 1.5": Downsampled(1.5),
-    "cosine": Cosine(0.4),
-    "shared basis": SharedBasis(3),
-    "shared basis of floats": SharedBasis(3, bits=None),
-    "labels": LabelBits(8),
-    "largest labels": LabelBits(4, top_k=2),
-    **{f"{bits} bits": Quantized(bits) for bits in (8, 4, 2, 1)},
-    **{f"3 bits per {per}": Quantized(3, per) for per in ("set", "number")},
-    "compact": compact(),
-    "cosine of few bits": compose(Cosine(0.5), Quantized(4, per="number"), LabelBits(2)),
-    "basis of few bits": compose(SharedBasis(4, bits=5), LabelBits(3, top_k=3), Quantized(6)),
-    "twice": compose(Downsampled(1.5), Cosine(0.5), Quantized(7, per="set")),
-}
-
 
 @pytest.fixture(scope="module")
 def start() -> Coreset:
-    """Smooth images and noisy labels."""
-    images = jax.image.resize(jr.normal(jr.key(0), (N, 3, 3, 3)), (N, *SHAPE), "cubic")
-    labels = centered_labels(np.repeat(np.arange(CLASSES), N // CLASSES), CLASSES)
-    return Coreset(images, labels + 0.1 * jr.normal(jr.key(1), labels.shape), jnp.asarray(0.3))
+    return a_start()
 
 
 def moved(psi: Any, seed: int = 2, size: float = 0.05) -> Any:
@@ -122,7 +99,8 @@ def test_a_parameterization_of_ones_own_has_bits_and_arrays(start):
             return {"set": [coreset.images, coreset.labels], "log_temperature": jnp.zeros(())}
 
         def decode(self, psi):
-            return Coreset(*psi["set"], psi["log_temperature"])
+            images, labels = psi["set"]
+            return Coreset(images, labels, psi["log_temperature"])
 
     own = Own()
     psi = own.encode(start)

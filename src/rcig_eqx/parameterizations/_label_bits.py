@@ -75,7 +75,7 @@ class LabelBits(AbstractStage):
         bits, span = self.bits_each, extra.arrays["range"]
         on, stored = place(x, span, bits)[0], {f"{name}.range": stored_range(span)}
         for step in self.steps(x.shape, extra, name):
-            places = np.sort(jax.lax.top_k(x, self.top_k)[1], axis=1)
+            places = np.sort(jax.lax.top_k(x, self.top_k or 1)[1], axis=1)
             on = np.take_along_axis(np.asarray(on), places, 1)
             stored[f"{name}.places"] = packed(places, step["places"]["bits"])
         return stored | {"labels": packed(on, bits)}

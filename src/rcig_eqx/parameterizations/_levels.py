@@ -60,9 +60,8 @@ def starting_range(x: Array, bits: int, per: str) -> Float[Array, "2 ..."]:
 
 def stored_range(span: Array) -> np.ndarray:
     """The range as `place` takes it."""
-    span = np.array(span)
-    span[1] = np.maximum(span[1], _NARROWEST)
-    return span
+    low, width = np.asarray(span)
+    return np.stack([low, np.maximum(width, np.float32(_NARROWEST))])
 
 
 def packed(whole: Any, bits: int) -> np.ndarray:

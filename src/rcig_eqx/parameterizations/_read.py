@@ -15,7 +15,8 @@ def integers(packed, bits, shape):
     """Unsigned integers of so many bits, the lowest bit first, one after another."""
     count = int(np.prod(shape))
     each = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits)
-    return (each.astype(np.uint32) << np.arange(bits, dtype=np.uint32)).sum(1).reshape(shape)
+    whole = (each[:, b].astype(np.uint32) << np.uint32(b) for b in range(bits))
+    return reduce(np.add, whole).reshape(shape)
 
 
 def numbers(arrays, spec):
