@@ -12,7 +12,8 @@ import pytest
 
 import rcig_eqx
 from _stored import CLASSES, SHAPE, TABLE, N, a_start
-from rcig_eqx import Coreset, Recipe, coreset_optimizer
+from rcig_eqx import Coreset, Recipe, coreset_optimizer, load_result
+from rcig_eqx._coreset import fold_temperature
 from rcig_eqx.data import load
 from rcig_eqx.models import convnet_for
 from rcig_eqx.parameterizations import (
@@ -280,7 +281,7 @@ QUICK = ("shared_basis", "cosine", "compact")
     "name",
     [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in PARAMETERIZATIONS],
 )
-def test_a_run_improves_over_its_start(name, train):
+def test_a_run_improves_over_its_start(name, train, tmp_path):
     made = PARAMETERIZATIONS[name]()
     result = distill(train, made)
     losses = result.history["loss"]
@@ -290,6 +291,17 @@ def test_a_run_improves_over_its_start(name, train):
     assert result.recipe["bits"] == bits
     assert result.recipe["bits_per_class"] == math.ceil(bits / 10)
     assert f"{math.ceil(bits / 10):,} bits per class" in repr(result)
+    assert (result.stored is not None) == (name != "plain")
+    decoded = fold_temperature(made.decode(result.psi))
+    np.testing.assert_allclose(result.coreset.images, decoded.images, rtol=1e-5, atol=3e-5)
+    np.testing.assert_allclose(result.coreset.labels, decoded.labels, rtol=1e-4, atol=3e-5)
+    path = result.save(tmp_path / "set", whole=False)
+    loaded = load_result(path)
+    for field in ("images", "labels", "log_temperature"):
+        stored, returned = (np.asarray(getattr(r.coreset, field)) for r in (loaded, result))
+        assert stored.tobytes() == returned.tobytes()
+    assert 0 < path.stat().st_size - bits / 8 < 2048
+    assert f"{math.ceil(bits / 10):,} bits per class" in repr(loaded)
 
 
 def test_the_temperature_has_its_rate_within_a_parameterization(start):

@@ -35,66 +35,13 @@ class Stored(eqx.Module):
     flip: bool = eqx.field(static=True)
 
 
-class AbstractStage(AbstractParameterization):
-    """One step from images or labels to the numbers that are stored, and back.
+class AbstractStages(AbstractParameterization):
+    """Stages one after another, in the order in which they encode."""
 
-    - `changes`: `"images"` or `"labels"`.
-    - `rounds`: whether the numbers are integers where they are stored, and nothing comes after.
-    """
-
-    changes: ClassVar[str] = "images"
-    rounds: ClassVar[bool] = False
-
+    @property
     @abc.abstractmethod
-    def forward(self, x: Float[Array, "n ..."]) -> tuple[Float[Array, "n ..."], Extra]:
-        """Numbers that stand for these, and what is stored beside them."""
-
-    @abc.abstractmethod
-    def backward(self, x: Float[Array, "n ..."], extra: Extra) -> Float[Array, "n ..."]:
-        """The numbers back; differentiable."""
-
-    def numbers(self, shape: tuple[int, ...], name: str) -> dict[str, Any]:
-        """Where the numbers are, and how; the names of the extras begin with `name`."""
-        return {"array": self.changes, "shape": list(shape), "bits": 32}
-
-    def steps(self, shape: tuple[int, ...], extra: Extra, name: str) -> list[dict[str, Any]]:
-        """What a reader does to the numbers of this stage, which have this shape."""
-        return []
-
-    def arrays(self, x: Float[Array, "n ..."], extra: Extra, name: str) -> dict[str, Any]:
-        """The numbers and the extras as they are stored, by name."""
-        return {self.changes: x} | {f"{name}.{key}": a for key, a in extra.arrays.items()}
-
-    def restored(
-        self, arrays: Mapping[str, np.ndarray], shape: tuple[int, ...], extra: Extra, name: str
-    ) -> tuple[Any, dict[str, Any]]:
-        """The numbers, which have this shape, and the extras again."""
-        again = {key: arrays[f"{name}.{key}"] for key in extra.arrays}
-        return numbers(arrays, self.numbers(shape, name)), again
-
-    def encode(self, coreset: Coreset) -> Stored:
-        return Composition((self,)).encode(coreset)
-
-    def decode(self, psi: Stored) -> Coreset:
-        return Composition((self,)).decode(psi)
-
-    def bits(self, psi: Stored) -> int:
-        return Composition((self,)).bits(psi)
-
-    def pack(self, psi: Stored) -> dict[str, np.ndarray]:
-        return Composition((self,)).pack(psi)
-
-    def unpack(self, arrays: Mapping[str, np.ndarray], like: Stored) -> Stored:
-        return Composition((self,)).unpack(arrays, like)
-
-    def layout(self, psi: Stored) -> dict[str, Any]:
-        return Composition((self,)).layout(psi)
-
-
-class Composition(AbstractParameterization):
-    """Stages one after another."""
-
-    stages: tuple[AbstractStage, ...]
+    def stages(self) -> "tuple[AbstractStage, ...]":
+        """One or more."""
 
     def encode(self, coreset: Coreset) -> Stored:
         now: dict[str, Any] = {name: getattr(coreset, name) for name in FIELDS}
@@ -153,9 +100,61 @@ class Composition(AbstractParameterization):
             part["then"] = stage.steps(shape, extra, name) + part["then"]
         return made
 
-    def _named(self, psi: Stored) -> Iterator[tuple[AbstractStage, Extra, str]]:
+    def _named(self, psi: Stored) -> "Iterator[tuple[AbstractStage, Extra, str]]":
         for i, (stage, extra) in enumerate(zip(self.stages, psi.extras, strict=True)):
             yield stage, extra, f"{stage.changes}.{i}"
+
+
+class AbstractStage(AbstractStages):
+    """One step from images or labels to the numbers that are stored, and back.
+
+    - `changes`: `"images"` or `"labels"`.
+    - `rounds`: whether the numbers are integers where they are stored, and nothing comes after.
+    """
+
+    changes: ClassVar[str] = "images"
+    rounds: ClassVar[bool] = False
+
+    @property
+    def stages(self) -> "tuple[AbstractStage, ...]":
+        return (self,)
+
+    @abc.abstractmethod
+    def forward(self, x: Float[Array, "n ..."]) -> tuple[Float[Array, "n ..."], Extra]:
+        """Numbers that stand for these, and what is stored beside them."""
+
+    @abc.abstractmethod
+    def backward(self, x: Float[Array, "n ..."], extra: Extra) -> Float[Array, "n ..."]:
+        """The numbers back; differentiable."""
+
+    def numbers(self, shape: tuple[int, ...], name: str) -> dict[str, Any]:
+        """Where the numbers are, and how; the names of the extras begin with `name`."""
+        return {"array": self.changes, "shape": list(shape), "bits": 32}
+
+    def steps(self, shape: tuple[int, ...], extra: Extra, name: str) -> list[dict[str, Any]]:
+        """What a reader does to the numbers of this stage, which have this shape."""
+        return []
+
+    def arrays(self, x: Float[Array, "n ..."], extra: Extra, name: str) -> dict[str, Any]:
+        """The numbers and the extras as they are stored, by name."""
+        return {self.changes: x} | {f"{name}.{key}": a for key, a in extra.arrays.items()}
+
+    def restored(
+        self, arrays: Mapping[str, np.ndarray], shape: tuple[int, ...], extra: Extra, name: str
+    ) -> tuple[Any, dict[str, Any]]:
+        """The numbers, which have this shape, and the extras again."""
+        again = {key: arrays[f"{name}.{key}"] for key in extra.arrays}
+        return numbers(arrays, self.numbers(shape, name)), again
+
+
+class Composition(AbstractStages):
+    """What `compose` returns."""
+
+    of: tuple[AbstractStage, ...]
+
+    @property
+    def stages(self) -> tuple[AbstractStage, ...]:
+        return self.of
 
 
 def specs(layout: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
