@@ -14,7 +14,9 @@ import rcig_eqx
 from _stored import CLASSES, SHAPE, TABLE, N, a_start
 from rcig_eqx import Coreset, Recipe, coreset_optimizer, load_result
 from rcig_eqx._coreset import fold_temperature
+from rcig_eqx.bilevel import Hypergradient
 from rcig_eqx.data import load
+from rcig_eqx.methods import AbstractMethod
 from rcig_eqx.models import convnet_for
 from rcig_eqx.parameterizations import (
     PARAMETERIZATIONS,
@@ -302,6 +304,25 @@ def test_a_run_improves_over_its_start(name, train, tmp_path):
         assert stored.tobytes() == returned.tobytes()
     assert 0 < path.stat().st_size - bits / 8 < 2048
     assert f"{math.ceil(bits / 10):,} bits per class" in repr(loaded)
+
+
+class Known(AbstractMethod):
+    """A hypergradient that is quick to compile and known: the cosine of every number."""
+
+    def hypergradient(self, model, coreset, images, targets, *, key):
+        return Hypergradient(jnp.zeros(()), jax.tree.map(jnp.cos, coreset), {})
+
+
+def test_a_run_that_was_interrupted_ends_in_the_same_integers(train, tmp_path):
+    given = {"method": Known(), "model": convnet_for((28, 28, 1), 10, width=2)}
+    whole = distill(train, compact(), steps=3, **given)
+    distill(train, compact(), steps=2, checkpoint_dir=tmp_path / "run", **given)
+    rest = {"checkpoint_dir": tmp_path / "run", "resume": True}
+    resumed = distill(train, compact(), steps=3, **rest, **given)
+    assert whole.packed is not None
+    assert resumed.packed is not None
+    assert whole.packed.layout == resumed.packed.layout
+    assert same(dict(resumed.packed.arrays), dict(whole.packed.arrays))
 
 
 def test_the_temperature_has_its_rate_within_a_parameterization(start):

@@ -206,6 +206,7 @@ def _write(result: DistillResult, folder: Path, evaluation: Evaluation | None) -
         arrays = packed.set_arrays
         card |= {"schema": PACKED, "storage": storage(packed, coreset.num_classes)}
         write_atomically(folder / READER, inspect.getsource(_read).encode())
+    preprocess = {name: np.asarray(value, np.float32) for name, value in preprocess.items()}
     arrays |= under("preprocess", preprocess)
     arrays = {name: np.asarray(value, order="C") for name, value in arrays.items()}
     card["bytes"] = count_bytes(arrays, coreset.images.shape[1:])
