@@ -24,6 +24,7 @@ from .io._lock import releasing
 from .io._result import DistillResult
 from .methods import AbstractMethod
 from .models import MakeModel
+from .parameterizations._packed import Packed
 from .run._checkpoint import Checkpoints
 from .run._devices import leads, local, own_rows, place, raised_on_all, shard_rows, wait_for_all
 from .run._loop import Loop
@@ -153,13 +154,20 @@ def _result(plan: Plan, state: State, history: dict[str, list[float]]) -> Distil
         coreset = fold_temperature(coreset) if plan.fold else coreset
         return dataclasses.replace(coreset, preprocess=plan.preprocess)
 
-    decode = plan.recipe.parameterization.decode
-    coreset, last, first = map(finished, (decode(average), decode(psi), plan.baseline))
+    made = plan.recipe.parameterization
+    parts = made.decode(average), made.decode(psi), plan.baseline
+    coreset, last, first = map(finished, parts)
+    layout, packed = made.layout(average), None
+    if layout is not None:  # what is stored is what is returned, bit for bit
+        packed = Packed(made.pack(average), layout)
+        packed = packed.folded() if plan.fold else packed
+        coreset = packed.coreset(coreset)
     done = {"steps_done": int(state.step), "method": describe(state.recipe.chosen()[0])}
     done["versions"] = versions()
     arrays = {name: np.asarray(values, np.float32) for name, values in history.items()}
     names, recipe = plan.seen.class_names, plan.settings | done
-    return DistillResult(coreset, last, first, names, recipe, arrays, _copied(average), plan.draws)
+    kept = _copied(average), plan.draws, packed
+    return DistillResult(coreset, last, first, names, recipe, arrays, *kept)
 
 
 def _copied(tree: PyTree) -> PyTree:

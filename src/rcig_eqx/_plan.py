@@ -311,6 +311,7 @@ def _settings(
     """What a result records of a run, in plain values."""
     _, model = recipe.chosen()
     given, psi = asked.initialization, recipe.parameterization.encode(start)
+    bits = recipe.parameterization.bits(psi)
     return {
         "dataset": seen.name,
         "images_per_class": int(asked.images_per_class),
@@ -319,6 +320,8 @@ def _settings(
         "initialization": given if isinstance(given, str) else described(type(given)),
         "parameterization": describe(recipe.parameterization),
         "bytes": sum(x.nbytes for x in jax.tree.leaves(psi)),
+        "bits": bits,
+        "bits_per_class": -(-bits // seen.num_classes),
         "model": describe_model(model),
         "flip": start.flip,
         "fold": recipe.fold,

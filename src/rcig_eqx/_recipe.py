@@ -11,7 +11,6 @@ import optax
 from jaxtyping import Array, Scalar
 
 from ._checks import ArgumentError, check_counts, check_number
-from ._coreset import Coreset
 from ._pool import PoolSchedule
 from ._types import PyTree
 from .methods import AbstractMethod
@@ -58,11 +57,13 @@ def falling_rate(peak: float = 0.03, hold: int = 500) -> FallingRate:
 
 
 def _rate_of(psi: PyTree) -> PyTree:
-    """The rate of every leaf of ψ: that of the temperature for the temperature of a `Coreset`."""
-    data = jax.tree.map(lambda _: "data", psi)
-    if not isinstance(psi, Coreset):
-        return data
-    return eqx.tree_at(lambda c: c.log_temperature, data, "temperature")
+    """The rate of every leaf of ψ: that of the temperature for an attribute `log_temperature`."""
+    of_temperature = jax.tree_util.GetAttrKey("log_temperature")
+
+    def rate(path: tuple, _: Any) -> str:
+        return "temperature" if path[-1:] == (of_temperature,) else "data"
+
+    return jax.tree_util.tree_map_with_path(rate, psi)
 
 
 class CoresetOptimizer(eqx.Module):
@@ -95,8 +96,8 @@ def coreset_optimizer(
 
     The paper's rates are 0.003 and 0.03. If `None`, the first one is
     [`falling_rate()`][rcig_eqx.falling_rate]: it starts tenfold, which goes further in short runs.
-    Either may be an optax schedule. A parameterization's ψ that is no `Coreset` takes the first
-    throughout.
+    Either may be an optax schedule. A parameterization's ψ takes the first throughout, but for an
+    attribute `log_temperature` of a module in it.
     """
     data = falling_rate() if learning_rate is None else learning_rate
     rates = [r if callable(r) else float(r) for r in (data, temperature_learning_rate)]

@@ -1,6 +1,7 @@
 """A distilled set as a folder that can be used without this library."""
 
 import contextlib
+import inspect
 import json
 import math
 import os
@@ -20,14 +21,16 @@ from ..data._paths import user_path
 from ..evaluation._evaluate import default_steps, fresh_network
 from ..evaluation._report import Evaluation
 from ..evaluation._train_network import training_recipe
-from ._files import MAX_TEXT, check_length, checksum, file_checksum, under, within, write_atomically
+from ..parameterizations import _read
+from ..parameterizations._packed import HOW, Packed
+from ._files import MAX_TEXT, check_length, checksum, file_checksum, under, write_atomically
 from ._plot import drawing, has_pictures, save_class, save_grid, to_pixels
 from ._readme import ARRAYS, GRID, readme
 from ._result import DistillResult
 
-SCHEMA = "rcig_eqx.export/1"
+SCHEMA, PACKED = "rcig_eqx.export/1", "rcig_eqx.export/2"
 MAX_FILE = 2**32  # bytes of a file that is read
-CARD, README = "card.json", "README.md"
+CARD, README, READER = "card.json", "README.md", "read.py"
 
 FORMULAS = {
     "identity": {"forward": "x = pixels", "inverse": "pixels = x"},
@@ -64,6 +67,7 @@ def export(
     The folder holds `arrays.safetensors` (images, labels, and the arrays of the preprocessing),
     `card.json` (all there is to know to train on them, the accuracies measured, and a checksum of
     every file), `README.md` (the same for people), and pictures: `grid.png` and one of each class.
+    A set that is packed is exported so, with `read.py`, which decodes it by NumPy alone.
     It appears under its name only once it is complete. Pictures need matplotlib, the extra `plot`;
     where they cannot be drawn a warning says so, and the folder has none.
 
@@ -195,9 +199,17 @@ def _write(result: DistillResult, folder: Path, evaluation: Evaluation | None) -
     coreset = result.coreset
     assert coreset.preprocess is not None, "a result's coreset carries its preprocessing"
     config, preprocess = to_state(coreset.preprocess)
-    arrays = {"images": coreset.images, "labels": coreset.labels} | under("preprocess", preprocess)
-    arrays = {name: np.asarray(value, np.float32, order="C") for name, value in arrays.items()}
-    card = _card(result, config, evaluation) | {"bytes": count_bytes(arrays)}
+    card, packed = _card(result, config, evaluation), result.stored
+    arrays = {"images": coreset.images, "labels": coreset.labels}
+    arrays = {name: np.asarray(value, np.float32) for name, value in arrays.items()}
+    if packed:
+        arrays = packed.set_arrays
+        card |= {"schema": PACKED, "storage": storage(packed, coreset.num_classes)}
+        write_atomically(folder / READER, inspect.getsource(_read).encode())
+    preprocess = {name: np.asarray(value, np.float32) for name, value in preprocess.items()}
+    arrays |= under("preprocess", preprocess)
+    arrays = {name: np.asarray(value, order="C") for name, value in arrays.items()}
+    card["bytes"] = count_bytes(arrays, coreset.images.shape[1:])
     _check_readable(card, arrays)
     title = f"{card['dataset']['name']}, {card['images']['per_class']} per class"
 
@@ -290,13 +302,25 @@ def _card(
     }
 
 
-def count_bytes(arrays: dict[str, np.ndarray]) -> dict[str, int]:
+def storage(packed: Packed, classes: int) -> dict[str, Any]:
+    """How a set is decoded, and the bits that it takes."""
+    bits = {"bits": packed.bits, "bits_per_class": -(-packed.bits // classes)}
+    return {"how": HOW, "decoded_by": READER} | bits | packed.layout
+
+
+def count_bytes(
+    arrays: dict[str, np.ndarray], shape: tuple[int, ...] | None = None
+) -> dict[str, int]:
     """What a set takes, and how many real images of uint8 take as much, or inputs of float32, with
-    a byte of label."""
-    sizes = {name: arrays[name].nbytes for name in ("images", "labels")}
-    sizes["preprocess"] = sum(a.nbytes for a in within("preprocess", arrays).values())
+    a byte of label; `shape` is that of one where images are packed."""
+    shape = arrays["images"].shape[1:] if shape is None else shape
+    parts = ("images", "labels", "preprocess")
+    sizes = {
+        part: sum(a.nbytes for name, a in arrays.items() if name.partition(".")[0] == part)
+        for part in parts
+    }
     total = sum(sizes.values())
-    shape = arrays["images"].shape[1:]  # a real image is stored as bytes, another input as float32
+    # a real image is stored as bytes, another input as float32
     real = math.prod(shape) * (1 if len(shape) == 3 else 4) + 1
     return sizes | {"total": total, "real_images_of_as_many_bytes": total // real}
 

@@ -47,12 +47,12 @@ def check_length(parts: Mapping[str, Any], length: int, path: Path) -> None:
 
 
 def read_checked(
-    path: str | os.PathLike[str], expected: str, kind: str
+    path: str | os.PathLike[str], expected: str | tuple[str, ...], kind: str
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The header and the arrays of a file by `write_checked`. Nothing in it is executed.
 
     Raises `FileNotFoundError`, or `DataError` for a file that is damaged, truncated, or of
-    another format than `expected`; `kind` is what to call it there.
+    another format than those `expected`; `kind` is what to call it there.
     """
     path = user_path(path)
     if not path.is_file():
@@ -61,8 +61,10 @@ def read_checked(
         check_header(path)
         with safetensors.safe_open(path, "numpy") as file:
             header = json.loads((file.metadata() or {})["rcig_eqx"])
-            if (format := header["format"]) != expected:
-                raise ValueError(f"format {format!r}, where this version reads {expected!r}")
+            known = expected if isinstance(expected, tuple) else (expected,)
+            if (format := header["format"]) not in known:
+                reads = " and ".join(map(repr, known))
+                raise ValueError(f"format {format!r}, where this version reads {reads}")
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if header.pop("sha256") != checksum(header, arrays):
             raise ValueError("its contents do not match its checksum")

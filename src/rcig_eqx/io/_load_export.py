@@ -20,7 +20,8 @@ from ..data import AbstractPreprocess, DataError, from_state, to_state
 from ..data._paths import user_path
 from ..data._preprocess import check_block
 from ..evaluation._report import Evaluation
-from ._export import ARRAYS, CARD, FORMULAS, MAX_FILE, SCHEMA, count_bytes
+from ..parameterizations._packed import Expected, Packed, check_array, check_layout
+from ._export import ARRAYS, CARD, FORMULAS, MAX_FILE, PACKED, SCHEMA, count_bytes, storage
 from ._files import MAX_TEXT, check_header, checksum, file_checksum, under, within
 from ._plot import grid_png
 
@@ -148,8 +149,9 @@ def _read_card(path: Path) -> dict[str, Any]:
     _check_plain(path, 2, MAX_TEXT)
     card = json.loads(path.read_bytes(), parse_constant=_finite, parse_float=_finite)
     schema = card.get("schema") if isinstance(card, dict) else None
-    if schema != SCHEMA:
-        raise ValueError(f"its schema is {schema!r}, where this version reads {SCHEMA!r}")
+    known = PACKED if isinstance(card, dict) and "storage" in card else SCHEMA
+    if schema != known:
+        raise ValueError(f"its schema is {schema!r}, where this version reads {known!r}")
     if card.pop("sha256", None) != checksum(card, {}):
         raise ValueError("its contents do not match its checksum")
     wrong = [name for name, form in _CARD.items() if not _conforms(card.get(name, ...), form)]
@@ -198,27 +200,59 @@ def _read_coreset(path: Path, card: dict[str, Any]) -> Coreset:
         d = card["preprocess"]["block"] ** 2 * shape[3]
     fitted = {"mean": channels, "std": channels, "center": (d,), "eigenvalues": (d,)}
     shapes = under("preprocess", fitted | {"eigenvectors": (d, d)})
-    shapes |= {"images": shape, "labels": (shape[0], classes)}
-    with safetensors.safe_open(path, "numpy") as file:
-        for name in file.keys():  # noqa: SIM118
-            entry = file.get_slice(name)
-            if name not in shapes or tuple(entry.get_shape()) != shapes[name]:
-                raise ValueError(f"{name[:100]} has shape {entry.get_shape()}, or is not expected")
-            if entry.get_dtype() != "F32":
-                raise ValueError(f"{name} is {entry.get_dtype()}, not float32")
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    for name, array in arrays.items():
+    wanted = {"images": shape, "labels": (shape[0], classes)}
+    packed = {}
+    if "storage" in card:
+        packed, made = check_layout(card["storage"])
+        if made != wanted:
+            raise ValueError(f"the storage makes {made}, where the card has {wanted}")
+    shapes |= {} if packed else wanted
+    arrays = _read_arrays(path, shapes, packed)
+    if packed:
+        layout = {name: card["storage"][name] for name in wanted}
+        stored = Packed({name: arrays[name] for name in packed}, layout)
+        decoded = dict(zip(wanted, stored.decode(), strict=True))
+        if card["storage"] != storage(stored, classes):
+            raise ValueError("the storage says something else of itself")
+    else:
+        decoded = {name: arrays[name] for name in wanted}
+    for name, array in decoded.items():
         if not np.isfinite(array).all():
             raise ValueError(f"{name} holds NaN or infinite values")
     preprocess = _read_preprocess(card["preprocess"], arrays)
     gray = jnp.full((1, *shape[1:]), 0.5, jnp.float32)
     if not jnp.isfinite(jnp.stack([preprocess(gray), preprocess.inverse(gray)])).all():
         raise ValueError("the preprocessing of a gray image, or its inverse, is not finite")
-    if card["bytes"] != count_bytes(arrays):
+    if card["bytes"] != count_bytes(arrays, shape[1:]):
         raise ValueError("the card counts other bytes")
-    images, labels = (jnp.asarray(arrays[name]) for name in ("images", "labels"))
+    images, labels = (jnp.asarray(decoded[name]) for name in ("images", "labels"))
     zero = jnp.zeros((), jnp.float32)
     return Coreset(images, labels, zero, preprocess, flip=card["images"]["flip"])
+
+
+_KINDS = {"F32": "float32", "U8": "uint8"}
+
+
+def _read_arrays(
+    path: Path, shapes: dict[str, tuple[int, ...]], packed: Expected
+) -> dict[str, np.ndarray]:
+    """The arrays of a file, none of which is read before all are of their types and shapes."""
+    with safetensors.safe_open(path, "numpy") as file:
+        for name in file.keys():  # noqa: SIM118
+            entry = file.get_slice(name)
+            shape, kind = tuple(entry.get_shape()), str(entry.get_dtype())
+            if name in packed:
+                check_array(name, _KINDS.get(kind, kind), shape, packed)
+                continue
+            if name not in shapes or shape != shapes[name]:
+                raise ValueError(f"{name[:100]} has shape {list(shape)}, or is not expected")
+            if kind != "F32":
+                raise ValueError(f"{name} is {kind}, not float32")
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name, array in arrays.items():
+        if array.dtype == np.float32 and not np.isfinite(array).all():
+            raise ValueError(f"{name} holds NaN or infinite values")
+    return arrays
 
 
 def _read_preprocess(described: dict[str, Any], arrays: dict[str, Any]) -> AbstractPreprocess:

@@ -13,6 +13,28 @@ def _escaped(text: str) -> str:
     return re.sub(r"[^\w ,./()-]|_", lambda found: f"&#{ord(found[0])};", printable(text))
 
 
+_PLAIN = f"""import json
+from safetensors.numpy import load_file
+
+card, arrays = json.load(open("card.json")), load_file("{ARRAYS}")
+images, labels = arrays["images"], arrays["labels"]"""
+_PACKED = """import json
+from read import load
+
+card = json.load(open("card.json"))
+images, labels = load(".")  # NumPy arrays; torch.from_numpy(images.copy()) takes them"""
+
+
+def _stored(storage: dict[str, Any] | None) -> str:
+    """The bits of a packed set."""
+    if storage is None:
+        return ""
+    return (
+        f"Images, labels and what decodes them take {storage['bits_per_class']:,} bits per class, "
+        f"{storage['bits']:,} in all.\n\n"
+    )
+
+
 def readme(title: str, card: dict[str, Any]) -> str:
     """The text of a card's README, in Markdown."""
     images, training, size = card["images"], card["training"], card["bytes"]
@@ -23,6 +45,14 @@ def readme(title: str, card: dict[str, Any]) -> str:
     n, *shape = images["shape"]
     is_images = len(shape) == 3
     what, dtype = ("images", "uint8") if is_images else ("inputs", "float32")
+    packed, form = "storage" in card, "[n h w c]" if is_images else images["shape"]
+    arrays = f"`images` {form}, `labels` [n classes] and the arrays of\nthe preprocessing."
+    if packed:
+        arrays = (
+            f"what images {form} and labels [n classes] are decoded from, and the arrays of the\n"
+            "preprocessing. `read.py` decodes them, by NumPy alone."
+        )
+    stored = _stored(card.get("storage"))
     picture = "Pictures of them could not be drawn." if is_images else "They are no images."
     picture = f"![The distilled images]({GRID})" if card["pictures"] else picture
     return f"""# Distilled {_escaped(title)}
@@ -43,14 +73,13 @@ def readme(title: str, card: dict[str, Any]) -> str:
 | preprocessing | {size["preprocess"]:,} |
 | all | {size["total"]:,} |
 
-That is as much as {size["real_images_of_as_many_bytes"]:,} real {what} take as {dtype}, with a
-byte of label each.
+{stored}That is as much as {size["real_images_of_as_many_bytes"]:,} real {what} take as {dtype},
+with a byte of label each.
 
 ## How to train on it
 
 `card.json` has all of this in exact terms, and the SHA-256 of every file; `{ARRAYS}` has
-`images` {"[n h w c]" if is_images else images["shape"]}, `labels` [n classes] and the arrays of
-the preprocessing.
+{arrays}
 
 - **{what.capitalize()}** are preprocessed already. Those to test on must be, the same way,
   {"with pixels in [0, 1]" if is_images else "as raw values"}:
@@ -63,11 +92,7 @@ the preprocessing.
   {training["batch_size"]} {what}.
 
 ```python
-import json
-from safetensors.numpy import load_file
-
-card, arrays = json.load(open("card.json")), load_file("{ARRAYS}")
-images, labels = arrays["images"], arrays["labels"]
+{_PACKED if packed else _PLAIN}
 ```
 {_gallery(card["pictures"], shape[-1])}"""
 

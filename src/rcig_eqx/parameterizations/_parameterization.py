@@ -1,10 +1,13 @@
 """What a parameterization is, and what is asked of one."""
 
 import abc
+from collections.abc import Mapping
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .._coreset import Coreset
 from .._types import PyTree
@@ -28,6 +31,47 @@ class AbstractParameterization(eqx.Module):
 
         There may be any number of each class, the same of all.
         """
+
+    def bits(self, psi: PyTree) -> int:
+        """The bits that ψ takes where it is stored: images, labels, and all that decodes them.
+
+        By default ψ's floats, as wide as they are. log τ is not counted: the labels take it.
+        """
+        floats = named(psi).items()
+        return sum(8 * x.size * x.dtype.itemsize for name, x in floats if not is_temperature(name))
+
+    def pack(self, psi: PyTree) -> dict[str, np.ndarray]:
+        """The arrays that ψ is stored in, by name; by default its own."""
+        return {name: np.asarray(leaf) for name, leaf in named(psi).items()}
+
+    def unpack(self, arrays: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
+        """The ψ that `pack` stored, which decodes to the same set, bit for bit.
+
+        `like` is a ψ of the same structure, such as `eqx.filter_eval_shape(encode, coreset)`.
+        """
+        return jax.tree.unflatten(
+            jax.tree.structure(like), [jnp.asarray(arrays[name]) for name in named(like)]
+        )
+
+    def layout(self, psi: PyTree) -> dict[str, Any] | None:
+        """How images and labels come of the arrays of `pack`, in plain values.
+
+        A result with a layout is stored as `pack` has it, and can be read without this class.
+        `None`, the default: only `decode` knows, and images and labels are stored as floats.
+        """
+        return None
+
+
+def named(psi: PyTree) -> dict[str, Any]:
+    """The leaves of ψ by the names that they have in it."""
+    leaves = jax.tree_util.tree_leaves_with_path(psi)
+    names = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves)
+    return {name or "psi": leaf for name, (_, leaf) in zip(names, leaves, strict=True)}
+
+
+def is_temperature(name: str) -> bool:
+    """Whether a leaf of this name is log τ."""
+    return name.rpartition(".")[2] == "log_temperature"
 
 
 def check_parameterization(parameterization: AbstractParameterization, start: Coreset) -> Coreset:
