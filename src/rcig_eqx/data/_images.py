@@ -26,8 +26,8 @@ class AbstractImages(ABC):
     - `image_shape`: height, width and channels, the same for all.
     - `dtype`: uint8 unless said otherwise.
     - `labels` [n]: the class number of each image, known without reading the images.
-    - `workers`: processes that read it ahead for `distill`; threads do if 0, as it is unless set on
-      the instance. The batches are the same. A script that asks for workers guards its main part
+    - `workers`: processes that read ahead for `distill`. Set it on the instance; 0, the default,
+      uses threads. The batches are the same. A script that asks for workers guards its main part
       by `if __name__ == "__main__"`.
     """
 

@@ -19,12 +19,12 @@ class AbstractInitializer(eqx.Module):
 
     @property
     def preprocess(self) -> AbstractPreprocess | None:
-        """The preprocessing that what it makes has had; `None`: the one it is given."""
+        """The preprocessing that its images have had. `None`: that of the run."""
         return None
 
     @property
     def flip(self) -> bool | None:
-        """Whether what it makes also stands for its mirror images; `None`: as the run decides."""
+        """Whether its set stands for its mirror images too. `None`: the run decides."""
         return None
 
     @abc.abstractmethod

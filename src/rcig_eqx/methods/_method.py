@@ -33,7 +33,7 @@ M = TypeVar("M")
 
 
 def fields_of(make: Callable[P, M]) -> Callable[[Callable[..., M]], Callable[P, M]]:
-    """Gives a function that makes a method the arguments that the method's fields are, in types."""
+    """Types a function that makes a method: its arguments are the method's fields."""
     del make
     return lambda function: function
 

@@ -14,8 +14,8 @@ class Quantized(AbstractStage):
     zero beyond. The ends are learned with the rounding held fixed (Esser et al., 2020).
 
     - `bits`: of each number, 1 to 8.
-    - `per`: what has a range of its own, two float32: each `"channel"`, the last axis; each
-      `"number"` of an input, as a frequency is; or the whole `"set"`.
+    - `per`: which numbers share a range, of two float32. `"channel"`: those of one channel, the
+      last axis. `"number"`: those at one place of every input, such as one frequency. `"set"`: all.
     """
 
     rounds: ClassVar[bool] = True
