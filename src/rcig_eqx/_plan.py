@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from ._checks import ArgumentError, check_counts, check_flags, check_key
-from ._coreset import Coreset, check_mirrored
+from ._coreset import Coreset
 from ._describe import describe, described
 from ._recipe import Optimizer, Recipe, default_batch_size
 from ._types import Device
@@ -140,10 +140,7 @@ def resolve(asked: Asked) -> Plan:
     flip = initializer.flip if recipe.flip is None else recipe.flip
     if flip is None:
         flip = len(seen.image_shape) == 3 == seen.image_shape[-1] and count <= _FLIP_UP_TO
-    flip = bool(flip)
-    if flip:
-        check_mirrored(seen.image_shape)
-    baseline = real_coreset(seen, images_per_class, preprocess, flip=flip, key=coreset_key)
+    baseline = real_coreset(seen, images_per_class, preprocess, flip=bool(flip), key=coreset_key)
     draws = _further_draws(seen, baseline, preprocess, key=coreset_key)
     start = check_start(initializer(seen, baseline, preprocess, key=noise_key), baseline)
     model = recipe.model or default_network(seen.image_shape, seen.num_classes)

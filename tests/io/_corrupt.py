@@ -87,3 +87,15 @@ def _parts(value: Any) -> Iterator[tuple[Any, Any]]:
         yield value, key
         if isinstance(value[key], dict | list):
             yield from _parts(value[key])
+
+
+def put(*path, value):
+    """A change to a card, or a part of one: the value at a path of names."""
+
+    def change(card, _):
+        *parents, last = path
+        for name in parents:
+            card = card[name]
+        card[last] = value
+
+    return change

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from _corrupt import damaged, every_byte, mutated
+from _corrupt import damaged, every_byte, mutated, put
 from safetensors.numpy import load_file, save as serialize
 
 from rcig_eqx import Coreset, DistillResult, export, load_export, load_result
@@ -379,16 +379,6 @@ def test_two_exports_at_once_leave_the_first(tmp_path, monkeypatch):
         export(make(), folder)
     assert same(load_export(folder), make("identity"))
     assert os.listdir(tmp_path) == ["e"]
-
-
-def put(*path, value):
-    def change(card, folder):
-        *parents, last = path
-        for name in parents:
-            card = card[name]
-        card[last] = value
-
-    return change
 
 
 def array(name, value):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from _corrupt import mutated
+from _corrupt import mutated, put
 from safetensors import safe_open
 from safetensors.numpy import load_file, save as serialize
 
@@ -173,16 +173,6 @@ def sign(folder, card: dict[str, Any]) -> None:
     card["files"][ARRAYS] = {"bytes": path.stat().st_size, "sha256": file_checksum(path)}
     card["sha256"] = checksum(card, {})
     (folder / CARD).write_text(json.dumps(card))
-
-
-def put(*path, value):
-    def change(storage, arrays):
-        *parents, last = path
-        for name in parents:
-            storage = storage[name]
-        storage[last] = value
-
-    return change
 
 
 def array(name, value):

@@ -27,7 +27,7 @@ from ..models._architectures import NETWORKS, architecture_name, default_archite
 from ..models._check import check_model
 from ._augment import Augmentation, as_augmentation
 from ._classes import match_classes
-from ._metrics import Metric, find_metrics
+from ._metrics import Metric, find_metrics, ranked_first
 from ._report import Evaluation
 from ._train_network import (
     TEST_BATCH,
@@ -307,7 +307,7 @@ def _train_and_test(
             said = answers(model, images)
             return said == labels, jnp.any(said >= 0), losses, agreed, {}
         outputs = outputs_of(model, images)
-        said = _ranked_first(outputs)
+        said = ranked_first(outputs)
         found = {name: metric(outputs, labels) for name, metric in metrics.items()}
         return said == labels, jnp.any(said >= 0), losses, agreed, found
 
@@ -371,10 +371,6 @@ def answers(model: AbstractNetwork, images: Float[Array, "n *shape"]) -> Int[Arr
     """The class of the largest output, image by image; −1 where an output is not finite."""
 
     def one(image: Array) -> Array:
-        return _ranked_first(model(image[None])[0])
+        return ranked_first(model(image[None])[0])
 
     return jax.lax.map(one, images, batch_size=TEST_BATCH)
-
-
-def _ranked_first(outputs: Float[Array, "*n classes"]) -> Int[Array, "*n"]:
-    return jnp.where(jnp.isfinite(outputs).all(-1), jnp.argmax(outputs, -1), -1)

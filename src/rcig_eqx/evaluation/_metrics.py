@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Scalar
+from jaxtyping import Array, Float, Int, Scalar
 
 from .._registry import Registry
 from ..methods._method import check_loss
@@ -13,21 +13,21 @@ Metric = Callable[[Float[Array, "n classes"], Int[Array, " n"]], Scalar]
 """A jittable function of a network's outputs `[n classes]` and the true classes `[n]`."""
 
 
-def right(outputs: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Bool[Array, " n"]:
-    """Whether the largest output is the label; never where an output is not finite."""
-    return jnp.isfinite(outputs).all(-1) & (jnp.argmax(outputs, -1) == labels)
+def ranked_first(outputs: Float[Array, "*n classes"]) -> Int[Array, "*n"]:
+    """The class of the largest output; −1 where an output is not finite."""
+    return jnp.where(jnp.isfinite(outputs).all(-1), jnp.argmax(outputs, -1), -1)
 
 
 def accuracy(outputs: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Scalar:
     """The fraction of test examples whose largest output is the label."""
-    return jnp.mean(right(outputs, labels), dtype=jnp.float32)
+    return jnp.mean(ranked_first(outputs) == labels, dtype=jnp.float32)
 
 
 def balanced_accuracy(outputs: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Scalar:
     """The mean over classes of the accuracy on each; classes without test examples are left out."""
     members = jax.nn.one_hot(labels, outputs.shape[-1], dtype=jnp.float32)
     sizes = members.sum(0)
-    hits = (members * right(outputs, labels)[:, None]).sum(0)
+    hits = (members * (ranked_first(outputs) == labels)[:, None]).sum(0)
     return jnp.sum(hits / jnp.maximum(sizes, 1)) / jnp.sum(sizes > 0)
 
 

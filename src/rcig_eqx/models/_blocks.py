@@ -38,15 +38,14 @@ class AbstractBlockNetwork(AbstractBatchNetwork):
     def for_shape(
         cls, shape: tuple[int, ...], num_classes: int, *, key: PRNGKeyArray, **options: Any
     ) -> "AbstractBlockNetwork":
-        """A network for images [h w c]; what is `None` among the options is its usual one."""
+        """A network for images [h w c], ReLU in place of the paper's softplus of a convnet."""
         check_is_image(shape, cls.__name__)
-        if options.get("softplus") == "paper":  # which has none but for convnets
-            options["softplus"] = None
-        given = {name: value for name, value in options.items() if value is not None}
-        check_takes(cls, given)
-        given |= {"in_channels": shape[2], "image_size": shape[:2], "num_classes": num_classes}
+        if options.get("softplus") == "paper":
+            del options["softplus"]
+        check_takes(cls, options)
+        options |= {"in_channels": shape[2], "image_size": shape[:2], "num_classes": num_classes}
         make: Any = cls
-        return make(key=key, **given)
+        return make(key=key, **options)
 
     def describe(self) -> dict[str, Any]:
         """Its width, normalization and activation in plain values."""

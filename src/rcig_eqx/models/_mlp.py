@@ -70,17 +70,13 @@ class MLP(AbstractNetwork):
     def for_shape(
         cls, shape: tuple[int, ...], num_classes: int, *, key: PRNGKeyArray, **options: Any
     ) -> "MLP":
-        """A network for inputs of any shape; what is `None` among the options is its usual one.
-
-        `softplus="paper"` is 60, as of a convnet of depth 3.
-        """
-        given = {name: value for name, value in options.items() if value is not None}
-        if given.get("softplus") == "paper":
-            given["softplus"] = 60.0
-        if given.get("normalization") == "none":
-            del given["normalization"]
-        check_takes(cls, given)
-        return cls(math.prod(shape), num_classes, key=key, **given)
+        """A network for inputs of any shape; `softplus="paper"` is 60, as of a convnet."""
+        if options.get("softplus") == "paper":
+            options["softplus"] = 60.0
+        if options.get("normalization") == "none":
+            del options["normalization"]
+        check_takes(cls, options)
+        return cls(math.prod(shape), num_classes, key=key, **options)
 
     def describe(self) -> dict[str, Any]:
         """Its width, depth and activation in plain values."""

@@ -61,11 +61,12 @@ class AbstractStages(AbstractParameterization):
 
     def bits(self, psi: Stored) -> int:
         """Numbers at their bits, ranges and the like as wide as they are."""
-        counted = {s["array"]: s["bits"] * math.prod(s["shape"]) for s in specs(self.layout(psi))}
-        for _, extra, name in self._named(psi):
-            for key, array in extra.arrays.items():
-                counted.setdefault(f"{name}.{key}", 8 * array.size * array.dtype.itemsize)
-        return sum(counted.values())
+        extras = {
+            f"{name}.{key}": array
+            for _, extra, name in self._named(psi)
+            for key, array in extra.arrays.items()
+        }
+        return count_bits(self.layout(psi), extras)
 
     def pack(self, psi: Stored) -> dict[str, np.ndarray]:
         arrays: dict[str, Any] = {name: getattr(psi, name) for name in (*FIELDS, "log_temperature")}
@@ -163,6 +164,13 @@ def specs(layout: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield part["numbers"]
         for step in part["then"]:
             yield from (value for value in step.values() if isinstance(value, dict))
+
+
+def count_bits(layout: Mapping[str, Any], arrays: Mapping[str, Any]) -> int:
+    """Those of the numbers that a layout places, and of all other arrays as wide as they are."""
+    whole = {name: 8 * array.size * array.dtype.itemsize for name, array in arrays.items()}
+    placed = {s["array"]: s["bits"] * math.prod(s["shape"]) for s in specs(layout)}
+    return sum((whole | placed).values())
 
 
 def compose(*stages: AbstractStage) -> Composition:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._coreset import Coreset
-from ._compose import FIELDS, specs
+from ._compose import FIELDS, count_bits
 from ._read import decode
 
 HOW = (
@@ -43,9 +43,7 @@ class Packed:
     @property
     def bits(self) -> int:
         """Those of images, labels, and all that decodes them."""
-        counted = {s["array"]: s["bits"] * math.prod(s["shape"]) for s in specs(self.layout)}
-        floats = {name: 8 * array.nbytes for name, array in self.set_arrays.items()}
-        return sum((floats | counted).values())
+        return count_bits(self.layout, self.set_arrays)
 
     @property
     def set_arrays(self) -> dict[str, np.ndarray]:

@@ -19,8 +19,6 @@ from ..evaluation._train_network import Training, mean_squared, train_network, t
 from ..io._result import DistillResult
 from ..models import AbstractNetwork, MakeModel
 
-_BATCH = 500  # images whose outputs are computed together
-
 Images = Num[Array | np.ndarray, "n *shape"]
 Train = Callable[[Any, Any, PRNGKeyArray], Callable[[Any], Array]]
 """`train(images [n *shape], labels [n], key)`: a function from images to logits `[n classes]`."""
