@@ -56,6 +56,13 @@ class Coreset(eqx.Module):
         ]
         return f"Coreset({shape}, {', '.join(parts)}{', flip' * self.flip})"
 
+    def _repr_png_(self) -> bytes | None:
+        from .io._plot import grid_png  # drawing is above a coreset, and a notebook alone asks
+
+        if self.preprocess is None:
+            return None
+        return grid_png(self, tuple(map(str, range(self.num_classes))))
+
     def support(self) -> tuple[Float[Array, "m *shape"], Float[Array, "m classes"]]:
         """The images and labels to train on: mirrored copies are appended under `flip`."""
         if not self.flip:

@@ -36,7 +36,7 @@ def test_everything_has_a_short_repr(result, tmp_path):
         assert len(repr(value)) < 200
         assert "\n" not in repr(value)
     assert "<td>random real</td>" in report._repr_html_()
-    for value in (result, read):
+    for value in (result, result.coreset, read):
         picture = value._repr_png_()
         assert picture
         assert PIL.Image.open(io.BytesIO(picture)).format == "PNG"
@@ -56,6 +56,7 @@ def test_what_is_no_image_shows_no_picture():
 
     rows = Coreset(jnp.zeros((2, 5)), jnp.eye(2), jnp.zeros(()))
     assert grid_png(rows, ("a", "b")) is None
+    assert rows._repr_png_() is None
     assert repr(rows) == "Coreset(2x5, 2 classes, no preprocessing)"
 
 
