@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 import pytest
+from test_data_imagenet import COUNT, write_batches, write_tars, write_zips
+
 from official_files import (
     cub_files,
     imagenette_files,
@@ -13,8 +15,6 @@ from official_files import (
     write_files,
     write_idx,
 )
-from test_data_imagenet import COUNT, write_batches, write_tars, write_zips
-
 from rcig_eqx.data import DataError, Records, _imagenet, _load, load, write_records
 from rcig_eqx.data._imagenet import find_imagenet
 from rcig_eqx.data._layouts import IMAGENETTE_CLASSES

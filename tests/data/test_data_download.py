@@ -9,8 +9,8 @@ import threading
 
 import numpy as np
 import pytest
-from official_files import random_set, write_cifar, write_idx
 
+from official_files import random_set, write_cifar, write_idx
 from rcig_eqx.data import DataError, _load, load
 from rcig_eqx.data._cache import cache_folder
 from rcig_eqx.data._official import OfficialFile

@@ -6,8 +6,8 @@ import pickle
 
 import numpy as np
 import pytest
-from official_files import cifar_files, idx_bytes, random_set, write_cifar, write_idx, write_tar
 
+from official_files import cifar_files, idx_bytes, random_set, write_cifar, write_idx, write_tar
 from rcig_eqx.data import DataError, load
 
 CIFAR_CASES = [

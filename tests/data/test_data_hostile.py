@@ -14,8 +14,8 @@ import zlib
 
 import numpy as np
 import pytest
-from official_files import cub_files, random_set, write_cifar, write_idx, write_tar
 
+from official_files import cub_files, random_set, write_cifar, write_idx, write_tar
 from rcig_eqx.data import DataError, _archives, _official, load
 from rcig_eqx.data._matlab import read_mat
 from rcig_eqx.data._official import OfficialFile, check

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from official_files import png, random_pixels, write_files, write_imagenet_batches, write_tar
 
+from official_files import png, random_pixels, write_files, write_imagenet_batches, write_tar
 from rcig_eqx.data import DataError, _imagenet, load, open_records, resize
 from rcig_eqx.data._cache import cache_folder
 

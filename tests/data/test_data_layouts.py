@@ -5,6 +5,7 @@ import tarfile
 
 import numpy as np
 import pytest
+
 from official_files import (
     TINY_WORDS,
     cub_files,
@@ -14,7 +15,6 @@ from official_files import (
     tiny_imagenet_files,
     write_files,
 )
-
 from rcig_eqx.data import DataError, _load, load, resize
 from rcig_eqx.data._layouts import IMAGENETTE_CLASSES, IMAGEWOOF_CLASSES
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from official_files import DEBIAN, REAL, idx_bytes, random_set, write_idx, write_images
 
+from official_files import DEBIAN, REAL, idx_bytes, random_set, write_idx, write_images
 from rcig_eqx.data import DataError, Dataset, _load, load
 from rcig_eqx.data._cache import cache_folder
 

@@ -6,8 +6,8 @@ import grain
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from official_files import write_images
 
+from official_files import write_images
 from rcig_eqx.data import Dataset, ImageFolder, sample, stream
 
 N, BATCH = 23, 5
