@@ -576,6 +576,26 @@ def test_a_member_ages_and_is_replaced():
     assert loss(trained) < loss(member)
 
 
+def test_a_pool_trains_on_part_of_the_set_at_a_time():
+    """A step on two of six images is a full step on those two; of all six, as without a size."""
+    X, y = jr.normal(jr.key(1), (6, 14, 14, 1)), jnp.eye(3)[jnp.arange(6) % 3]
+    member, key = new_member(network, PoolSchedule(), key=jr.key(0)), jr.key(2)
+    train = eqx.filter_jit(train_member)
+    few = train(member, X, y, 1, PoolSchedule(batch_size=2), key=key)
+    chosen = jr.choice(jr.fold_in(key, 0), 6, (2,), replace=False)
+    same = train(member, X[chosen], y[chosen], 1, PoolSchedule())
+    leaves = (jax.tree.leaves(eqx.filter(m.model, eqx.is_array)) for m in (few, same))
+    for a, b in zip(*leaves, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    whole = train(member, X, y, 3, PoolSchedule())
+    assert same_bytes(
+        train(member, X, y, 3, PoolSchedule(batch_size=6), key=key).model, whole.model
+    )
+    assert not same_bytes(train(member, X, y, 3, PoolSchedule(batch_size=2), key=key), whole)
+    with pytest.raises(ValueError, match="batch_size"):
+        PoolSchedule(batch_size=0)
+
+
 def test_one_member_is_put_and_got():
     pool = new_pool(network, PoolSchedule(size=3), key=jr.key(0))
     member = new_member(network, PoolSchedule(), key=jr.key(9))

@@ -37,6 +37,8 @@ class PoolSchedule(eqx.Module):
     - `learning_rate`: Adam's, on the mean-squared error of the current distilled set, with the
       network's own (not linearized) dynamics. The authors' code has 5e-5; the default's networks
       learn more features within their 100 steps, and the distilled sets are better for it.
+    - `batch_size`: random distilled images, mirrored ones counted, of each of these training steps.
+      `None`: all of them, as in the paper.
     - `networks_per_step`: different networks that a step's hypergradient is averaged over, each
       visited afterwards. The paper's is one. Several are worked on side by side, on several
       devices where `distill` has them, and take as much more memory where it has not.
@@ -47,10 +49,13 @@ class PoolSchedule(eqx.Module):
     min_visit: int = 1
     max_visit: int = 3
     learning_rate: float = 3e-4
+    batch_size: int | None = None
     networks_per_step: int = 1
 
     def __check_init__(self) -> None:
         check_counts(size=self.size, max_steps=self.max_steps)
+        if self.batch_size is not None:
+            check_counts(batch_size=self.batch_size)
         check_number("learning_rate", self.learning_rate, lambda rate: rate > 0, "positive")
         if not 0 <= self.min_visit <= self.max_visit:
             raise ValueError(
@@ -133,23 +138,33 @@ def train_member(
     labels: Float[Array, "n classes"],
     steps: Int[Array, ""] | int,
     schedule: PoolSchedule,
+    *,
+    key: PRNGKeyArray | None = None,
 ) -> Member:
-    """Train a network on the distilled set for `steps` full-batch steps (Algorithm 1).
+    """Train a network on the distilled set for `steps` steps (Algorithm 1).
 
-    One that normalizes by batches takes the set as one batch, without chunks.
+    Each step takes the whole set, or with a `key` a random `schedule.batch_size` of a larger one.
+    A network that normalizes by batches takes them as one batch, without chunks.
     """
+    size = schedule.batch_size or len(inputs)
+    few = key is not None and size < len(inputs)
     optimizer = schedule.optimizer()
     whole = has_statistics(member.model)
     parameters, stored, static = split_for_training(member.model)
 
     def step(i, carry):
+        X, y = inputs, labels
+        if few:
+            chosen = jr.choice(jr.fold_in(key, i), len(X), (size,), replace=False)
+            X, y = X[chosen], y[chosen]
+
         def loss(parameters: PyTree, stored: PyTree) -> tuple[Array, tuple[PyTree, None]]:
             model = eqx.combine(parameters, stored, static)
             if whole:
-                outputs, model = training_outputs(model, inputs, rate=running_rate(member.age + i))
+                outputs, model = training_outputs(model, X, rate=running_rate(member.age + i))
             else:
-                outputs = in_chunks(model, inputs)
-            value = jnp.mean(jnp.sum((outputs - labels) ** 2, axis=-1))
+                outputs = in_chunks(model, X)
+            value = jnp.mean(jnp.sum((outputs - y) ** 2, axis=-1))
             return value, (split_for_training(model)[1], None)
 
         return training_step(loss, optimizer, *carry)[0]
@@ -176,7 +191,7 @@ def visit(
     def one(member: Member, key: PRNGKeyArray) -> Member:
         steps_key, fresh_key = jr.split(key)
         steps = jr.randint(steps_key, (), schedule.min_visit, schedule.max_visit + 1, jnp.int32)
-        member = train_member(member, inputs, labels, steps, schedule)
+        member = train_member(member, inputs, labels, steps, schedule, key=jr.fold_in(steps_key, 1))
         fresh = new_member(make_model, schedule, key=fresh_key)
         old = member.age >= schedule.max_steps
         return jax.tree.map(
