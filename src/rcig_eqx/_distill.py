@@ -24,6 +24,7 @@ from .io._lock import releasing
 from .io._result import DistillResult
 from .methods import AbstractMethod
 from .models import MakeModel
+from .parameterizations import Bits
 from .parameterizations._packed import Packed
 from .run._checkpoint import Checkpoints
 from .run._devices import leads, local, own_rows, place, raised_on_all, shard_rows, wait_for_all
@@ -37,7 +38,8 @@ from .run._resume import begin, fitted_arrays, run_card
 def distill(
     train: Train,
     *,
-    images_per_class: int,
+    images_per_class: int | None = None,
+    storage: str | Bits | None = None,
     key: PRNGKeyArray,
     method: AbstractMethod | None = None,
     model: MakeModel | None = None,
@@ -63,6 +65,10 @@ def distill(
       images, those on disk being read once for it, and on 10,000 of a `MapDataset`; of what is on
       disk, starting images come from some 10,000.
     - `images_per_class`: how many synthetic images each class gets.
+    - `storage`: a budget instead, such as `"1 image per class"` in float32 with its labels, or
+      `Bits(25_408)` per class. It is spent on more images of fewer pixels and bits, or on as many
+      as fit of the recipe's `parameterization`; [Storage](../storage.md) has the rule. What it
+      chose is in `result.recipe["storage"]`.
     - `key`: source of all randomness; the same key gives the same result.
     - `method`: from `rcig_eqx.methods`. `None`: the recipe's, or FRePo with `platt_loss` for the
       first `min(1000, steps // 2)` steps, then RCIG.
@@ -109,7 +115,7 @@ def distill(
     for one that cannot be written or has no room.
     """
     asked = Asked(
-        train, images_per_class, key, method, model, steps, batch_size, initialization,
+        train, images_per_class, storage, key, method, model, steps, batch_size, initialization,
         preprocess, optimizer, recipe, checkpoint_dir, resume, devices, callbacks, progress,
     )  # fmt: skip
     return _run(resolve(asked))
@@ -134,6 +140,8 @@ def _run(plan: Plan) -> DistillResult:
         return _result(plan, state, history)
 
     with ProgressBar(enabled=plan.progress and leads(mesh)) as bar:
+        if "storage" in plan.settings:
+            bar.note(f"Storage: {plan.settings['storage']}.")
         if folder is not None and folder.resume and plan.found is None:
             bar.note(f"No checkpoint in {folder.folder} yet: starting at the beginning.")
         loop = Loop(

@@ -34,7 +34,8 @@ from .methods import AbstractMethod, default_method
 from .models import MakeModel
 from .models._architectures import default_network
 from .models._check import check_model, describe_model
-from .parameterizations import check_parameterization
+from .parameterizations import Bits, check_parameterization
+from .parameterizations._budget import bits_allowed, spend
 from .run._checkpoint import CheckpointFolder, Checkpoints
 from .run._devices import (
     check_agreement,
@@ -57,7 +58,8 @@ class Asked:
     """The arguments of `distill`."""
 
     train: Train
-    images_per_class: int
+    images_per_class: int | None
+    storage: str | Bits | None
     key: PRNGKeyArray
     method: AbstractMethod | None
     model: MakeModel | None
@@ -116,7 +118,7 @@ def resolve(asked: Asked) -> Plan:
     """The plan of a run. Raises `ValueError` for what cannot be distilled, before any work."""
     _check_kinds(asked)
     initializer, recipe = _initializer(asked.initialization), _recipe(asked)
-    images_per_class, steps = int(asked.images_per_class), int(asked.steps)
+    steps = int(asked.steps)
     coreset_key, noise_key, init_key, stream_key = jr.split(asked.key, 4)
     seed = int(jr.bits(stream_key, dtype=jnp.uint32))
     train: Any = asked.train
@@ -125,11 +127,7 @@ def resolve(asked: Asked) -> Plan:
     mesh = None if asked.devices is None else make_mesh(asked.devices, networks_per_step=networks)
     if recipe.batch_size is not None:
         check_batch_size(recipe.batch_size, len(train), mesh)
-    seen = train
-    if not isinstance(train, Dataset):
-        seen = sample(train, 10_000, at_least=images_per_class, seed=seed)
-    if seen.num_classes < 2:
-        raise ArgumentError("train", "has one class: pass two or more, to tell apart.")
+    seen, recipe, images_per_class = _size(asked, train, recipe, seed)
     count = images_per_class * seen.num_classes
     batch_size = recipe.batch_size
     if batch_size is None:
@@ -153,7 +151,7 @@ def resolve(asked: Asked) -> Plan:
     recipe = dataclasses.replace(
         recipe, method=method, model=model, fold=bool(fold), batch_size=batch_size
     )
-    settings = _settings(asked, recipe, start, seen, preprocess)
+    settings = _settings(asked, images_per_class, recipe, start, seen, preprocess)
     same = {"images": len(train), "method": describe(method)}
     same["steps there"] = there = found[1]["history.seconds"].size if found else 0
     check_agreement(mesh, settings | same)
@@ -171,6 +169,26 @@ def resolve(asked: Asked) -> Plan:
     )  # fmt: skip
 
 
+def _size(asked: Asked, train: Any, recipe: Recipe, seed: int) -> tuple[Dataset, Recipe, int]:
+    """What is in memory of the training set, how a budget is stored, and the images per class."""
+
+    def seen(at_least: int) -> Dataset:
+        if isinstance(train, Dataset):
+            return train
+        return sample(train, 10_000, at_least=at_least, seed=seed)
+
+    some = seen(asked.images_per_class or 1)
+    if some.num_classes < 2:
+        raise ArgumentError("train", "has one class: pass two or more, to tell apart.")
+    if asked.storage is None:
+        return some, recipe, int(asked.images_per_class or 1)
+    labels = train.labels if isinstance(train, AbstractImages) else some.labels
+    smallest = int(np.bincount(labels, minlength=some.num_classes).min())
+    shape, given = some.image_shape, recipe.parameterization
+    stored, count = spend(asked.storage, given, shape, some.num_classes, smallest)
+    return seen(count), dataclasses.replace(recipe, parameterization=stored), count
+
+
 def _check_kinds(asked: Asked) -> None:
     """Raise `ValueError` for an argument of the wrong kind, and name the right one."""
     train = asked.train
@@ -184,7 +202,13 @@ def _check_kinds(asked: Asked) -> None:
             f"is a {type(train).__name__}: pass a Dataset, (images, labels), an ImageFolder, "
             "Records, or a grain.MapDataset.",
         )
-    check_counts(images_per_class=asked.images_per_class, steps=asked.steps)
+    if (asked.images_per_class is None) == (asked.storage is None):
+        both = "is missing" if asked.storage is None else "and storage both say how much to store"
+        raise ArgumentError(
+            "images_per_class", f"{both}: pass one of images_per_class and storage."
+        )
+    counts = {"images_per_class": asked.images_per_class, "steps": asked.steps}
+    check_counts(**{name: count for name, count in counts.items() if count is not None})
     check_key(asked.key)
     for name, right, such_as in (
         ("recipe", Recipe, "presets.paper()"),
@@ -303,22 +327,35 @@ def check_batch_size(batch_size: int, images: int, mesh: Mesh | None) -> None:
 
 
 def _settings(
-    asked: Asked, recipe: Recipe, start: Coreset, seen: Dataset, preprocess: AbstractPreprocess
+    asked: Asked,
+    images_per_class: int,
+    recipe: Recipe,
+    start: Coreset,
+    seen: Dataset,
+    preprocess: AbstractPreprocess,
 ) -> dict[str, Any]:
     """What a result records of a run, in plain values."""
     _, model = recipe.chosen()
     given, psi = asked.initialization, recipe.parameterization.encode(start)
     bits = recipe.parameterization.bits(psi)
-    return {
+    per_class = -(-bits // seen.num_classes)
+    spent = {}
+    if asked.storage is not None:
+        allowed = bits_allowed(asked.storage, seen.image_shape, seen.num_classes)
+        spent["storage"] = (
+            f"{images_per_class} images per class as {recipe.parameterization}, {per_class:,} of "
+            f"{allowed:,} bits per class"
+        )
+    return spent | {
         "dataset": seen.name,
-        "images_per_class": int(asked.images_per_class),
+        "images_per_class": images_per_class,
         "steps": int(asked.steps),
         "batch_size": recipe.batch_size,
         "initialization": given if isinstance(given, str) else described(type(given)),
         "parameterization": describe(recipe.parameterization),
         "bytes": sum(x.nbytes for x in jax.tree.leaves(psi)),
         "bits": bits,
-        "bits_per_class": -(-bits // seen.num_classes),
+        "bits_per_class": per_class,
         "model": describe_model(model),
         "flip": start.flip,
         "fold": recipe.fold,

@@ -71,8 +71,19 @@ class DistillOptions:
         ),
     ] = "fashion_mnist_small"
     images_per_class: Annotated[
-        int, Option("--images-per-class", "-n", help="Synthetic images of each class.")
-    ] = 1
+        int | None,
+        Option(
+            "--images-per-class", "-n", help="Synthetic images of each class.", show_default="1"
+        ),
+    ] = None
+    storage: Annotated[
+        str | None,
+        Option(
+            help='A budget in place of --images-per-class, such as "1 image per class" in float32 '
+            'or "25408 bits per class".',
+            show_default=False,
+        ),
+    ] = None
     steps: Annotated[int, Option(help="Outer iterations.")] = 1000
     batch_size: Annotated[
         int | None,
@@ -126,7 +137,7 @@ class DistillOptions:
     directory: Directory = None
     out: Annotated[
         Path | None,
-        Option(help="Folder for the result.", show_default="runs/<dataset>-<n>ipc"),
+        Option(help="Folder for the result.", show_default="runs/<dataset>-<size>"),
     ] = None
     overwrite: Annotated[bool, Option("--overwrite", help="Replace an earlier result.")] = False
     resume: Annotated[
@@ -153,8 +164,15 @@ class DistillOptions:
     @property
     def folder(self) -> Path:
         """Of the result."""
-        name = f"{Path(self.dataset).stem}-{self.images_per_class}ipc"
-        return user_path(self.out or Path("runs") / name)
+        size = f"{self.images_per_class or 1}ipc"
+        if self.storage:
+            size = self.storage.strip().replace(",", "").replace(" ", "-")
+        return user_path(self.out or Path("runs") / f"{Path(self.dataset).stem}-{size}")
+
+    @property
+    def size(self) -> str:
+        """What was asked for, in words."""
+        return self.storage or f"{self.images_per_class or 1} per class"
 
     @property
     def file(self) -> Path:
@@ -209,7 +227,7 @@ def distill_command(asked: DistillOptions) -> None:
     written = [result.save(asked.file)]
     if has_pictures(result.coreset):
         with drawing():
-            title = f"{Path(asked.dataset).stem}, {asked.images_per_class} per class"
+            title = f"{Path(asked.dataset).stem}, {result.recipe['images_per_class']} per class"
             picture = asked.file.with_suffix(".png")
             written.append(save_grid(result.coreset, result.class_names, picture, title=title))
     if result.interrupted:
@@ -271,13 +289,14 @@ def _run(
     sweep(asked.folder, asked.file.name)
     asked.say(
         f"Distilling {asked.dataset} ({len(train):,} {noun(train.image_shape)}, "
-        f"{train.num_classes} classes) to {asked.images_per_class} per class in {asked.steps:,} "
+        f"{train.num_classes} classes) to {asked.size} in {asked.steps:,} "
         "steps. Ctrl-C stops and keeps the result; --resume goes on."
     )
     with _earlier_kept(asked):
         return distill(
             train,
-            images_per_class=asked.images_per_class,
+            images_per_class=None if asked.storage else asked.images_per_class or 1,
+            storage=asked.storage,
             key=jr.key(asked.seed),
             model=model,
             steps=asked.steps,

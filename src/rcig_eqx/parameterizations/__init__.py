@@ -1,6 +1,7 @@
 """What is stored of a distilled set: what is optimized, ψ, and the set that it stands for."""
 
 from .._registry import Registry
+from ._budget import Bits as Bits
 from ._compose import (
     AbstractStage as AbstractStage,
     Composition as Composition,
@@ -42,6 +43,7 @@ __all__ = [
     "PARAMETERIZATIONS",
     "AbstractParameterization",
     "AbstractStage",
+    "Bits",
     "Composition",
     "Cosine",
     "Downsampled",

@@ -1,11 +1,21 @@
-"""How many distilled images fit into a number of bits."""
+"""A storage budget, and what fits into it."""
+
+import dataclasses
+import math
+import re
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from .._checks import ArgumentError, check_counts
 from .._coreset import Coreset
+from ._compose import Composition, compose
+from ._downsampled import Downsampled
+from ._label_bits import LabelBits
 from ._parameterization import AbstractParameterization
+from ._plain import Plain
+from ._quantized import Quantized
 
 
 def bits_of(
@@ -40,3 +50,66 @@ def images_that_fit(
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
+
+
+@dataclasses.dataclass(frozen=True)
+class Bits:
+    """A storage budget.
+
+    - `per_class`: bits of each class, for images, labels and all that decodes them.
+    """
+
+    per_class: int
+
+    def __post_init__(self) -> None:
+        check_counts(per_class=self.per_class)
+
+
+_SAID = re.compile(r"([\d,_]+) (bits?|images?) per class")
+
+
+def bits_allowed(storage: str | Bits, shape: tuple[int, ...], num_classes: int) -> int:
+    """Bits per class of a budget: `"25,408 bits per class"`, or as many float32 images with their
+    labels as in `"1 image per class"`. Raises `ValueError` for what states none."""
+    if isinstance(storage, Bits):
+        return storage.per_class
+    said = _SAID.fullmatch(storage.strip()) if isinstance(storage, str) else None
+    count = int(re.sub("[,_]", "", said[1]) or 0) if said else 0
+    if said is None or count < 1:
+        raise ArgumentError(
+            "storage",
+            f'is {storage!r}: pass "1 image per class", "25408 bits per class" or Bits(25408).',
+        )
+    each = 32 * (math.prod(shape) + num_classes) if said[2].startswith("image") else 1
+    return count * each
+
+
+def usual(shape: tuple[int, ...], num_classes: int) -> Composition:
+    """What a budget is spent on by default."""
+    labels = LabelBits(8, top_k=5 if num_classes > 20 else None)
+    smaller = (Downsampled(2),) if len(shape) == 3 else ()
+    return compose(*smaller, Quantized(8), labels)
+
+
+def spend(
+    storage: str | Bits,
+    given: AbstractParameterization,
+    shape: tuple[int, ...],
+    num_classes: int,
+    available: int,
+) -> tuple[AbstractParameterization, int]:
+    """How a budget is spent: the parameterization, and the images per class.
+
+    One of your own is kept; in place of plain images comes the usual one. `available` is how many
+    real images the smallest class has, which are never exceeded. Raises `ValueError` for a budget
+    that holds no image.
+    """
+    bits = bits_allowed(storage, shape, num_classes)
+    stored = usual(shape, num_classes) if isinstance(given, Plain) else given
+    count = images_that_fit(stored, bits, shape, num_classes)
+    if count < 1:
+        least = -(-bits_of(stored, 1, shape, num_classes) // num_classes)
+        raise ArgumentError(
+            "storage", f"is {bits:,} bits per class, and one image takes {least:,}: pass more."
+        )
+    return stored, min(count, available)

@@ -1,6 +1,7 @@
 """Stages, each of which changes how images or labels are stored, and their composition."""
 
 import abc
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
@@ -120,6 +121,10 @@ class AbstractStage(AbstractStages):
     def stages(self) -> "tuple[AbstractStage, ...]":
         return (self,)
 
+    def __str__(self) -> str:
+        values = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return f"{type(self).__name__}({', '.join(str(v) for v in values if v is not None)})"
+
     @abc.abstractmethod
     def forward(self, x: Float[Array, "n ..."]) -> tuple[Float[Array, "n ..."], Extra]:
         """Numbers that stand for these, and what is stored beside them."""
@@ -152,6 +157,9 @@ class Composition(AbstractStages):
     """What `compose` returns."""
 
     of: tuple[AbstractStage, ...]
+
+    def __str__(self) -> str:
+        return " + ".join(map(str, self.of))
 
     @property
     def stages(self) -> tuple[AbstractStage, ...]:
