@@ -7,9 +7,11 @@ import re
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from .._checks import ArgumentError, check_counts
 from .._coreset import Coreset
+from .._types import PyTree
 from ._compose import Composition, compose
 from ._downsampled import Downsampled
 from ._label_bits import LabelBits
@@ -26,9 +28,13 @@ def bits_of(
 ) -> int:
     """The bits that so many images of a shape take, with their labels and all that decodes them."""
     n = images_per_class * num_classes
+
+    def encoded(images: Array, labels: Array, log_temperature: Array) -> PyTree:
+        return parameterization.encode(Coreset(images, labels, log_temperature))
+
     sizes = (n, *shape), (n, num_classes), ()
-    coreset = Coreset(*(jax.ShapeDtypeStruct(size, jnp.float32) for size in sizes))
-    return parameterization.bits(eqx.filter_eval_shape(parameterization.encode, coreset))
+    arrays = (jax.ShapeDtypeStruct(size, jnp.float32) for size in sizes)
+    return parameterization.bits(eqx.filter_eval_shape(encoded, *arrays))
 
 
 def images_that_fit(
