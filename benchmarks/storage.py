@@ -63,9 +63,10 @@ def main():
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--networks", type=int, default=3)
-    parser.add_argument("--evaluation-batch", type=int, nargs="+", default=[64])
+    parser.add_argument("--evaluation-batch", type=int, default=64)
+    parser.add_argument("--evaluation-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--checkpoints", help="folder to go on from")
+    parser.add_argument("--save", help="file to keep the distilled set in")
     parser.add_argument("--out", help="file of JSON lines that the result is added to")
     args = parser.parse_args()
     train, test = (data.load(args.dataset, s, directory=args.directory) for s in ("train", "test"))
@@ -92,30 +93,30 @@ def main():
         steps=LONG,
         batch_size=args.batch_size,
         recipe=Recipe(parameterization=stored, pool=PoolSchedule(batch_size=args.pool_batch)),
-        checkpoint_dir=args.checkpoints,
-        resume=args.checkpoints is not None,
         callbacks=[late],
         progress=False,
     )
     seconds = time.perf_counter() - began
-    given = {k: v for k, v in vars(args).items() if k not in ("out", "directory", "checkpoints")}
-    for batch in args.evaluation_batch:
-        began = time.perf_counter()
-        report = evaluate(
-            result,
-            test,
-            key=jr.key(args.seed + 1000),
-            baseline=False,
-            num_networks=args.networks,
-            batch_size=batch,
-            progress=False,
-        )
-        line = given | {"images_per_class": count, "bits_per_class": taken, "budget_bits": budget}
-        line |= {"evaluation_batch": batch, "steps": int(result.recipe["steps_done"])}
-        line |= {"taken": seconds, "evaluation_seconds": time.perf_counter() - began}
-        line |= {"accuracies": report.accuracies.tolist(), "unconverged": report.unconverged}
-        append_lines(args.out, [line])
-        print(line, flush=True)
+    if args.save:
+        result.save(args.save)
+    began = time.perf_counter()
+    report = evaluate(
+        result,
+        test,
+        key=jr.key(args.seed + 1000),
+        baseline=False,
+        num_networks=args.networks,
+        batch_size=args.evaluation_batch,
+        learning_rate=args.evaluation_rate,
+        progress=False,
+    )
+    line = {k: v for k, v in vars(args).items() if k not in ("out", "directory", "save")}
+    line |= {"images_per_class": count, "bits_per_class": taken, "budget_bits": budget}
+    line |= {"steps": int(result.recipe["steps_done"]), "taken": seconds}
+    line |= {"evaluation_seconds": time.perf_counter() - began}
+    line |= {"accuracies": report.accuracies.tolist(), "unconverged": report.unconverged}
+    append_lines(args.out, [line])
+    print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -147,14 +147,13 @@ def train_member(
     A network that normalizes by batches takes them as one batch, without chunks.
     """
     size = schedule.batch_size or len(inputs)
-    few = key is not None and size < len(inputs)
     optimizer = schedule.optimizer()
     whole = has_statistics(member.model)
     parameters, stored, static = split_for_training(member.model)
 
     def step(i, carry):
         X, y = inputs, labels
-        if few:
+        if key is not None and size < len(inputs):
             chosen = jr.choice(jr.fold_in(key, i), len(X), (size,), replace=False)
             X, y = X[chosen], y[chosen]
 

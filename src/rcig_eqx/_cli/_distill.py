@@ -164,7 +164,7 @@ class DistillOptions:
     @property
     def folder(self) -> Path:
         """Of the result."""
-        size = f"{self.images_per_class or 1}ipc"
+        size = f"{self.count}ipc"
         if self.storage:
             size = self.storage.strip().replace(",", "").replace(" ", "-")
         return user_path(self.out or Path("runs") / f"{Path(self.dataset).stem}-{size}")
@@ -172,7 +172,12 @@ class DistillOptions:
     @property
     def size(self) -> str:
         """What was asked for, in words."""
-        return self.storage or f"{self.images_per_class or 1} per class"
+        return self.storage or f"{self.count} per class"
+
+    @property
+    def count(self) -> int | None:
+        """Images per class, where no budget decides."""
+        return 1 if self.images_per_class is self.storage is None else self.images_per_class
 
     @property
     def file(self) -> Path:
@@ -295,7 +300,7 @@ def _run(
     with _earlier_kept(asked):
         return distill(
             train,
-            images_per_class=None if asked.storage else asked.images_per_class or 1,
+            images_per_class=asked.count,
             storage=asked.storage,
             key=jr.key(asked.seed),
             model=model,
