@@ -37,7 +37,12 @@ _BRIEF = {
 _FEW_STEPS = {"width=32": "width=2, depth=1", '"steps": 100': '"steps": 2'}
 # A minute or two each: with the slow tests.
 LONG: set[str] = set()
-SHORTENED = {"README.md": _BRIEF, "docs/index.md": _BRIEF, "docs/devices.md": _FEW_STEPS}
+SHORTENED = {
+    "README.md": _BRIEF,
+    "docs/index.md": _BRIEF,
+    "docs/storage.md": {"width=32": "width=2, depth=1", "steps=100": "steps=2"},
+    "docs/devices.md": _FEW_STEPS,
+}
 
 
 # Every public name
