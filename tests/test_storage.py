@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import rcig_eqx
-from rcig_eqx import Recipe, convnet_for, data
+from rcig_eqx import PoolSchedule, Recipe, convnet_for, data
 from rcig_eqx.methods import frepo
 from rcig_eqx.parameterizations import (
     Bits,
@@ -126,3 +126,15 @@ def test_a_budget_resumes(train, tmp_path):
     again = distill(train, storage=Bits(5_000), steps=3, checkpoint_dir=tmp_path, resume=True)
     np.testing.assert_array_equal(again.coreset.images, whole.coreset.images)
     assert again.recipe["storage"] == whole.recipe["storage"]
+
+
+def test_many_small_images_are_worked_on_a_part_at_a_time(train):
+    """Unless asked otherwise: head only, 256 real images a step, 64 distilled ones in the pool."""
+    chosen = distill(train, storage=Bits(5_000), method=None, batch_size=None).recipe
+    assert (chosen["method"]["name"], chosen["batch_size"]) == ("Frepo", 256)
+    assert chosen["pool"]["batch_size"] == 64
+    asked = Recipe(pool=PoolSchedule(batch_size=7))
+    kept = distill(train, storage=Bits(5_000), recipe=asked, batch_size=32).recipe
+    assert (kept["batch_size"], kept["pool"]["batch_size"]) == (32, 7)
+    plain = distill(train, images_per_class=1).recipe
+    assert plain["pool"]["batch_size"] is None

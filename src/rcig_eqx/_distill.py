@@ -68,7 +68,8 @@ def distill(
     - `storage`: a budget instead, such as `"1 image per class"` in float32 with its labels, or
       `Bits(25_408)` per class. It is spent on more images of fewer pixels and bits, or on as many
       as fit of the recipe's `parameterization`; [Storage](../storage.md) has the rule. What it
-      chose is in `result.recipe["storage"]`.
+      chose is in `result.recipe["storage"]`. The method is then FRePo with `platt_loss`, on outer
+      batches of 256, and the pool trains on 64 distilled images at a time, where none is given.
     - `key`: source of all randomness; the same key gives the same result.
     - `method`: from `rcig_eqx.methods`. `None`: the recipe's, or FRePo with `platt_loss` for the
       first `min(1000, steps // 2)` steps, then RCIG.

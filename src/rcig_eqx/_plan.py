@@ -17,6 +17,7 @@ from jaxtyping import PRNGKeyArray
 from ._checks import ArgumentError, check_counts, check_flags, check_key
 from ._coreset import Coreset
 from ._describe import describe, described
+from ._losses import platt_loss
 from ._recipe import Optimizer, Recipe, default_batch_size
 from ._types import Device
 from .data import (
@@ -30,7 +31,7 @@ from .data import (
 from .data._adapt import Examples, adapted, is_foreign
 from .data._dataset import noun
 from .initializers import INITIALIZERS, AbstractInitializer, Given, check_start, real_coreset
-from .methods import AbstractMethod, default_method
+from .methods import AbstractMethod, default_method, frepo
 from .models import MakeModel
 from .models._architectures import default_network
 from .models._check import check_model, describe_model
@@ -50,6 +51,9 @@ from .run._resume import Found, as_fitted, look
 
 Train = Dataset | AbstractImages | grain.MapDataset[Any] | Examples | tuple[Any, Any]
 
+# Of the many small images in a storage budget, a step works on part of the real ones and of the
+# distilled ones: more steps for the same time (`benchmarks/storage.py`).
+_STORED_BATCH, _STORED_POOL_BATCH = 256, 64
 _FLIP_UP_TO = 1000  # distilled images, mirrored ones not counted (paper, appendix C)
 
 
@@ -131,7 +135,8 @@ def resolve(asked: Asked) -> Plan:
     count = images_per_class * seen.num_classes
     batch_size = recipe.batch_size
     if batch_size is None:
-        batch_size = shared_batch(mesh, min(default_batch_size(count), len(train)))
+        usual = default_batch_size(count) if asked.storage is None else _STORED_BATCH
+        batch_size = shared_batch(mesh, min(usual, len(train)))
         check_batch_size(batch_size, len(train), mesh)
     folder, found = _folder(asked, mesh)
     preprocess = _preprocess(asked, initializer, train, seen, mesh, found)
@@ -186,7 +191,11 @@ def _size(asked: Asked, train: Any, recipe: Recipe, seed: int) -> tuple[Dataset,
     smallest = int(np.bincount(labels, minlength=some.num_classes).min())
     shape, given = some.image_shape, recipe.parameterization
     stored, count = spend(asked.storage, given, shape, some.num_classes, smallest)
-    return seen(count), dataclasses.replace(recipe, parameterization=stored), count
+    few = recipe.pool.batch_size or _STORED_POOL_BATCH
+    pool = dataclasses.replace(recipe.pool, batch_size=few)
+    method = recipe.method or frepo(outer_loss=platt_loss)
+    recipe = dataclasses.replace(recipe, parameterization=stored, pool=pool, method=method)
+    return seen(count), recipe, count
 
 
 def _check_kinds(asked: Asked) -> None:
