@@ -16,6 +16,7 @@ from safetensors.numpy import save as serialize
 from ..data import DataError
 from ..data._paths import user_path
 
+MAX_FILE = 2**32  # bytes of a file of others that is read
 MAX_TEXT = 2**25  # bytes of a header or a card, which 100,000 classes fit in
 
 
@@ -76,7 +77,7 @@ def damage_named(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
     """Turn whatever a bad file makes happen within into a `DataError` that names it."""
     try:
         yield
-    except OSError:
+    except (OSError, ImportError):
         raise
     except Exception as error:  # hostile files fail in as many ways as they have parts
         what = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else error
