@@ -25,8 +25,8 @@ class StoredSet:
     - `learning_rate`: that of training on the set, if it is told.
     """
 
-    images: Shaped[np.ndarray, "n h w c"]
-    labels: Shaped[np.ndarray, "n *classes"] | None = None
+    images: Shaped[np.ndarray, "..."]
+    labels: Shaped[np.ndarray, "..."] | None = None
     class_names: tuple[str, ...] | None = None
     learning_rate: float | None = None
 

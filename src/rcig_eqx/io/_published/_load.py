@@ -128,10 +128,9 @@ def load_published(
     _check_preprocess(preprocess, images)
     if not normalized:
         images = apply_in_chunks(preprocess, images)
-    zero = jnp.zeros((), jnp.float32)
-    if flip is None:
-        flip = made.mirrored and images.shape[3] == 3
-    coreset = Coreset(jnp.asarray(images[order]), jnp.asarray(rows), zero, preprocess, flip=flip)
+    mirrored = made.mirrored and images.shape[3] == 3 if flip is None else flip
+    parts = jnp.asarray(images[order]), jnp.asarray(rows), jnp.zeros((), jnp.float32)
+    coreset = Coreset(*parts, preprocess, flip=mirrored)
     names = names or tuple(map(str, range(coreset.num_classes)))
     kind = "soft" if labels is not None and labels.ndim == 2 else "hard"
     return Published(coreset, names, name, kind, rate, len(sets))
@@ -151,9 +150,7 @@ def _find(path: Path, layout: str | None) -> tuple[str, AbstractLayout, Path]:
     raise ArgumentError("layout", f"is not told by names in {path}: pass one of {list(LAYOUTS)}.")
 
 
-def _images(
-    images: Shaped[np.ndarray, "n h w c"], normalized: bool
-) -> Shaped[np.ndarray, "n h w c"]:
+def _images(images: Shaped[np.ndarray, "..."], normalized: bool) -> Shaped[np.ndarray, "n h w c"]:
     """The images as float32, or as pixels of uint8. `ValueError` for what are none."""
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(f"its images are {list(images.shape)}, not [n h w c]")

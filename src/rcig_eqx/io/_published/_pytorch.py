@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,7 @@ import numpy as np
 
 from ._layout import AbstractLayout, StoredSet, channels_first, channels_last, needed, part
 
-_NEEDED = (
-    "torch>=2.10"  # a file can run code in earlier ones, `weights_only` or not: CVE-2026-24747
-)
+_NEEDED = "torch>=2.10"  # in earlier ones a file can run code all the same: CVE-2026-24747
 
 
 def pytorch() -> Any:
@@ -36,7 +35,8 @@ def read(path: Path) -> Any:
     known = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     dtypes = [np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8"))]
     try:
-        with torch.serialization.safe_globals([*known, *dtypes]):
+        with warnings.catch_warnings(), torch.serialization.safe_globals([*known, *dtypes]):
+            warnings.simplefilter("ignore")  # of protocols of pickle
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError("it holds more than numbers, text and tensors, or is cut off") from error
@@ -110,7 +110,7 @@ class _Separate(AbstractLayout):
         ]
 
     def files(self, stored: StoredSet) -> dict[str, bytes]:
-        parts = dict(zip(("images", "labels"), _tensors(stored), strict=True))
+        parts: dict[str, Any] = dict(zip(("images", "labels"), _tensors(stored), strict=True))
         if stored.learning_rate is not None:
             parts["lr"] = pytorch().tensor(stored.learning_rate)
         return {f"{name}{self.suffix}.pt": _saved(value) for name, value in parts.items()}
