@@ -110,6 +110,7 @@ def rat_bptt_checkpoint(folder: Path, labels: np.ndarray | None) -> Path:
 
 
 def frepo(folder: Path, labels: np.ndarray | None) -> Path:
+    assert labels is not None
     np.savez(folder / "step000100.npz", image=IMAGES, label=labels)
     return folder / "step000100.npz"
 
@@ -144,8 +145,9 @@ def rcig(folder: Path, labels: np.ndarray | None) -> Path:
 
 
 def rcig_in_chunks(folder: Path, labels: np.ndarray | None) -> Path:
-    tree = {"params": {"x_proto": chunked(IMAGES), "y_proto": packed(labels)}, "ema_average": None}
-    return checkpoint(folder, tree, "distilled.msgpack")
+    assert labels is not None
+    tree = {"x_proto": chunked(IMAGES), "y_proto": packed(labels)}
+    return checkpoint(folder, {"params": tree, "ema_average": None}, "distilled.msgpack")
 
 
 class Case(NamedTuple):
@@ -529,8 +531,8 @@ def many_nulls(folder: Path) -> Path:
     return folder / "s.parquet"
 
 
-def npz(folder: Path, **arrays: Any) -> Path:
-    np.savez(folder / "set.npz", **{"image": IMAGES, "label": SOFT} | arrays)
+def npz(folder: Path, image: Any = IMAGES, label: Any = SOFT) -> Path:
+    np.savez(folder / "set.npz", image=image, label=label)
     return folder / "set.npz"
 
 
@@ -588,7 +590,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "NaN": (lambda f: npz(f, image=poisoned(IMAGES, np.nan)), "images are NaN or infinite"),
     "too large": (lambda f: npz(f, image=IMAGES.astype(float) * 1e300), "NaN or infinite"),
     "infinite labels": (lambda f: npz(f, label=poisoned(SOFT, np.inf)), "labels are NaN or inf"),
-    "fewer labels": (lambda f: npz(f, label=SOFT[1:]), r"labels are \[5, 3\] and its images 6"),
+    "fewer labels": (lambda f: npz(f, label=SOFT[1:]), r"labels are float32 \[5, 3\] of 6"),
     "text labels": (lambda f: npz(f, label=np.array(["a"] * N)), "labels are <U1"),
     "labels of images": (lambda f: npz(f, label=IMAGES), "its labels are"),
     "fractions": (lambda f: npz(f, label=HARD + 0.5), "no class numbers"),

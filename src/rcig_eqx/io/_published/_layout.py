@@ -58,8 +58,16 @@ class AbstractLayout(abc.ABC):
         for `OSError` and `ImportError`.
         """
 
-    def files(self, stored: StoredSet) -> dict[str, bytes]:
-        """The contents of the files of a set by name. `ValueError` if the layout is only read."""
+    def files(
+        self,
+        images: Float[np.ndarray, "n c h w"],
+        labels: Shaped[np.ndarray, "n *classes"],
+        learning_rate: float | None,
+    ) -> dict[str, bytes]:
+        """The contents of the files of a set by name, labels being class numbers or float32.
+
+        Raises `ValueError` if the layout is only read.
+        """
         raise ArgumentError("layout", "is one that is only read: pass mtt, dc, dd_ranking or hf.")
 
 
@@ -68,11 +76,6 @@ def channels_last(images: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "n h 
     if images.ndim != 4:
         raise ValueError(f"its images are {list(images.shape)}, not [n c h w]")
     return np.moveaxis(images, 1, 3)
-
-
-def channels_first(images: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n c h w"]:
-    """Images as PyTorch has them."""
-    return np.ascontiguousarray(np.moveaxis(images, 3, 1))
 
 
 def part(tree: Any, *names: str) -> Any:

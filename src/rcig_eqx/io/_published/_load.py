@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from ..._checks import ArgumentError, check_counts, check_flags
+from ..._checks import ArgumentError, check_counts, check_flags, check_known
 from ..._coreset import Coreset, centered_labels
 from ...data import AbstractPreprocess, Identity, apply_in_chunks
 from ...data._names import class_names_of
@@ -140,8 +140,10 @@ def _find(path: Path, layout: str | None) -> tuple[str, AbstractLayout, Path]:
     """The layout of a set, and the file to read it from, by the names of files alone."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist.")
+    if layout is not None:
+        check_known("layout", layout, LAYOUTS)
     for name in LAYOUTS if layout is None else [layout]:
-        made = LAYOUTS.find("layout", name)()
+        made = LAYOUTS[name]()
         files = made.find(path) or ([path] if layout and path.is_file() else [])
         if files := [file for file in files if "best" in file.stem] or files:
             if len(files) > 1:
@@ -170,10 +172,9 @@ def _labels(labels: np.ndarray | None, images: int) -> np.ndarray | None:
     if labels is None:
         return None
     shape = labels.shape
-    if len(shape) not in (1, 2) or shape[0] != images or not labels.size:
-        raise ValueError(f"its labels are {list(shape)} and its images {images}")
-    if labels.dtype.kind not in "fiu":
-        raise ValueError(f"its labels are {labels.dtype}")
+    fits = len(shape) in (1, 2) and shape[0] == images and labels.size
+    if not fits or labels.dtype.kind not in "fiu":
+        raise ValueError(f"its labels are {labels.dtype} {list(shape)} of {images} images")
     rows = _finite(labels, "labels")
     if labels.ndim == 2:
         return rows

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ._layout import AbstractLayout, StoredSet, channels_first, channels_last, needed
+from ._layout import AbstractLayout, StoredSet, channels_last, needed
 
 
 class HuggingFace(AbstractLayout):
@@ -26,14 +26,13 @@ class HuggingFace(AbstractLayout):
         images, labels = (_array(table.column(name)) for name in ("image", "label"))
         return [StoredSet(channels_last(images), labels)]
 
-    def files(self, stored: StoredSet) -> dict[str, bytes]:
+    def files(self, images, labels, learning_rate):
         hf = needed("datasets", "rcig-eqx[hf]")
-        images, labels, file = channels_first(stored.images), stored.labels, io.BytesIO()
-        assert labels is not None, "a set that is written has labels"
         rows = hf.Sequence(hf.Value("float32"), labels.shape[-1])
         label = hf.Value("int64") if labels.ndim == 1 else rows
         features = hf.Features(image=hf.Array3D(images.shape[1:], "float32"), label=label)
         columns = {"image": list(images), "label": list(labels)}
+        file = io.BytesIO()
         hf.Dataset.from_dict(columns, features=features).to_parquet(file)
         return {"data/train-00000-of-00001.parquet": file.getvalue()}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ._layout import AbstractLayout, StoredSet, channels_first, channels_last, needed, part
+from ._layout import AbstractLayout, StoredSet, channels_last, needed, part
 
 _NEEDED = "torch>=2.10"  # in earlier ones a file can run code all the same: CVE-2026-24747
 
@@ -56,12 +56,6 @@ def _pair(images: Any, labels: Any) -> StoredSet:
     return StoredSet(channels_last(to_numpy(images)), to_numpy(labels))
 
 
-def _tensors(stored: StoredSet) -> list[Any]:
-    assert stored.labels is not None, "a set that is written has labels"
-    arrays = channels_first(stored.images), stored.labels.copy()
-    return [pytorch().from_numpy(array) for array in arrays]
-
-
 def _saved(value: Any) -> bytes:
     file = io.BytesIO()
     pytorch().save(value, file)
@@ -76,8 +70,9 @@ class DC(AbstractLayout):
     def read(self, path: Path) -> list[StoredSet]:
         return [_pair(images, labels) for images, labels in part(read(path), "data")]
 
-    def files(self, stored: StoredSet) -> dict[str, bytes]:
-        return {"res.pt": _saved({"data": [_tensors(stored)], "accs_all_exps": {}})}
+    def files(self, images, labels, learning_rate):
+        set_ = [pytorch().from_numpy(array) for array in (images, labels)]
+        return {"res.pt": _saved({"data": [set_], "accs_all_exps": {}})}
 
 
 class NCFM(AbstractLayout):
@@ -109,11 +104,13 @@ class _Separate(AbstractLayout):
             )
         ]
 
-    def files(self, stored: StoredSet) -> dict[str, bytes]:
-        parts: dict[str, Any] = dict(zip(("images", "labels"), _tensors(stored), strict=True))
-        if stored.learning_rate is not None:
-            parts["lr"] = pytorch().tensor(stored.learning_rate)
-        return {f"{name}{self.suffix}.pt": _saved(value) for name, value in parts.items()}
+    def files(self, images, labels, learning_rate):
+        parts = {"images": images, "labels": labels}
+        parts |= {} if learning_rate is None else {"lr": np.array(learning_rate, np.float32)}
+        return {
+            f"{name}{self.suffix}.pt": _saved(pytorch().from_numpy(array))
+            for name, array in parts.items()
+        }
 
 
 class MTT(_Separate):

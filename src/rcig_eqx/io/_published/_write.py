@@ -14,7 +14,6 @@ from ...data._paths import user_path
 from .._files import write_atomically
 from .._result import DistillResult
 from . import LAYOUTS
-from ._layout import StoredSet
 from ._load import Published
 
 
@@ -60,7 +59,8 @@ def write_published(
     numbers = labels.argmax(1)
     if np.array_equal(labels, centered_labels(numbers, coreset.num_classes)):
         labels = numbers
-    files = made.files(StoredSet(images, labels, learning_rate=learning_rate))
+    images = np.ascontiguousarray(np.moveaxis(images, 3, 1))
+    files = made.files(images, labels.copy(), learning_rate)
     if coreset.flip:
         warnings.warn(
             "This set stands for its mirror images too, and its files do not say so: tell whoever "
