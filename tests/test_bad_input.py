@@ -168,6 +168,11 @@ CASES: dict[str, tuple[str, str]] = {
     "dataset_not_npz": ("DataError", r"cannot be read as an \.npz .*np\.savez_compressed"),
     "split_unknown": ("ValueError", "Did you mean 'test'"),
     "result_missing": ("FileNotFoundError", "does not exist"),
+    "published_flip": ("ValueError", "flip is 1: pass True or False"),
+    "published_normalized": ("ValueError", "normalized is 'no': pass True or False"),
+    "published_preprocess": ("ValueError", r"preprocess is not for images \[8, 8, 1\]: pass one"),
+    "published_experiment": ("ValueError", "experiment is 'best': pass one of 0 to 0"),
+    "published_a_list": ("ValueError", "distilled is a list: pass what distill"),
     "result_is_no_result": ("DataError", "damaged or no distilled set"),
 }
 
@@ -195,6 +200,7 @@ def collect() -> dict[str, list[str]]:
     coreset = eqx.tree_at(lambda c: c.preprocess, bare, preprocess, is_leaf=lambda x: x is None)
     (folder / "junk.npz").write_bytes(b"PK junk")
     (folder / "junk.safetensors").write_bytes(b"junk" * 10)
+    np.savez(folder / "published.npz", image=images / 1.0, label=labels)
     callbacks = (lambda report: sys.exit("a step ran"),)
 
     def distill(train=(images, labels), **changed):
@@ -205,6 +211,10 @@ def collect() -> dict[str, list[str]]:
     def evaluate(distilled=coreset, test=(images, labels), **changed):
         given = {"key": key, "steps": 1, "num_networks": 1, "progress": False} | changed
         r.evaluate(distilled, test, **given)
+
+    def published(**changed):
+        given = {"preprocess": preprocess} | changed
+        r.io.load_published(folder / "published.npz", **given)  # pyright: ignore[reportArgumentType]
 
     def changed(field, value):
         return eqx.tree_at(lambda c: getattr(c, field), coreset, value)
@@ -409,6 +419,11 @@ def collect() -> dict[str, list[str]]:
         "dataset_not_npz": lambda: r.data.load(folder / "junk.npz"),
         "split_unknown": lambda: r.data.load("fashion_mnist_small", "tset"),
         "result_missing": lambda: r.load_result(folder / "none.safetensors"),
+        "published_flip": lambda: published(flip=1),
+        "published_normalized": lambda: published(normalized="no"),
+        "published_preprocess": lambda: published(preprocess=abs),
+        "published_experiment": lambda: published(experiment="best"),
+        "published_a_list": lambda: r.io.write_published([], folder / "x"),  # pyright: ignore
         "result_is_no_result": lambda: r.load_result(folder / "junk.safetensors"),
     }
     raised = {}

@@ -23,13 +23,20 @@ from ..evaluation._report import Evaluation
 from ..evaluation._train_network import training_recipe
 from ..parameterizations import _read
 from ..parameterizations._packed import HOW, Packed
-from ._files import MAX_TEXT, check_length, checksum, file_checksum, under, write_atomically
+from ._files import (
+    MAX_FILE,
+    MAX_TEXT,
+    check_length,
+    checksum,
+    file_checksum,
+    under,
+    write_atomically,
+)
 from ._plot import drawing, has_pictures, save_class, save_grid, to_pixels
 from ._readme import ARRAYS, GRID, readme
 from ._result import DistillResult
 
 SCHEMA, PACKED = "rcig_eqx.export/1", "rcig_eqx.export/2"
-MAX_FILE = 2**32  # bytes of a file that is read
 CARD, README, READER = "card.json", "README.md", "read.py"
 
 FORMULAS = {

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and read with their checksum."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from safetensors.numpy import save as serialize
 from ..data import DataError
 from ..data._paths import user_path
 
+MAX_FILE = 2**32  # bytes of a file of others that is read
 MAX_TEXT = 2**25  # bytes of a header or a card, which 100,000 classes fit in
 
 
@@ -76,9 +78,11 @@ def damage_named(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
     """Turn whatever a bad file makes happen within into a `DataError` that names it."""
     try:
         yield
-    except OSError:
+    except ImportError:
         raise
     except Exception as error:  # hostile files fail in as many ways as they have parts
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # no right to read it, or no memory: nothing is damaged
         what = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else error
         raise DataError(f"{path} is damaged or no {kind}: {what}.") from error
 
