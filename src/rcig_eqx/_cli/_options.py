@@ -33,6 +33,25 @@ Directory = Annotated[
 ]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Print the outcome only.")]
 
+Data = Annotated[
+    str | None, Option(help="Data set to test on.", show_default="the one that was distilled")
+]
+EvaluationSteps = Annotated[
+    int | None,
+    Option(
+        "--steps",
+        "--evaluation-steps",
+        min=1,
+        help="Training steps of each.",
+        show_default="by the set's size",
+    ),
+]
+Width = Annotated[int | None, Option(help=WIDTH, show_default="as distilled")]
+Json = Annotated[
+    Path | None,
+    Option("--json", help="Write the numbers to this file too.", show_default=False),
+]
+
 _CALLED = {
     "folder": "out",
     "every": "checkpoint_every",
