@@ -155,7 +155,9 @@ def judge(
         "tested_on": {"dataset": test.name, "images": len(test)},
         "key": np.asarray(jr.key_data(key)).tolist(),
     }
-    found = _measured(kinds, trial, augmentation, probe, progress)
+    trials = _trials(kinds, trial, augmentation, probe)
+    measured = measure([*trials.values()], "judging", shown=progress)
+    found = dict(zip(trials, measured, strict=True))
     rows = _rows(kinds, found)
     if not isinstance(full, bool):
         rows.insert(len(kinds), Row(FULL, None, np.array([float(full)]), note="given"))
@@ -247,14 +249,13 @@ def _all_of(coreset: Coreset, train: Dataset, epochs: int) -> _Kind:
     return _Kind(FULL, None, [Coreset(images, labels, jnp.zeros(()))], training)
 
 
-def _measured(
+def _trials(
     kinds: Sequence[_Kind],
     trial: Trial,
     augmentation: Augmentation | None,
     probe: Robustness | None,
-    progress: bool,
-) -> dict[tuple[str, bool], Evaluation]:
-    """The evaluations by name of the row, and whether images were augmented."""
+) -> dict[tuple[str, bool], tuple[Trial, Sequence[Coreset]]]:
+    """What is trained, by name of the row and whether images are augmented."""
     trials = {}
     for kind in kinds:
         if not kind.sets:
@@ -268,7 +269,7 @@ def _measured(
         if augmentation is not None:
             augmented = kind.training._replace(augment=augmentation)
             trials[kind.name, True] = (own._replace(training=augmented), kind.sets)
-    return dict(zip(trials, measure([*trials.values()], "judging", shown=progress), strict=True))
+    return trials
 
 
 def _rows(kinds: Sequence[_Kind], found: dict[tuple[str, bool], Evaluation]) -> list[Row]:
