@@ -161,7 +161,7 @@ def test_judge_needs_both_splits(out, folder, capsys):
     assert run("judge", out / "distilled.safetensors") == 2
     assert "distilled from shades, which is not here" in capsys.readouterr().err
     assert run("judge", out / "distilled.safetensors", "--data", folder / "test.npz") == 2
-    assert "has no test split" in capsys.readouterr().err
+    assert "has no train and test split" in capsys.readouterr().err
 
 
 def test_devices_are_the_first_that_jax_sees_and_workers_as_many_as_asked_for(

@@ -19,6 +19,7 @@ from ._images import (
     load_split,
     read_set,
     say_networks,
+    shown_name,
     test_images,
 )
 from ._options import (
@@ -50,9 +51,7 @@ class JudgeOptions:
     width: Width = None
     bits_per_class: Annotated[
         int | None,
-        Option(
-            min=1, help="What the set takes where it is stored.", show_default="as its file says"
-        ),
+        Option(help="What the set takes where it is stored.", show_default="as its file says"),
     ] = None
     full: Annotated[
         bool, Option("--full/--no-full", help="Train on all of the training data too.")
@@ -71,8 +70,8 @@ def judge_command(asked: JudgeOptions) -> None:
     """Judge a distilled set against real images, and compute the scores of benchmarks."""
     found = read_set(asked.set_)
     data, split, test = test_images(found, asked.data, None, asked.directory)
-    if test is None or split != "test":
-        raise ValueError(f"{data} has no test split: name a data set with both splits by --data.")
+    if test is None or split != "test" or user_path(data).is_file():
+        raise ValueError(f"{data} has no train and test split: name a set of both with --data.")
     train = load_split(data, "train", asked.directory)
     json_, markdown = (path and user_path(path) for path in (asked.json_, asked.markdown))
     for path in filter(None, (json_, markdown)):
@@ -94,6 +93,8 @@ def judge_command(asked: JudgeOptions) -> None:
         steps=asked.steps,
         progress=not asked.quiet,
     )
+    for images in ("train", "tested_on"):  # no path outside the present folder
+        judgement.protocol[images]["dataset"] = shown_name(data)
     written = [judgement.save(json_)] if json_ else []
     if markdown:
         write_atomically(markdown, f"{judgement.to_markdown()}\n".encode())
