@@ -23,8 +23,8 @@ from rcig_eqx import (
     judge,
     load_export,
 )
-from rcig_eqx.data import Dataset, standardize
-from rcig_eqx.evaluation import _measure, cross_entropy
+from rcig_eqx.data import Dataset, standardize, zca
+from rcig_eqx.evaluation import Judgement, _measure, cross_entropy
 from rcig_eqx.evaluation._judge import BITS, CENTROIDS, FULL, HARD, LEARNED, RANDOM, _kinds
 from rcig_eqx.evaluation._train_network import Training
 from rcig_eqx.initializers import INITIALIZERS, kmeans, real_coreset
@@ -33,6 +33,7 @@ from rcig_eqx.methods import frepo
 CLASSES = 3
 NETWORK = convnet_for((14, 14, 1), CLASSES, width=8, depth=1, softplus=None)
 BRIEF: Any = {"num_networks": 2, "steps": 10, "learning_rate": 3e-3, "progress": False}
+FEW: Any = {"full": False, "attacked": 0, "augment": False} | BRIEF
 
 
 def subset(split: str, each: int) -> Dataset:
@@ -53,6 +54,12 @@ def result():
     )  # fmt: skip
 
 
+def accuracies(report: Judgement, name: str, column: str = "plain") -> np.ndarray:
+    found = getattr(report[name], column)
+    assert found is not None
+    return found
+
+
 @pytest.fixture(scope="module")
 def whole(result):
     """A judgement of everything there is to judge."""
@@ -71,7 +78,7 @@ def test_rows_are_what_evaluate_measures_with_the_same_key(result, whole, augmen
     )  # fmt: skip
     assert hard.baseline
     for name, report in ((LEARNED, learned), (HARD, hard), (RANDOM, hard.baseline)):
-        np.testing.assert_array_equal(getattr(whole[name], column), report.accuracies)
+        np.testing.assert_array_equal(accuracies(whole, name, column), report.accuracies)
 
 
 def test_random_images_of_as_many_bits_are_the_most_that_fit(result, whole):
@@ -97,9 +104,9 @@ def test_random_images_of_as_many_bits_are_the_most_that_fit(result, whole):
 
 
 def test_all_training_data_are_learned_as_long_as_asked_for(result):
-    few = {"attacked": 0, "augment": False} | BRIEF
     short, long = (
-        judge(result, TRAIN, TEST, key=jr.key(1), epochs=epochs, **few) for epochs in (1, 400)
+        judge(result, TRAIN, TEST, key=jr.key(1), **FEW | {"full": True, "epochs": epochs})
+        for epochs in (1, 400)
     )
     images = jnp.asarray(TRAIN.images)
     everything = Coreset(
@@ -110,8 +117,8 @@ def test_all_training_data_are_learned_as_long_as_asked_for(result):
         everything, TEST, key=jr.key(1), labels="hard", model=NETWORK,
         **BRIEF | {"steps": 400 * len(TRAIN) // 256, "learning_rate": 1e-3},
     )  # fmt: skip
-    np.testing.assert_array_equal(long[FULL].plain, by_hand.accuracies)
-    assert short[FULL].plain.mean() < long[FULL].plain.mean()
+    np.testing.assert_array_equal(accuracies(long, FULL), by_hand.accuracies)
+    assert accuracies(short, FULL).mean() < accuracies(long, FULL).mean()
     assert long[FULL].augmented is None
     assert "400 epochs" in str(long)
 
@@ -122,47 +129,45 @@ def test_scores_are_of_the_rows(whole):
     assert whole.scores["hlr"] == pytest.approx(full - hard)
     assert whole.scores["ior"] == pytest.approx(learned - random)
     assert whole.scores["lrs"] == pytest.approx(evaluation.lrs(full, hard, learned, random))
-    augmented = [whole[name].augmented.mean() for name in (LEARNED, RANDOM)]
+    augmented = [accuracies(whole, name, "augmented").mean() for name in (LEARNED, RANDOM)]
     assert whole.scores["ars"] == pytest.approx(evaluation.ars(learned, random, *augmented))
     clean, *attacked = (mean[f"{LEARNED}, {a}"] for a in ("not attacked", "FGSM", "PGD"))
     assert whole.scores["rr"] == pytest.approx(evaluation.rr(clean, attacked))
     assert whole.scores["relative_accuracy"] == pytest.approx(learned / full)
     assert 0 <= min(attacked) <= clean
     # of the first 20 test images, where the row is of all 30
-    assert ((20 * whole[f"{LEARNED}, not attacked"].plain) % 1 < 1e-5).all()
+    assert ((20 * accuracies(whole, f"{LEARNED}, not attacked")) % 1 < 1e-5).all()
 
 
 def test_attacks_are_of_the_networks_of_the_first_row(result, whole):
     """On as many images as are tested, what is not attacked has the accuracy of the row."""
-    few = {"full": False, "augment": False} | BRIEF
-    report = judge(result, TRAIN, TEST, key=jr.key(1), attacked=10**6, **few)
+    report = judge(result, TRAIN, TEST, key=jr.key(1), **FEW | {"attacked": 10**6})
     assert report.protocol["attacks"]["images"] == len(TEST)
-    clean = report[f"{LEARNED}, not attacked"].plain
-    np.testing.assert_allclose(clean, report[LEARNED].plain, atol=1e-6)
-    np.testing.assert_array_equal(report[LEARNED].plain, whole[LEARNED].plain)
+    clean = accuracies(report, f"{LEARNED}, not attacked")
+    np.testing.assert_allclose(clean, accuracies(report, LEARNED), atol=1e-6)
+    np.testing.assert_array_equal(accuracies(report, LEARNED), accuracies(whole, LEARNED))
 
 
 def test_what_is_left_out_is_in_no_row_and_no_score(result):
-    few = {"attacked": 0, "augment": False} | BRIEF
-    without = judge(result, TRAIN, TEST, key=jr.key(1), full=False, **few)
+    without = judge(result, TRAIN, TEST, key=jr.key(1), **FEW)
     assert [row.trained_on for row in without.rows] == [LEARNED, HARD, RANDOM, BITS, CENTROIDS]
     assert without.scores.keys() == {"ior"}
     assert all(row.augmented is None for row in without.rows)
-    given = judge(result, TRAIN, TEST, key=jr.key(1), full=0.911, **few)
+    given = judge(result, TRAIN, TEST, key=jr.key(1), **FEW | {"full": 0.911})
     assert given[FULL].cells() == [FULL, "all", "91.10% (given)", ""]
-    assert given.scores["relative_accuracy"] == pytest.approx(given[LEARNED].plain.mean() / 0.911)
+    assert given.scores["relative_accuracy"] == pytest.approx(
+        accuracies(given, LEARNED).mean() / 0.911
+    )
     assert given.scores.keys() == {"relative_accuracy", "hlr", "lrs", "ior"}
 
 
 def test_an_export_and_anything_of_its_form_is_judged_alike(result, whole, tmp_path):
-    few = {"full": False, "attacked": 0, "augment": False} | BRIEF
     there = load_export(export(result, tmp_path / "out"))
-    published = types.SimpleNamespace(coreset=there.coreset, class_names=there.class_names)
-    sets = (there, (published, {"model": NETWORK}), (there.coreset, {"model": NETWORK}))
-    for given in sets:
-        held, more = given if isinstance(given, tuple) else (given, {})
-        report = judge(held, TRAIN, TEST, key=jr.key(1), **few, **more)
-        np.testing.assert_allclose(report[HARD].plain, whole[HARD].plain, atol=1e-6)
+    published: Any = types.SimpleNamespace(coreset=there.coreset, class_names=there.class_names)
+    for held in (there, published, there.coreset):
+        asked: Any = FEW | ({} if held is there else {"model": NETWORK})
+        report = judge(held, TRAIN, TEST, key=jr.key(1), **asked)
+        np.testing.assert_allclose(accuracies(report, HARD), accuracies(whole, HARD), atol=1e-6)
         known = report.protocol["bits_per_class"]
         assert known == (6368 if held is there else None)
         if held is not there:
@@ -170,25 +175,53 @@ def test_an_export_and_anything_of_its_form_is_judged_alike(result, whole, tmp_p
     assert whole.protocol["training"]["network"]["width"] == 8  # as distilled
 
 
+def test_networks_trained_together_are_the_same(result, whole, monkeypatch):
+    """As on an accelerator, attacks included."""
+    monkeypatch.setattr("rcig_eqx.evaluation._judge.networks_at_once", lambda count: count)
+    asked = FEW | {"full": True, "epochs": 3, "attacked": 20}
+    together = judge(result, TRAIN, TEST, key=jr.key(1), **asked)
+    names = [row.trained_on for row in whole.rows]
+    assert [row.trained_on for row in together.rows] == names
+    for name in names:
+        found = accuracies(together, name), accuracies(whole, name)
+        np.testing.assert_allclose(*found, atol=1 / 20 + 1e-6)  # an image on the edge
+
+
+def test_whitened_images_that_are_mirrored_are_judged_so():
+    rng, labels = np.random.default_rng(0), np.arange(20) % 2
+    train = Dataset.from_arrays(rng.integers(0, 256, (20, 8, 8, 3)).astype(np.uint8), labels)
+    preprocess = zca(train)
+    start = real_coreset(train, 2, preprocess, flip=True, key=jr.key(0))
+    coreset = dataclasses.replace(start, preprocess=preprocess)
+    asked = FEW | {"steps": 50, "augment": "flip", "attacked": 10}
+    model = convnet_for((8, 8, 3), 2, width=4, depth=1, softplus=None)
+    report = judge(coreset, train, train, key=jr.key(1), model=model, **asked)
+    alone = evaluate(
+        coreset, train, key=jr.key(1), model=model, **BRIEF | {"steps": 50}, baseline=train
+    )
+    np.testing.assert_array_equal(accuracies(report, LEARNED), alone.accuracies)
+    assert report.protocol["training"]["mirrored"]
+    assert "Mirror images are trained on too." in str(report)
+    assert "Augmented by flip." in str(report)
+
+
 def test_classes_are_matched_by_name(result, whole):
     order = [2, 0, 1]
     names = tuple(TRAIN.class_names[c] for c in order)
     number = np.argsort(order)
     train, test = (Dataset(s.images, number[s.labels], names) for s in (TRAIN, TEST))
-    few = {"full": False, "attacked": 0, "augment": False} | BRIEF
-    report = judge(result, train, test, key=jr.key(1), **few)
+    report = judge(result, train, test, key=jr.key(1), **FEW)
     for name in (LEARNED, HARD, RANDOM, CENTROIDS):
-        np.testing.assert_array_equal(report[name].plain, whole[name].plain)
+        np.testing.assert_array_equal(accuracies(report, name), accuracies(whole, name))
 
 
 def test_a_set_on_disk_is_judged_as_the_one_in_memory(result, whole, tmp_path):
     sets = [data.write_records(s, tmp_path / str(len(s)), progress=False) for s in (TRAIN, TEST)]
     report = judge(result, *sets, key=jr.key(1), attacked=20, epochs=3, **BRIEF)
     assert json.dumps(report.to_json()["scores"]) == json.dumps(whole.to_json()["scores"])
-    few = {"full": False, "attacked": 0, "augment": False} | BRIEF
-    report = judge(result, *sets, key=jr.key(1), **few)  # a sample, which here are all
+    report = judge(result, *sets, key=jr.key(1), **FEW)  # a sample, which here are all
     for name in (LEARNED, RANDOM, BITS, CENTROIDS):
-        np.testing.assert_array_equal(report[name].plain, whole[name].plain)
+        np.testing.assert_array_equal(accuracies(report, name), accuracies(whole, name))
 
 
 def test_inputs_that_are_no_images_are_neither_augmented_nor_attacked():
@@ -211,7 +244,7 @@ def test_inputs_that_are_no_images_are_neither_augmented_nor_attacked():
 def test_the_table_is_text_markdown_html_and_json(whole, tmp_path):
     text, lines = str(whole), str(whole).splitlines()
     assert lines[0].split("  ")[0] == "trained on"
-    values = whole[LEARNED].plain
+    values = accuracies(whole, LEARNED)
     cell = f"{values.mean():.2%} ± {values.std(ddof=1):.2%} (2)"
     assert lines[1].startswith(LEARNED)
     assert cell in lines[1]
@@ -234,9 +267,8 @@ def test_the_table_is_text_markdown_html_and_json(whole, tmp_path):
 
 
 def test_networks_that_had_not_converged_are_told(result):
-    few = {"full": False, "attacked": 0, "augment": False} | BRIEF
     with pytest.warns(RuntimeWarning, match="After 2 steps .* networks had not converged"):
-        report = judge(result, TRAIN, TEST, key=jr.key(1), **few | {"steps": 2})
+        report = judge(result, TRAIN, TEST, key=jr.key(1), **FEW | {"steps": 2})
     (note,) = report.notes
     assert note in str(report)
     assert LEARNED in note
@@ -244,10 +276,9 @@ def test_networks_that_had_not_converged_are_told(result):
 
 
 def test_networks_that_diverge_are_told(result):
-    few = {"full": False, "attacked": 0, "augment": False} | BRIEF
     with pytest.warns(RuntimeWarning, match=r"networks diverged .* learning_rate=1e\+30"):
-        report = judge(result, TRAIN, TEST, key=jr.key(1), **few | {"learning_rate": 1e30})
-    assert report[LEARNED].plain.max() == 0
+        report = judge(result, TRAIN, TEST, key=jr.key(1), **FEW | {"learning_rate": 1e30})
+    assert accuracies(report, LEARNED).max() == 0
 
 
 # Refused before any training
@@ -335,8 +366,7 @@ def test_without_scikit_learn_the_extra_is_named(result, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r"rcig-eqx\[judge\]"):
         distill(TRAIN, images_per_class=1, key=jr.key(0), initialization="kmeans", steps=1)
-    few = {"full": False, "attacked": 0, "augment": False} | BRIEF
-    report = judge(result, TRAIN, TEST, key=jr.key(1), **few)
+    report = judge(result, TRAIN, TEST, key=jr.key(1), **FEW)
     assert report[CENTROIDS].plain is None
     assert "rcig-eqx[judge]" in report[CENTROIDS].cells()[2]
     assert "rcig-eqx[judge]" in str(report)
