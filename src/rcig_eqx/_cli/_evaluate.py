@@ -26,7 +26,6 @@ from ._options import (
     DEPTH,
     NORMALIZATION,
     NUM_NETWORKS,
-    Data,
     Directory,
     EvaluationSteps,
     Json,
@@ -43,7 +42,10 @@ class EvaluateOptions:
     """What `rcig-eqx evaluate` is asked for."""
 
     file: Annotated[Path, Argument(help="A distilled set: distilled.safetensors.")]
-    data: Data = None
+    data: Annotated[
+        str | None,
+        Option(help="Data set to test on.", show_default="the one that was distilled"),
+    ] = None
     split: Annotated[
         str | None,
         Option(help="Its split.", show_default="test; all of a file or folder without splits"),

@@ -24,7 +24,6 @@ from ._images import (
 )
 from ._options import (
     NUM_NETWORKS,
-    Data,
     Directory,
     EvaluationSteps,
     Json,
@@ -45,7 +44,10 @@ class JudgeOptions:
         Path,
         Argument(metavar="SET", help="A distilled set: a result's file or an export's folder."),
     ]
-    data: Data = None
+    data: Annotated[
+        str | None,
+        Option(help="Data set of both splits.", show_default="the one that was distilled"),
+    ] = None
     networks: Networks = NUM_NETWORKS
     steps: EvaluationSteps = None
     width: Width = None

@@ -33,9 +33,6 @@ Directory = Annotated[
 ]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Print the outcome only.")]
 
-Data = Annotated[
-    str | None, Option(help="Data set to test on.", show_default="the one that was distilled")
-]
 EvaluationSteps = Annotated[
     int | None,
     Option(

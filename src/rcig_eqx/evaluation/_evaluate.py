@@ -223,7 +223,8 @@ def fresh_network(
     `normalization="none"` leaves that out.
     """
     coreset: Coreset = getattr(distilled, "coreset", distilled)
-    known = dict(getattr(distilled, "recipe", {}).get("model", {}))
+    recipe = getattr(distilled, "recipe", None) or {}
+    known = dict(recipe.get("model", {}))
     name = str(known.get("name")).lower()
     shape = coreset.images.shape[1:]
     if name not in NETWORKS or known.keys() == {"name"}:  # one of your own describes no options

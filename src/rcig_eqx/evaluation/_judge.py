@@ -88,7 +88,9 @@ def judge(
 
     Fresh networks are trained on the set with its learned and with hard labels, on random real
     images, as many and of as many bits, on k-means centroids, and on all training data; each with
-    and without augmentation, but for the last. The scores are those of DD-Ranking and BEARD.
+    and without augmentation, but for the last. The scores are those of DD-Ranking and BEARD: the
+    learned labels against as many random images give IOR and ARS, the hard labels against all
+    training data HLR, and the attacks RR.
 
     **Arguments:**
 
@@ -123,7 +125,7 @@ def judge(
     coreset: Any = getattr(distilled, "coreset", distilled)
     check_coreset(coreset, "distilled")
     steps = default_steps(len(coreset.images)) if steps is None else steps
-    recipe = getattr(distilled, "recipe", {})
+    recipe = getattr(distilled, "recipe", None) or {}
     bits = recipe.get("bits_per_class") if bits_per_class is None else bits_per_class
     check_counts(steps=steps, bits_per_class=1 if bits is None else bits)
     names, train, test = names_of(distilled, class_names), as_images(train), as_images(test)
@@ -231,12 +233,12 @@ def _kinds(
         kinds.append(_Kind(BITS, most, [hard_labels(draw) for draw in more], hard, note))
     assert coreset.preprocess is not None
     try:
-        own_key = jr.fold_in(key, 2**31 + 1)
-        centers = kmeans()(train, draws[0], coreset.preprocess, key=own_key)
-        kinds.append(_Kind(CENTROIDS, each, [hard_labels(centers)], hard))
+        clusters = kmeans()
     except ImportError as error:
-        kinds.append(_Kind(CENTROIDS, each, (), hard, str(error)))
-    return kinds
+        return [*kinds, _Kind(CENTROIDS, each, (), hard, str(error))]
+    own_key = jr.fold_in(key, 2**31 + 1)
+    centers = clusters(train, draws[0], coreset.preprocess, key=own_key)
+    return [*kinds, _Kind(CENTROIDS, each, [hard_labels(centers)], hard)]
 
 
 def _all_of(coreset: Coreset, train: Dataset, epochs: int) -> _Kind:
