@@ -21,7 +21,7 @@ import numpy as np
 from _common import append_lines, distill_head_only, pool_network, print_header
 from rcig_eqx import Recipe, convnet_for, data
 from rcig_eqx.data import apply_in_chunks, hold_out
-from rcig_eqx.evaluation._evaluate import correct
+from rcig_eqx.evaluation._measure import correct
 
 TESTED = 5000
 

@@ -15,7 +15,7 @@ import numpy as np
 from _common import append_lines
 from rcig_eqx import convnet_for, data
 from rcig_eqx.evaluation import cross_entropy, train_network
-from rcig_eqx.evaluation._evaluate import correct
+from rcig_eqx.evaluation._measure import correct
 
 
 def main():

@@ -234,7 +234,7 @@ def test_a_logger_writes_every_step_down(tmp_path):
 
 ADDED = {
     "methods": {"matching": "Matching", "rcig_steepest": "rcig_steepest"},
-    "initializers": {"kmeans": "KMeans"},
+    "initializers": {"clusters": "KMeans"},
     "parameterizations": {"coarse": "Coarse"},
     "metrics": {"top_two": "top_two"},
     "loggers": {"csv": "csv"},
@@ -306,13 +306,13 @@ TINY = ["-n", 2, "--steps", 2, "--width", 2, "--depth", 1, "--networks", 2, "--e
 
 def test_a_command_takes_them_by_name(command, tmp_path):
     command(
-        "distill", "stripes", *TINY, "--method", "matching", "--initialization", "kmeans",
+        "distill", "stripes", *TINY, "--method", "matching", "--initialization", "clusters",
         "--parameterization", "coarse", "--metric", "top_two", "--log", "csv", "--out", tmp_path,
         "--learning-rate", 1e-6,
     )  # fmt: skip
     result = load_result(tmp_path / "distilled.safetensors")
     assert result.recipe["method"] == {"name": "Matching"}
-    assert result.recipe["initialization"] == "kmeans"
+    assert result.recipe["initialization"] == "clusters"
     assert (tmp_path / "steps.csv").read_text().count("\n") == 2
     images = np.asarray(result.last.images)
     np.testing.assert_array_equal(images[:, ::2, ::2], images[:, 1::2, 1::2])

@@ -128,6 +128,42 @@ def test_evaluate_repeats_what_distill_measured(out, folder, capsys, tmp_path):
         assert part in text
 
 
+def test_judge_prints_and_writes_one_table_of_a_file_or_an_export(out, folder, capsys, tmp_path):
+    json_, markdown = tmp_path / "new" / "judgement.json", tmp_path / "judgement.md"
+    few = ["--networks", 2, "--steps", 3, "--data", folder, "--epochs", 2]
+    files = ["--json", json_, "--markdown", markdown]
+    assert run("judge", out / "distilled.safetensors", *few, *files) == 0
+    text = capsys.readouterr().out
+    for part in ("20 images of", "random real, as many bits", "HLR", "PGD", "2 epochs"):
+        assert part in text
+    assert re.search(f"Wrote {json_}\n +{markdown}", text)
+    content = json.loads(json_.read_text())
+    assert content["protocol"]["tested_on"] == {"dataset": "shades", "images": 20}
+    assert content["protocol"]["training"]["network"]["width"] == 2  # as distilled
+    assert content["protocol"]["attacks"]["images"] == 20
+    evaluated = json.loads((out / "evaluation.json").read_text())
+    rows = {row["trained_on"]: row for row in content["rows"]}
+    learned = rows["distilled, learned labels"]
+    assert learned["plain"]["accuracies"] == evaluated["accuracies"]  # of the same seed
+    assert rows["all training data"]["augmented"] is None
+    assert markdown.read_text().startswith("| trained on | images per class |")
+    exported = tmp_path / "export"
+    assert run("export", out / "distilled.safetensors", exported) == 0
+    less = ["--no-full", "--bits-per-class", 600, "--width", 3, "--json", json_, "--quiet"]
+    assert run("judge", exported, *few, *less) == 0
+    content = json.loads(json_.read_text())
+    assert content["protocol"]["training"]["network"]["width"] == 3
+    assert content["protocol"]["bits_per_class"] == 600
+    assert "all training data" not in {row["trained_on"] for row in content["rows"]}
+
+
+def test_judge_needs_both_splits(out, folder, capsys):
+    assert run("judge", out / "distilled.safetensors") == 2
+    assert "distilled from shades, which is not here" in capsys.readouterr().err
+    assert run("judge", out / "distilled.safetensors", "--data", folder / "test.npz") == 2
+    assert "has no train and test split" in capsys.readouterr().err
+
+
 def test_devices_are_the_first_that_jax_sees_and_workers_as_many_as_asked_for(
     tmp_path, monkeypatch
 ):
@@ -448,6 +484,10 @@ ERRORS = {
     "no split": ("evaluate {result} --data {folder} --split tset", "no split 'tset'"),
     "damaged test split": ("distill {damaged}", "cannot be read as an .npz"),
     "other classes": ("distill {other} --out {out}", "'ant', not among .*'dark', 'bright'"),
+    "nothing to judge": ("judge {folder}/none", "does not exist"),
+    "no export to judge": ("judge {folder}", "card.json is damaged or of no export"),
+    "other classes judged": ("judge {result} --data {other}", "'ant'"),
+    "no bits": ("judge {result} --data {folder} --bits-per-class 0", "bits-per-class"),
     "other classes evaluated": ("evaluate {result} --data {other}/test.npz", "'ant'"),
 }
 
@@ -577,7 +617,7 @@ def test_version_and_help(capsys):
     assert subprocess.run(module, capture_output=True, check=True).stdout.startswith(b"rcig-eqx 0.")
     assert run("--version") == 0
     assert capsys.readouterr().out.startswith("rcig-eqx 0.")
-    for command in ("distill", "evaluate", "export"):
+    for command in ("distill", "evaluate", "export", "judge"):
         assert run(command, "--help") == 0
         assert "--networks" in capsys.readouterr().out
 
@@ -593,6 +633,7 @@ REGISTRIES: dict[str, Any] = {
     "evaluate {result} --data {folder} --metric": evaluation.METRICS,
     "evaluate {result} --data {folder} --architecture": models.NETWORKS,
     "evaluate {result} --data": data.DATASETS,
+    "judge {result} --data": data.DATASETS,
     "reproduce table2 --method": methods.METHODS,
 }
 
@@ -602,7 +643,7 @@ def test_an_unknown_name_is_answered_with_those_of_the_registry(
     command, folder, out, tmp_path, capsys
 ):
     wrong = command.format(result=out / "distilled.safetensors", folder=folder).split()
-    place = ["--out", tmp_path / "o"] * (not command.startswith("evaluate"))
+    place = ["--out", tmp_path / "o"] * (not command.startswith(("evaluate", "judge")))
     assert run(*wrong, "no-such-name", *place) == 2
     error = capsys.readouterr().err
     assert ", ".join(REGISTRIES[command]) in error

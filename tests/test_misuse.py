@@ -16,7 +16,7 @@ import pytest
 
 import rcig_eqx as r
 from rcig_eqx._ridge import kernel_ridge
-from rcig_eqx.evaluation._evaluate import correct
+from rcig_eqx.evaluation._measure import correct
 
 SIZE, CLASSES, N, BATCH = 6, 3, 4, 5
 

@@ -40,6 +40,7 @@ from .bilevel import (
 from .evaluation._across import cross_evaluate as cross_evaluate
 from .evaluation._best import KeepBest as KeepBest
 from .evaluation._evaluate import evaluate as evaluate
+from .evaluation._judge import judge as judge
 from .io._export import export as export
 from .io._load_export import load_export as load_export
 from .io._plot import save_grid as save_grid

@@ -30,13 +30,13 @@ from rcig_eqx.evaluation import (
     METRICS,
     Augment,
     Evaluation,
-    _evaluate,
+    _measure,
     cross_entropy,
     train_network,
 )
 from rcig_eqx.evaluation._across import pooled
 from rcig_eqx.evaluation._classes import match_classes
-from rcig_eqx.evaluation._evaluate import correct
+from rcig_eqx.evaluation._measure import correct
 from rcig_eqx.evaluation._train_network import have_converged
 from rcig_eqx.methods import frepo
 
@@ -442,7 +442,7 @@ def test_metrics_are_written_read_shown_and_pooled(measured):
 def test_what_is_no_metric_is_told_before_any_network_is_trained(
     result, monkeypatch, metrics, says
 ):
-    monkeypatch.setattr(_evaluate, "_train_and_test", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(_measure, "_train_and_test", lambda *_: pytest.fail("trained"))
     with pytest.raises(ValueError, match=says):
         evaluate(result, TEST, key=jr.key(1), metrics=metrics, **BRIEF)
 

@@ -20,6 +20,7 @@ from ..reproduce._command import ReproduceOptions, reproduce
 from ..run._loop import received
 from ._distill import DistillOptions, distill_command
 from ._evaluate import EvaluateOptions, ExportOptions, evaluate_command, export_command
+from ._judge import JudgeOptions, judge_command
 from ._options import command, option_of
 
 app = Typer(
@@ -30,6 +31,7 @@ app = Typer(
 )
 command(app, "distill", DistillOptions)(distill_command)
 command(app, "evaluate", EvaluateOptions)(evaluate_command)
+command(app, "judge", JudgeOptions)(judge_command)
 command(app, "export", ExportOptions)(export_command)
 command(app, "reproduce", ReproduceOptions)(reproduce)
 

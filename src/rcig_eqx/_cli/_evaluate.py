@@ -26,12 +26,14 @@ from ._options import (
     DEPTH,
     NORMALIZATION,
     NUM_NETWORKS,
-    WIDTH,
     Directory,
+    EvaluationSteps,
+    Json,
     Metrics,
     Networks,
     Quiet,
     Seed,
+    Width,
 )
 
 
@@ -49,23 +51,14 @@ class EvaluateOptions:
         Option(help="Its split.", show_default="test; all of a file or folder without splits"),
     ] = None
     networks: Networks = NUM_NETWORKS
-    steps: Annotated[
-        int | None,
-        Option(
-            "--steps",
-            "--evaluation-steps",
-            min=1,
-            help="Training steps of each.",
-            show_default="by the set's size",
-        ),
-    ] = None
+    steps: EvaluationSteps = None
     architecture: Annotated[str | None, Option(help=ARCHITECTURE, show_default="as distilled")] = (
         None
     )
     normalization: Annotated[
         str | None, Option(help=NORMALIZATION, show_default="as distilled")
     ] = None
-    width: Annotated[int | None, Option(help=WIDTH, show_default="as distilled")] = None
+    width: Width = None
     depth: Annotated[int | None, Option(help=DEPTH, show_default="as distilled")] = None
     augment: Annotated[
         str | None,
@@ -81,10 +74,7 @@ class EvaluateOptions:
     metric: Metrics = None
     seed: Seed = 0
     directory: Directory = None
-    json_: Annotated[
-        Path | None,
-        Option("--json", help="Write the numbers to this file too.", show_default=False),
-    ] = None
+    json_: Json = None
     quiet: Quiet = False
 
 

@@ -11,12 +11,18 @@ from ..data._load import DATASETS, TOO_LARGE
 from ..data._paths import user_path
 from ..evaluation._report import Evaluation
 from ..io._files import write_atomically
-from ..io._result import DistillResult
+from ..io._load_export import Export, load_export
+from ..io._result import DistillResult, load_result
 from ..io._terminal import echo
 from ..models import MakeModel
 from ..models._check import describe_model
 
 Images = Dataset | AbstractImages
+
+
+def read_set(path: Path) -> DistillResult | Export:
+    """The distilled set in a file or folder: a result, or an export."""
+    return load_export(path) if user_path(path).is_dir() else load_result(path)
 
 
 def say_networks(make_model: MakeModel, networks: int) -> str:
@@ -29,14 +35,14 @@ def say_networks(make_model: MakeModel, networks: int) -> str:
 
 
 def test_images(
-    result: DistillResult, data: str | None, split: str | None, directory: Path | None
+    result: DistillResult | Export, data: str | None, split: str | None, directory: Path | None
 ) -> tuple[str, str, Images | None]:
     """Name, split and images to test on; images `None` if what was distilled has no test split."""
     distilled = str(result.recipe.get("dataset"))
     if data is None and distilled not in DATASETS and not user_path(distilled).exists():
         raise ValueError(
-            f"The set was distilled from {distilled}, which is not here: run rcig-eqx evaluate "
-            "with its path as --data."
+            f"The set was distilled from {distilled}, which is not here: pass its path as "
+            "--data of rcig-eqx evaluate or judge."
         )
     data = data or distilled
     test = load_split(data, split, directory) if split else load_test(data, directory)

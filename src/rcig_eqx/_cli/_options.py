@@ -33,6 +33,22 @@ Directory = Annotated[
 ]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Print the outcome only.")]
 
+EvaluationSteps = Annotated[
+    int | None,
+    Option(
+        "--steps",
+        "--evaluation-steps",
+        min=1,
+        help="Training steps of each.",
+        show_default="by the set's size",
+    ),
+]
+Width = Annotated[int | None, Option(help=WIDTH, show_default="as distilled")]
+Json = Annotated[
+    Path | None,
+    Option("--json", help="Write the numbers to this file too.", show_default=False),
+]
+
 _CALLED = {
     "folder": "out",
     "every": "checkpoint_every",

@@ -1,43 +1,35 @@
 """How good a distilled set is: fresh networks trained on it, tested on real images."""
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Int, PRNGKeyArray
 
 from .._backend import networks_at_once, usual_settings
 from .._checks import check_counts, check_key, check_known
-from .._console import track
 from .._coreset import Coreset, check_coreset, hard_labels
 from .._losses import InnerLoss
-from .._types import PyTree
 from ..data import AbstractImages, Dataset, apply_in_chunks, sample
 from ..data._adapt import Examples, as_images
 from ..data._names import class_names_of
 from ..initializers import real_coreset
 from ..io._result import DistillResult
-from ..models import AbstractNetwork, MakeModel, network_for
+from ..models import MakeModel, network_for
 from ..models._architectures import NETWORKS, architecture_name, default_architecture
 from ..models._check import check_model
 from ._augment import Augmentation, as_augmentation
 from ._classes import match_classes
-from ._metrics import Metric, find_metrics, ranked_first
+from ._measure import Trial, measure, warn
+from ._metrics import Metric, find_metrics
 from ._report import Evaluation
 from ._train_network import (
-    TEST_BATCH,
     Training,
     cross_entropy,
-    final_losses,
-    fit,
-    have_converged,
     mean_squared,
-    outputs_of,
     training_recipe,
 )
 
@@ -116,9 +108,9 @@ def evaluate(
     loss = loss or (mean_squared if labels == "learned" else cross_entropy)
     coreset = distilled.coreset if isinstance(distilled, DistillResult) else distilled
     check_coreset(coreset, "distilled")
-    names = _names_of(distilled, class_names)
+    names = names_of(distilled, class_names)
     test = as_images(test)
-    numbers = _check_fit(coreset, test, names)
+    numbers = check_fit(coreset, test, names)
     measures = find_metrics(metrics, len(test), coreset.num_classes)
     model = model or fresh_network(distilled)
     check_model(model, coreset)
@@ -129,22 +121,13 @@ def evaluate(
     test = in_memory(test)
     assert coreset.preprocess is not None
     images = jnp.asarray(apply_in_chunks(coreset.preprocess, test.images))
-    truth = numbers[test.labels]
-    tested_with = (images, jnp.asarray(truth))
     training = Training(steps, learning_rate, batch_size, loss, augmentation)
+    keys, known = jr.split(key, num_networks), names or test.class_names
+    trial = Trial(model, training, images, numbers[test.labels], known, keys, at_once, measures)
     kinds = [[coreset], draws] if draws else [[coreset]]
     if labels == "hard":
         kinds = [[hard_labels(s) for s in kind] for kind in kinds]
-    jobs = [(k, i) for k in range(len(kinds)) for i in range(0, num_networks, at_once)]
-    found: list[list[Any]] = [[] for _ in kinds]
-    keys = jr.split(key, num_networks)
-    for k, first in track(jobs, "evaluating", shown=progress):
-        own = range(first, min(first + at_once, num_networks))
-        trained_on = [kinds[k][i % len(kinds[k])].support() for i in own]
-        X, y = jax.tree.map(lambda *x: jnp.stack(x), *trained_on)
-        given = (X, y, *tested_with, keys[own.start : own.stop], training, measures)
-        found[k].append(jax.tree.map(np.asarray, _train_and_test(model, *given)))
-    outcomes = [jax.tree.map(lambda *x: np.concatenate(x), *parts) for parts in found]
+    report, *others = measure([(trial, kind) for kind in kinds], "evaluating", shown=progress)
     recipe = training_recipe(model, **training._asdict())
     if coreset.images.ndim == 4:
         recipe["mirrored"] = coreset.flip
@@ -152,40 +135,26 @@ def evaluate(
         recipe["labels"] = "hard: one-hot, of the class that the learned label ranks first"
     tested = {"dataset": test.name, "images": len(test)}
     tested["key"] = np.asarray(jr.key_data(key)).tolist()
-    names = names or test.class_names
-    beside = _report(outcomes[1], truth, names, steps, len(draws)) if draws else None
-    more = {"baseline": beside, "training": recipe, "tested_on": tested}
-    report = _report(outcomes[0], truth, names, steps, 1, **more)
-    diverged = sum(int((~sound).sum()) for _, sound, *_ in outcomes)
-    if diverged:
-        _warn(
-            f"{diverged} of {len(kinds) * num_networks} networks diverged in training: none of "
-            f"their answers counts as right. Lower learning_rate={learning_rate}."
-        )
+    beside = others[0] if others else None
+    more: Any = {"baseline": beside, "training": recipe, "tested_on": tested}
+    report = dataclasses.replace(report, **more)
     if report.unconverged or (beside and beside.unconverged):
-        _warn(" ".join(report.remarks))
+        warn(" ".join(report.remarks))
     return report
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=4)
-
-
-def _names_of(
-    distilled: DistillResult | Coreset, given: Sequence[str] | None
-) -> tuple[str, ...] | None:
+def names_of(distilled: Any, given: Sequence[str] | None) -> tuple[str, ...] | None:
     """The class names of a set, or those given for a bare one. `ValueError` for invalid names."""
-    if isinstance(distilled, DistillResult):
-        if given is not None:
-            raise ValueError("A DistillResult has class names: leave class_names out.")
-        return distilled.class_names
-    if given is None:
+    own = getattr(distilled, "class_names", None)
+    if own is not None and given is not None:
+        raise ValueError(f"A {type(distilled).__name__} has class names: leave class_names out.")
+    if own is None and given is None:
         return None
-    names = class_names_of(given)
-    if len(names) != distilled.num_classes:
+    names = class_names_of(given if own is None else own)
+    classes = getattr(distilled, "coreset", distilled).num_classes
+    if len(names) != classes:
         raise ValueError(
-            f"class_names has {len(names)} names for {distilled.num_classes} classes: pass one per "
-            "class."
+            f"class_names has {len(names)} names for {classes} classes: pass one per class."
         )
     return names
 
@@ -202,25 +171,44 @@ def _random_sets(
     if train is None or train is False:
         return distilled.baselines if is_result and train is None else ()
     coreset = distilled.coreset if is_result else distilled
-    train, (n, classes) = as_images(train), coreset.labels.shape
-    numbers = match_classes(train, names, classes, what="baseline")
+    train, each = as_images(train), len(coreset.images) // coreset.num_classes
+    numbers = check_training(coreset, train, names, what="baseline")
+    if isinstance(train, AbstractImages):
+        train = sample(train, 10_000, at_least=count * each, seed=0)
+    train = Dataset(train.images, numbers[train.labels], names or train.class_names, train.name)
+    return random_draws(coreset, train, each, count, key)
+
+
+def check_training(
+    coreset: Coreset, train: Dataset | AbstractImages, names: tuple[str, ...] | None, *, what: str
+) -> Int[np.ndarray, " classes"]:
+    """The distilled number of each class of training images; `ValueError` if they do not fit."""
+    n, classes = coreset.labels.shape
+    numbers = match_classes(train, names, classes, what=what)
     if train.image_shape != coreset.images.shape[1:] or n % classes or len(numbers) < classes:
         raise ValueError(
-            f"baseline has images {train.image_shape} of {len(numbers)} classes and distilled has "
+            f"{what} has images {train.image_shape} of {len(numbers)} classes and distilled has "
             f"{n} of {coreset.images.shape[1:]} for {classes}: pass the images it was made from."
         )
-    if isinstance(train, AbstractImages):
-        train = sample(train, 10_000, at_least=count * n // classes, seed=0)
-    train = Dataset(train.images, numbers[train.labels], train.class_names, train.name)
+    return numbers
+
+
+def random_draws(
+    coreset: Coreset, train: Dataset, each: int, count: int, key: PRNGKeyArray
+) -> list[Coreset]:
+    """`count` sets of `each` random real images per class, to be trained on as `coreset` is.
+
+    The classes of `train` are numbered as those of `coreset`.
+    """
     assert coreset.preprocess is not None
     return [
-        real_coreset(train, n // classes, coreset.preprocess, flip=coreset.flip, key=k)
+        real_coreset(train, each, coreset.preprocess, flip=coreset.flip, key=k)
         for k in jr.split(jr.fold_in(key, 2**31), count)  # small numbers repeat keys of split
     ]
 
 
 def fresh_network(
-    distilled: DistillResult | Coreset,
+    distilled: Any,
     *,
     architecture: str | None = None,
     normalization: str | None = None,
@@ -229,14 +217,14 @@ def fresh_network(
 ) -> MakeModel:
     """A ready network with ReLU for a distilled set: as distilled, but for what is given here.
 
-    The network a set was distilled with is in the recipe of a `DistillResult`; where it is not
-    known, or none of the ready ones, it is the paper's `ConvNet`, or an `MLP` for rows
+    The network a set was distilled with is in the recipe of a `DistillResult` or an export; where
+    it is not known, or none of the ready ones, it is the paper's `ConvNet`, or an `MLP` for rows
     [n d]. Another architecture has its usual size, and the normalization distilled with;
     `normalization="none"` leaves that out.
     """
-    is_result = isinstance(distilled, DistillResult)
-    coreset = distilled.coreset if is_result else distilled
-    known = dict(distilled.recipe.get("model", {})) if is_result else {}
+    coreset: Coreset = getattr(distilled, "coreset", distilled)
+    recipe = getattr(distilled, "recipe", None) or {}
+    known = dict(recipe.get("model", {}))
     name = str(known.get("name")).lower()
     shape = coreset.images.shape[1:]
     if name not in NETWORKS or known.keys() == {"name"}:  # one of your own describes no options
@@ -263,7 +251,7 @@ def in_memory(test: Any) -> Dataset:
     return images.read() if isinstance(images, AbstractImages) else images
 
 
-def _check_fit(
+def check_fit(
     coreset: Coreset, test: Dataset | AbstractImages, names: tuple[str, ...] | None
 ) -> Int[np.ndarray, " classes"]:
     """The distilled number of each class of the test images; `ValueError` if they do not fit."""
@@ -280,97 +268,9 @@ def _check_fit(
     return match_classes(test, names, coreset.num_classes)
 
 
-@eqx.filter_jit
-def _train_and_test(
-    make_model: MakeModel,
-    X: Float[Array, "networks n *shape"],
-    y: Float[Array, "networks n classes"],
-    images: Float[Array, "t *shape"],
-    labels: Int[Array, " t"],
-    keys: Shaped[Array, "networks ..."],
-    training: Training,
-    metrics: dict[str, Metric],
-) -> tuple[
-    Bool[Array, "networks t"],
-    Bool[Array, " networks"],
-    Float[Array, "networks steps"],
-    Float[Array, "networks steps"],
-    dict[str, Float[Array, " networks"]],
-]:
-    """Of networks trained on (X, y), a set each: whether each gets each test image right, whether
-    it answers at all, the losses and agreements of its training, as of `fit`, and the metrics."""
-
-    def one(key: PRNGKeyArray, X: Array, y: Array) -> tuple[Any, ...]:
-        model_key, train_key = jr.split(key)
-        model, losses, agreed = fit(make_model(model_key), X, y, training, key=train_key)
-        if not metrics:  # nothing but the answers is kept of a test pass
-            said = answers(model, images)
-            return said == labels, jnp.any(said >= 0), losses, agreed, {}
-        outputs = outputs_of(model, images)
-        said = ranked_first(outputs)
-        found = {name: metric(outputs, labels) for name, metric in metrics.items()}
-        return said == labels, jnp.any(said >= 0), losses, agreed, found
-
-    return each_row(one, keys, X, y)
-
-
-def each_row(function: Callable[..., PyTree], *stacked: Shaped[Array, "networks ..."]) -> PyTree:
-    """`function` of every row of all arrays, stacked: by `vmap`, but for a single row."""
-    if len(stacked[0]) == 1:
-        return jax.tree.map(lambda x: x[None], function(*(rows[0] for rows in stacked)))
-    return eqx.filter_vmap(function)(*stacked)
-
-
-def _report(
-    outcome: Any,
-    labels: np.ndarray,
-    class_names: tuple[str, ...],
-    steps: int,
-    sets: int,
-    **more: Any,
-) -> Evaluation:
-    """What `_train_and_test` found of all networks, number i trained on set i % `sets`."""
-    hits, _, losses, agreed, measured = outcome
-    columns = [hits[:, labels == c] for c in range(len(class_names))]
-    empty = np.full(len(hits), np.nan)
-    per_class = np.stack([c.mean(1) if c.shape[1] else empty for c in columns], axis=1)
-    return Evaluation(
-        hits.mean(1),
-        per_class,
-        class_names,
-        steps,
-        sets=np.arange(len(hits)) % sets if sets > 1 else None,
-        losses=final_losses(losses).astype(np.float64),
-        converged=have_converged(losses, agreed),
-        metrics={name: values.astype(np.float64) for name, values in measured.items()},
-        **more,
-    )
-
-
 def default_steps(num_distilled: int) -> int:
     """Training steps of an evaluation: 1000 for ten distilled images, else 2000 (appendix C).
 
     Mirrored copies are not counted.
     """
     return 1000 if num_distilled <= 10 else 2000
-
-
-def correct(
-    model: AbstractNetwork,
-    images: Float[Array, "n *shape"],
-    labels: Int[Array, " n"],
-) -> Bool[Array, " n"]:
-    """Whether the network's largest output is the label, image by image. Jittable.
-
-    An image with an output that is not finite is not right, whatever its label.
-    """
-    return answers(model, images) == labels
-
-
-def answers(model: AbstractNetwork, images: Float[Array, "n *shape"]) -> Int[Array, " n"]:
-    """The class of the largest output, image by image; −1 where an output is not finite."""
-
-    def one(image: Array) -> Array:
-        return ranked_first(model(image[None])[0])
-
-    return jax.lax.map(one, images, batch_size=TEST_BATCH)

@@ -7,16 +7,20 @@ from ._initializer import (
     Given as Given,
     check_start as check_start,
 )
+from ._kmeans import kmeans as kmeans
 from ._noise import noise as noise
 from ._real import real as real, real_coreset as real_coreset
 
-INITIALIZERS: Registry[AbstractInitializer] = Registry("initializers", real=real, noise=noise)
+INITIALIZERS: Registry[AbstractInitializer] = Registry(
+    "initializers", real=real, noise=noise, kmeans=kmeans
+)
 """Initializers by name."""
 
 __all__ = [
     "INITIALIZERS",
     "AbstractInitializer",
     "centered_labels",
+    "kmeans",
     "noise",
     "real_coreset",
 ]

@@ -44,6 +44,11 @@ class Export:
     evaluation: Evaluation | None
     card: dict[str, Any]
 
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """How the set was distilled, as [`DistillResult`][rcig_eqx.DistillResult] has it."""
+        return self.card["distillation"]
+
     def __repr__(self) -> str:
         return f"Export({self.coreset}, {self.evaluation!r})"
 

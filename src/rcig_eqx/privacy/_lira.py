@@ -21,7 +21,7 @@ from .._backend import networks_at_once
 from .._checks import check_counts, check_key
 from .._console import track
 from ..data._arrays import plain_array
-from ..evaluation._evaluate import each_row
+from ..evaluation._measure import each_row
 from ..evaluation._train_network import outputs_of
 from ._roc import Auc, Roc, roc
 from ._train import Images, Train, confidence

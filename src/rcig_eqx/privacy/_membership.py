@@ -17,7 +17,8 @@ from .._coreset import Coreset, centered_labels, check_coreset
 from .._losses import InnerLoss
 from ..data import Dataset, apply_in_chunks, default_preprocess
 from ..evaluation._classes import renumbered
-from ..evaluation._evaluate import each_row, fresh_network
+from ..evaluation._evaluate import fresh_network
+from ..evaluation._measure import each_row
 from ..evaluation._train_network import mean_squared, outputs_of
 from ..io._result import DistillResult
 from ..models import MakeModel

@@ -15,6 +15,7 @@ from .._coreset import Coreset, centered_labels
 from .._losses import InnerLoss
 from .._types import PyTree
 from ..data import AbstractPreprocess
+from ..evaluation._attacks import Preprocessed as Preprocessed
 from ..evaluation._train_network import Training, mean_squared, train_network, training_steps
 from ..io._result import DistillResult
 from ..models import AbstractNetwork, MakeModel
@@ -73,21 +74,6 @@ def confidence(
     is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
     others = jax.nn.logsumexp(jnp.where(is_label, -jnp.inf, logits), axis=-1)
     return jnp.sum(jnp.where(is_label, logits, 0), axis=-1) - others
-
-
-class Preprocessed(eqx.Module):
-    """A network that takes images as they are stored.
-
-    - `network`: a network of preprocessed images.
-    - `preprocess`: what they go through first.
-    """
-
-    network: AbstractNetwork
-    preprocess: AbstractPreprocess
-
-    def __call__(self, images: Images) -> Float[Array, "n classes"]:
-        """The logits of raw images."""
-        return self.network(self.preprocess(images))
 
 
 class train_on(eqx.Module):

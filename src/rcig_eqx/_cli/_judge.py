@@ -1,0 +1,106 @@
+"""The command `rcig-eqx judge`."""
+
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from ..data._paths import user_path
+from ..evaluation._evaluate import fresh_network
+from ..evaluation._judge import judge
+from ..io._files import write_atomically
+from ..io._terminal import echo
+from ._images import (
+    check_writable,
+    echo_paths,
+    evaluation_key,
+    load_split,
+    read_set,
+    say_networks,
+    shown_name,
+    test_images,
+)
+from ._options import (
+    NUM_NETWORKS,
+    Directory,
+    EvaluationSteps,
+    Json,
+    Networks,
+    Quiet,
+    Seed,
+    Width,
+)
+
+_EPOCHS: int = inspect.signature(judge).parameters["epochs"].default
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeOptions:
+    """What `rcig-eqx judge` is asked for."""
+
+    set_: Annotated[
+        Path,
+        Argument(metavar="SET", help="A distilled set: a result's file or an export's folder."),
+    ]
+    data: Annotated[
+        str | None,
+        Option(help="Data set of both splits.", show_default="the one that was distilled"),
+    ] = None
+    networks: Networks = NUM_NETWORKS
+    steps: EvaluationSteps = None
+    width: Width = None
+    bits_per_class: Annotated[
+        int | None,
+        Option(help="What the set takes where it is stored.", show_default="as its file says"),
+    ] = None
+    full: Annotated[
+        bool, Option("--full/--no-full", help="Train on all of the training data too.")
+    ] = True
+    epochs: Annotated[int, Option(min=1, help="Of the training on all of the data.")] = _EPOCHS
+    seed: Seed = 0
+    directory: Directory = None
+    json_: Json = None
+    markdown: Annotated[
+        Path | None, Option(help="Write the table to this file too.", show_default=False)
+    ] = None
+    quiet: Quiet = False
+
+
+def judge_command(asked: JudgeOptions) -> None:
+    """Judge a distilled set against real images, and compute the scores of benchmarks."""
+    found = read_set(asked.set_)
+    data, split, test = test_images(found, asked.data, None, asked.directory)
+    if test is None or split != "test" or user_path(data).is_file():
+        raise ValueError(f"{data} has no train and test split: name a set of both with --data.")
+    train = load_split(data, "train", asked.directory)
+    json_, markdown = (path and user_path(path) for path in (asked.json_, asked.markdown))
+    for path in filter(None, (json_, markdown)):
+        check_writable(path.parent)
+    model = fresh_network(found, width=asked.width)
+    if not asked.quiet:
+        fresh = say_networks(model, asked.networks)
+        echo(f"Judging on {len(test):,} images of {data} with {fresh} per row.")
+    judgement = judge(
+        found,
+        train,
+        test,
+        key=evaluation_key(asked.seed),
+        num_networks=asked.networks,
+        model=model,
+        bits_per_class=asked.bits_per_class,
+        full=asked.full,
+        epochs=asked.epochs,
+        steps=asked.steps,
+        progress=not asked.quiet,
+    )
+    for images in ("train", "tested_on"):  # no path outside the present folder
+        judgement.protocol[images]["dataset"] = shown_name(data)
+    written = [judgement.save(json_)] if json_ else []
+    if markdown:
+        write_atomically(markdown, f"{judgement.to_markdown()}\n".encode())
+        written.append(markdown)
+    echo(f"\n{judgement}\n")
+    if written:
+        echo_paths(written)
