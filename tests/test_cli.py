@@ -157,6 +157,19 @@ def test_judge_prints_and_writes_one_table_of_a_file_or_an_export(out, folder, c
     assert "all training data" not in {row["trained_on"] for row in content["rows"]}
 
 
+def test_judge_takes_the_set_of_another_project(folder, capsys, tmp_path):
+    images = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
+    labels = np.repeat(np.eye(2, dtype=np.float32) - 0.5, 2, axis=0)
+    np.savez(tmp_path / "set.npz", image=images, label=labels)
+    few = ["--networks", 1, "--steps", 2, "--no-full", "--width", 2, "--json", tmp_path / "j.json"]
+    told = ["--data", folder, "--preprocess", "standardize", "--flip"]
+    assert run("judge", tmp_path / "set.npz", *told, *few) == 0
+    assert "k-means centroids" in capsys.readouterr().out
+    content = json.loads((tmp_path / "j.json").read_text())
+    assert content["protocol"]["training"]["mirrored"]
+    assert content["rows"][0]["images_per_class"] == 2
+
+
 def test_judge_needs_both_splits(out, folder, capsys):
     assert run("judge", out / "distilled.safetensors") == 2
     assert "distilled from shades, which is not here" in capsys.readouterr().err
@@ -484,8 +497,17 @@ ERRORS = {
     "no split": ("evaluate {result} --data {folder} --split tset", "no split 'tset'"),
     "damaged test split": ("distill {damaged}", "cannot be read as an .npz"),
     "other classes": ("distill {other} --out {out}", "'ant', not among .*'dark', 'bright'"),
-    "nothing to judge": ("judge {folder}/none", "does not exist"),
-    "no export to judge": ("judge {folder}", "card.json is damaged or of no export"),
+    "nothing to judge": ("judge {folder}/none.safetensors", "does not exist"),
+    "no set to judge": ("judge {folder}/none --data {folder}", "does not exist"),
+    "data to judge on": ("judge {folder}", "--data is missing"),
+    "unknown preprocessing": (
+        "judge {folder}/train.npz --data {folder} --preprocess pca",
+        "--preprocess is 'pca': did you mean 'zca'",
+    ),
+    "preprocessing untold": (
+        "judge {folder}/train.npz --data {folder} --layout frepo",
+        "--preprocess is missing",
+    ),
     "other classes judged": ("judge {result} --data {other}", "'ant'"),
     "no bits": ("judge {result} --data {folder} --bits-per-class 0", "bits-per-class"),
     "other classes evaluated": ("evaluate {result} --data {other}/test.npz", "'ant'"),

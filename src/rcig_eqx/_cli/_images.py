@@ -10,8 +10,10 @@ from ..data import AbstractImages, DataError, Dataset, load, open_records
 from ..data._load import DATASETS, TOO_LARGE
 from ..data._paths import user_path
 from ..evaluation._report import Evaluation
+from ..io._export import CARD
 from ..io._files import write_atomically
 from ..io._load_export import Export, load_export
+from ..io._published._load import Published
 from ..io._result import DistillResult, load_result
 from ..io._terminal import echo
 from ..models import MakeModel
@@ -25,6 +27,12 @@ def read_set(path: Path) -> DistillResult | Export:
     return load_export(path) if user_path(path).is_dir() else load_result(path)
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a file or folder is a result or an export, by its name or what is in it."""
+    place = user_path(path)
+    return (place / CARD).exists() if place.is_dir() else place.suffix == ".safetensors"
+
+
 def say_networks(make_model: MakeModel, networks: int) -> str:
     """How many networks of which kind."""
     kind = describe_model(make_model)
@@ -35,10 +43,13 @@ def say_networks(make_model: MakeModel, networks: int) -> str:
 
 
 def test_images(
-    result: DistillResult | Export, data: str | None, split: str | None, directory: Path | None
+    result: DistillResult | Export | Published,
+    data: str | None,
+    split: str | None,
+    directory: Path | None,
 ) -> tuple[str, str, Images | None]:
     """Name, split and images to test on; images `None` if what was distilled has no test split."""
-    distilled = str(result.recipe.get("dataset"))
+    distilled = str(getattr(result, "recipe", {}).get("dataset"))
     if data is None and distilled not in DATASETS and not user_path(distilled).exists():
         raise ValueError(
             f"The set was distilled from {distilled}, which is not here: pass its path as "

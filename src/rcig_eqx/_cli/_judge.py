@@ -7,15 +7,20 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from .._checks import ArgumentError, check_known
+from ..data import standardize, zca
 from ..data._paths import user_path
 from ..evaluation._evaluate import fresh_network
 from ..evaluation._judge import judge
 from ..io._files import write_atomically
+from ..io._published import LAYOUTS
+from ..io._published._load import Published, load_published
 from ..io._terminal import echo
 from ._images import (
     check_writable,
     echo_paths,
     evaluation_key,
+    is_ours,
     load_split,
     read_set,
     say_networks,
@@ -33,6 +38,7 @@ from ._options import (
     Width,
 )
 
+PREPROCESSING = {"standardize": standardize, "zca": zca}
 _EPOCHS: int = inspect.signature(judge).parameters["epochs"].default
 
 
@@ -42,11 +48,34 @@ class JudgeOptions:
 
     set_: Annotated[
         Path,
-        Argument(metavar="SET", help="A distilled set: a result's file or an export's folder."),
+        Argument(
+            metavar="SET",
+            help="A distilled set: a result's file, an export's folder, or another project's set.",
+        ),
     ]
     data: Annotated[
         str | None,
         Option(help="Data set of both splits.", show_default="the one that was distilled"),
+    ] = None
+    preprocess: Annotated[
+        str | None,
+        Option(
+            help="What the images of another project went through: "
+            f"{', '.join(PREPROCESSING)}; none if they are pixels.",
+            show_default=False,
+        ),
+    ] = None
+    layout: Annotated[
+        str | None,
+        Option(help=f"Of another project: {', '.join(LAYOUTS)}.", show_default="by file name"),
+    ] = None
+    flip: Annotated[
+        bool | None,
+        Option(
+            "--flip/--no-flip",
+            help="Whether another project's set is mirrored.",
+            show_default="by layout",
+        ),
     ] = None
     networks: Networks = NUM_NETWORKS
     steps: EvaluationSteps = None
@@ -68,9 +97,25 @@ class JudgeOptions:
     quiet: Quiet = False
 
 
+def _published(asked: JudgeOptions) -> Published:
+    """A set of another project, in the space of its images, with the classes of the data."""
+    if asked.data is None:
+        raise ArgumentError("data", "is missing: name the data that the set was distilled from.")
+    if asked.preprocess is not None:
+        check_known("preprocess", asked.preprocess, PREPROCESSING)
+    train = load_split(asked.data, "train", asked.directory)
+    fit = PREPROCESSING.get(asked.preprocess or "")
+    given = {"layout": asked.layout, "flip": asked.flip, "preprocess": fit and fit(train)}
+    found = load_published(asked.set_, num_classes=train.num_classes, **given)
+    if found.class_names == tuple(map(str, range(train.num_classes))):
+        found = dataclasses.replace(found, class_names=train.class_names)
+    return found
+
+
 def judge_command(asked: JudgeOptions) -> None:
     """Judge a distilled set against real images, and compute the scores of benchmarks."""
-    found = read_set(asked.set_)
+    ours = is_ours(asked.set_)
+    found = read_set(asked.set_) if ours else _published(asked)
     data, split, test = test_images(found, asked.data, None, asked.directory)
     if test is None or split != "test" or user_path(data).is_file():
         raise ValueError(f"{data} has no train and test split: name a set of both with --data.")
