@@ -1,7 +1,7 @@
-"""The tables of `docs/results.md`, written from the raw results.
+"""The tables of the pages of results, written from the raw results.
 
     python benchmarks/tables.py             # writes them
-    python benchmarks/tables.py --check     # fails if the page differs
+    python benchmarks/tables.py --check     # fails if a page differs
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
 """
@@ -19,7 +19,7 @@ from rcig_eqx.reproduce import ROWS
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "results.md"
+PAGES = [ROOT / "docs" / f"{name}.md" for name in ("results", "storage")]
 NAMES = {
     "default": "default: head only for 1,000 steps, then exact",
     "frepo_platt": "head only (FRePo with `platt_loss`)",
@@ -118,6 +118,16 @@ def methods() -> str:
     for size, budget in sizes.items():
         head += [f"{size} per class, {budget // 60} min", "networks (sets)", "paper, width 128"]
     return markdown(head, rows)
+
+
+def gallery() -> str:
+    """Accuracy of the set of the second figure, and of as many random real images."""
+    line = lines("gallery")[0]
+    rows = []
+    for name, key in {"distilled": "average", "random real": "random_real"}.items():
+        found = [100 * accuracy for accuracy in line[key]]
+        rows.append([name, summary(found), str(len(found))])
+    return markdown(["training images", "accuracy on the bundled test images, %", "networks"], rows)
 
 
 def step() -> str:
@@ -235,6 +245,7 @@ def bilevel() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "gallery": gallery,
     "methods": methods,
     "step": step,
     "paper": paper,
@@ -252,12 +263,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing")
     args = parser.parse_args()
-    page = PAGE.read_text()
-    wanted = filled(page)
-    if not args.check:
-        PAGE.write_text(wanted)
-    elif page != wanted:
-        sys.exit(f"{PAGE} is not what the raw results give: run python benchmarks/tables.py")
+    for path in PAGES:
+        page = path.read_text()
+        wanted = filled(page)
+        if not args.check:
+            path.write_text(wanted)
+        elif page != wanted:
+            sys.exit(f"{path} is not what the raw results give: run python benchmarks/tables.py")
 
 
 if __name__ == "__main__":
