@@ -141,7 +141,7 @@ def optimistix_functions(inner, outer, parameters):
         descent = optx.GradientDescent(0.0, rtol=1e-3, atol=1e-3)
 
         def loss(psi):
-            found = optx.minimize(
+            found = optx.minimise(
                 inner,
                 descent,
                 theta,

@@ -237,7 +237,7 @@ def bilevel() -> str:
                 f"{low:.3f} to {high:.3f}",
                 f"{big[0]['seconds']:.1f}" if big else "failed",
                 f"{line['vectors']:.1f}",
-                "" if off is None else f"{off:.1e}",
+                f"{off:.1e}" if off else "",
             ]
         )
     head = ["solver", "1e5 parameters: s", "quartiles", "1e7 parameters: s"]
