@@ -326,6 +326,22 @@ def test_networks_that_have_not_converged_are_told(result, steps):
     assert f"Final training loss {parts[0].losses.mean():.3g}, on random images" in str(report)
 
 
+def test_the_rate_goes_by_the_size_of_the_set(tmp_path):
+    """The paper's for up to 100 images; ten times as much above, in an export's card too."""
+    few, many = TRAIN.subset(np.arange(99) % 60), TRAIN.subset(np.arange(102) % 60)
+    brief = {k: v for k, v in BRIEF.items() if k != "learning_rate"} | {"steps": 1}
+    for size, start, peak in ((33, few, 1e-4), (34, many, 1e-3)):
+        start = Dataset(start.images, np.arange(len(start)) // size, start.class_names)
+        made = distill(
+            start, images_per_class=size, key=jr.key(0), method=frepo(), model=NETWORK,
+            batch_size=16, steps=1, progress=False,
+        )  # fmt: skip
+        report = evaluate(made, TEST, key=jr.key(1), baseline=False, **brief)
+        assert report.training["learning_rate"]["peak"] == peak
+        card = json.loads((export(made, tmp_path / str(size)) / "card.json").read_text())
+        assert card["training"]["learning_rate"]["peak"] == peak
+
+
 def test_the_final_loss_is_that_of_training(result):
     """With one step it is the loss of a fresh network."""
     report: Any = evaluate(result, TEST, key=jr.key(1), **BRIEF | {"steps": 1, "num_networks": 1})

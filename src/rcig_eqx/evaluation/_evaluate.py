@@ -47,7 +47,7 @@ def evaluate(
     model: MakeModel | None = None,
     num_networks: int = 5,
     steps: int | None = None,
-    learning_rate: float = 1e-4,
+    learning_rate: float | None = None,
     batch_size: int = 256,
     labels: Literal["learned", "hard"] = "learned",
     loss: InnerLoss | None = None,
@@ -76,9 +76,9 @@ def evaluate(
       distilled with, its normalization included, with ReLU; where that is not known, or it is one
       of your own, the paper's `ConvNet`.
     - `num_networks`: fresh networks, one random seed each.
-    - `steps`, `learning_rate`, `batch_size`: of Adam, as in
-      `train_network`; 1000 steps for up to ten distilled images and
-      2000 above if `None`.
+    - `steps`, `learning_rate`, `batch_size`: of Adam, as in `train_network`. If `None`, 1000 steps
+      for up to ten distilled images and 2000 above, and a rate of 1e-4 for up to 100 and 1e-3
+      above. The paper has 1e-4 for all, with which larger sets are not learned in 2000 steps.
     - `labels`: `"learned"` ones as they are, or `"hard"`, the class each of them ranks first.
     - `loss`: what the networks minimize, a function `(predictions, labels) -> scalar` of a batch;
       if `None` the paper's mean-squared error, and cross-entropy on hard labels.
@@ -103,7 +103,7 @@ def evaluate(
     )
     check_key(key)
     check_known("labels", labels, ("learned", "hard"))
-    if not learning_rate > 0:
+    if learning_rate is not None and not learning_rate > 0:
         raise ValueError(f"A learning_rate of {learning_rate} learns nothing: make it positive.")
     loss = loss or (mean_squared if labels == "learned" else cross_entropy)
     coreset = distilled.coreset if isinstance(distilled, DistillResult) else distilled
@@ -121,7 +121,8 @@ def evaluate(
     test = in_memory(test)
     assert coreset.preprocess is not None
     images = jnp.asarray(apply_in_chunks(coreset.preprocess, test.images))
-    training = Training(steps, learning_rate, batch_size, loss, augmentation)
+    rate = learning_rate or default_learning_rate(len(coreset.images))
+    training = Training(steps, rate, batch_size, loss, augmentation)
     keys, known = jr.split(key, num_networks), names or test.class_names
     trial = Trial(model, training, images, numbers[test.labels], known, keys, at_once, measures)
     kinds = [[coreset], draws] if draws else [[coreset]]
@@ -266,6 +267,11 @@ def check_fit(
             f"{test.image_shape}: evaluate on the data set that was distilled."
         )
     return match_classes(test, names, coreset.num_classes)
+
+
+def default_learning_rate(num_distilled: int) -> float:
+    """Peak learning rate of an evaluation: the paper's 1e-4 for up to 100 images, else 1e-3."""
+    return 1e-4 if num_distilled <= 100 else 1e-3
 
 
 def default_steps(num_distilled: int) -> int:

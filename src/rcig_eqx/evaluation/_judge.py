@@ -25,6 +25,7 @@ from ._evaluate import (
     Images,
     check_fit,
     check_training,
+    default_learning_rate,
     default_steps,
     fresh_network,
     in_memory,
@@ -78,7 +79,7 @@ def judge(
     full: bool | float = True,
     epochs: int = 10,
     steps: int | None = None,
-    learning_rate: float = 1e-4,
+    learning_rate: float | None = None,
     batch_size: int = 256,
     augment: bool | str | Augmentation | None = None,
     attacked: int = 1000,
@@ -117,7 +118,8 @@ def judge(
     """
     check_key(key)
     check_counts(num_networks=num_networks, epochs=epochs, batch_size=batch_size)
-    check_number("learning_rate", learning_rate, lambda x: x > 0, "positive")
+    if learning_rate is not None:
+        check_number("learning_rate", learning_rate, lambda x: x > 0, "positive")
     check_number("attacked", attacked, lambda x: x in range(2**63), "a whole number of at least 0")
     whole = full is True
     if not isinstance(full, bool):
@@ -125,6 +127,7 @@ def judge(
     coreset: Any = getattr(distilled, "coreset", distilled)
     check_coreset(coreset, "distilled")
     steps = default_steps(len(coreset.images)) if steps is None else steps
+    rate = learning_rate or default_learning_rate(len(coreset.images))
     recipe = getattr(distilled, "recipe", None) or {}
     bits = recipe.get("bits_per_class") if bits_per_class is None else bits_per_class
     check_counts(steps=steps, bits_per_class=1 if bits is None else bits)
@@ -134,7 +137,7 @@ def judge(
     check_model(model, coreset)
     shape = coreset.images.shape[1:]
     augmentation = as_augmentation(len(shape) == 3 if augment is None else augment, shape)
-    plain = Training(steps, learning_rate, batch_size, mean_squared, None)
+    plain = Training(steps, rate, batch_size, mean_squared, None)
     train = _training_images(coreset, train, names, whole, num_networks * _most(coreset, bits))
     kinds = _kinds(coreset, train, plain, bits, num_networks, key)
     kinds += [_all_of(coreset, train, epochs)] * whole

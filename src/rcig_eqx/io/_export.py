@@ -18,7 +18,7 @@ from .._coreset import check_coreset
 from .._describe import versions
 from ..data import to_state
 from ..data._paths import user_path
-from ..evaluation._evaluate import default_steps, fresh_network
+from ..evaluation._evaluate import default_learning_rate, default_steps, fresh_network
 from ..evaluation._report import Evaluation
 from ..evaluation._train_network import training_recipe
 from ..parameterizations import _read
@@ -273,8 +273,9 @@ def _card(
     if evaluation:
         training = evaluation.training
     else:
-        steps = default_steps(len(coreset.images))
-        training = training_recipe(fresh_network(result), steps=steps)
+        count = len(coreset.images)
+        usual: Any = {"steps": default_steps(count), "learning_rate": default_learning_rate(count)}
+        training = training_recipe(fresh_network(result), **usual)
     layout, pixels = "n, then the shape of one input", "values as they are"
     if has_pictures(coreset):
         layout, pixels = "n h w c", "in [0, 1]: uint8 values / 255, n h w c"
