@@ -8,6 +8,7 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
 
 import argparse
 import json
+import math
 import pathlib
 import re
 import statistics
@@ -130,6 +131,45 @@ def gallery() -> str:
     return markdown(["training images", "accuracy on the bundled test images, %", "networks"], rows)
 
 
+PLAIN = {  # data set and budget: the file of plain images distilled for ten minutes
+    ("fashion_mnist", 1): "worth",
+    ("mnist", 1): "worth-mnist",
+    ("cifar10", 1): "worth-cifar10",
+    ("fashion_mnist", 10): "worth-10ipc",
+}
+
+
+def stored_as(line: Line) -> str:
+    """Resolution and bits of a line of `storage.py`."""
+    side = 28 if "mnist" in line["dataset"] else 32
+    small = math.ceil(side / line["factor"])
+    return f"{small}×{small}, {line['bits']} bits"
+
+
+def storage() -> str:
+    """Accuracy in one storage budget, of plain images and of more in fewer pixels and bits."""
+    found = [
+        x | {"dataset": pathlib.Path(x["dataset"]).name}
+        for x in lines("storage")
+        if x["pool_batch"] == 64
+    ]
+    rows = []
+    for (dataset, budget), file in PLAIN.items():
+        here = only(found, dataset=dataset, budget=budget)
+        if not here:
+            continue
+        plain = only(lines(file), method="default", budget=600, rate=None)
+        title = f"`{dataset}`, {here[0]['budget_bits']:,}"
+        values = accuracies(plain)
+        rows.append([title, "float32", str(budget), summary(values), str(len(values))])
+        for line in sorted(here, key=lambda x: (x["factor"], -x["bits"], x["seed"])):
+            values = [100 * accuracy for accuracy in line["accuracies"]]
+            count, kind = str(line["images_per_class"]), stored_as(line)
+            rows.append([title, kind, count, summary(values), str(len(values))])
+    head = ["data, bits per class", "stored", "images per class", "accuracy, %", "networks"]
+    return markdown(head, rows)
+
+
 def step() -> str:
     """Time, memory and exactness of a step."""
     names = {
@@ -247,6 +287,7 @@ def bilevel() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "gallery": gallery,
     "methods": methods,
+    "storage": storage,
     "step": step,
     "paper": paper,
     "bilevel": bilevel,

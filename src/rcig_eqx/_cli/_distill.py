@@ -42,6 +42,7 @@ from ._images import (
     load_split,
     load_test,
     say_networks,
+    say_stored,
     shown_name,
     write_report,
 )
@@ -342,7 +343,7 @@ def _evaluated(
 ) -> Path:
     """The file of the result's evaluation, which is printed."""
     fresh = say_networks(fresh_network(result), asked.networks)
-    asked.say(f"Evaluating on {len(test):,} test images with {fresh}.")
+    asked.say(f"Evaluating {say_stored(result)} on {len(test):,} test images with {fresh}.")
     try:
         report = evaluate(
             result,

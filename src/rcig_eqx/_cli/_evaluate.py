@@ -18,6 +18,7 @@ from ._images import (
     evaluation_key,
     read_report,
     say_networks,
+    say_stored,
     test_images,
     write_report,
 )
@@ -96,7 +97,7 @@ def evaluate_command(asked: EvaluateOptions) -> None:
     )
     if not asked.quiet:
         fresh = say_networks(model, asked.networks)
-        echo(f"Evaluating on {len(test):,} images of {data} with {fresh}.")
+        echo(f"Evaluating {say_stored(result)} on {len(test):,} images of {data} with {fresh}.")
     report = evaluate(
         result,
         test,
@@ -174,7 +175,7 @@ def _measured(asked: ExportOptions, result: DistillResult) -> Evaluation | None:
         return None
     if not asked.quiet:
         fresh = say_networks(fresh_network(result), asked.networks)
-        echo(f"Evaluating on {len(test):,} images of {data} with {fresh}.")
+        echo(f"Evaluating {say_stored(result)} on {len(test):,} images of {data} with {fresh}.")
     return evaluate(
         result,
         test,

@@ -33,6 +33,12 @@ def is_ours(path: Path) -> bool:
     return (place / CARD).exists() if place.is_dir() else place.suffix == ".safetensors"
 
 
+def say_stored(result: DistillResult | Export) -> str:
+    """What the set takes, if its recipe says so."""
+    bits = result.recipe.get("bits_per_class")
+    return f"{bits:,} bits per class" if bits else "the set"
+
+
 def say_networks(make_model: MakeModel, networks: int) -> str:
     """How many networks of which kind."""
     kind = describe_model(make_model)

@@ -25,13 +25,14 @@ card = json.load(open("card.json"))
 images, labels = load(".")  # NumPy arrays; torch.from_numpy(images.copy()) takes them"""
 
 
-def _stored(storage: dict[str, Any] | None) -> str:
-    """The bits of a packed set."""
-    if storage is None:
+def _stored(card: dict[str, Any]) -> str:
+    """The bits of a set, which a packed one is exported in."""
+    known = card.get("storage") or card["distillation"]
+    if "bits_per_class" not in known:  # of an earlier version
         return ""
     return (
-        f"Images, labels and what decodes them take {storage['bits_per_class']:,} bits per class, "
-        f"{storage['bits']:,} in all.\n\n"
+        f"Images, labels and what decodes them take {known['bits_per_class']:,} bits per class, "
+        f"{known['bits']:,} in all.\n\n"
     )
 
 
@@ -52,7 +53,7 @@ def readme(title: str, card: dict[str, Any]) -> str:
             f"what images {form} and labels [n classes] are decoded from, and the arrays of the\n"
             "preprocessing. `read.py` decodes them, by NumPy alone."
         )
-    stored = _stored(card.get("storage"))
+    stored = _stored(card)
     picture = "Pictures of them could not be drawn." if is_images else "They are no images."
     picture = f"![The distilled images]({GRID})" if card["pictures"] else picture
     return f"""# Distilled {_escaped(title)}
