@@ -170,6 +170,42 @@ def storage() -> str:
     return markdown(head, rows)
 
 
+def field() -> str:
+    """Accuracies that papers report at equal storage, and ours."""
+    published, budgets = lines("published-storage"), (1, 10, 50)
+    datasets = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+    rows = []
+    for method in dict.fromkeys(line["method"] for line in published):
+        each = only(published, method=method)
+        first = each[0]
+        link = f"[{method}]({first['source']})" if first["source"].startswith("http") else method
+        row = [f"{link} ({first['year']})" if first["year"] else link, first["stored"]]
+        for dataset in datasets:
+            at = {line["budget"]: line["accuracy"] for line in only(each, dataset=dataset)}
+            row.append(" / ".join(str(at.get(budget, "–")) for budget in budgets) if at else "–")
+        rows.append(row)
+    row = ["rcig_eqx †", "fewer pixels and bits"]
+    for dataset in datasets:
+        at = {budget: best_stored(dataset, budget) for budget in budgets}
+        shown = [f"{statistics.mean(values):.1f}" if values else "–" for values in at.values()]
+        row.append(" / ".join(shown) if any(at.values()) else "–")
+    rows.append(row)
+    for dataset in datasets:
+        full = one(lines("published"), dataset=dataset)["accuracy"]["mean"]
+        datasets[dataset] += f" (all data: {full})"
+    return markdown(["method", "stored", *(f"{name}, %" for name in datasets.values())], rows)
+
+
+def best_stored(dataset: str, budget: int) -> list[float]:
+    """The networks' accuracies of the most accurate stored set of a budget."""
+    found = [
+        [100 * accuracy for accuracy in line["accuracies"]]
+        for line in only(lines("storage"), budget=budget)
+        if pathlib.Path(line["dataset"]).name == dataset
+    ]
+    return max(found, key=statistics.mean, default=[])
+
+
 def step() -> str:
     """Time, memory and exactness of a step."""
     names = {
@@ -288,6 +324,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gallery": gallery,
     "methods": methods,
     "storage": storage,
+    "field": field,
     "step": step,
     "paper": paper,
     "bilevel": bilevel,

@@ -124,7 +124,12 @@ def test_evaluate_repeats_what_distill_measured(out, folder, capsys, tmp_path):
     assert run("evaluate", *few, "--data", folder) == 0
     assert json.loads(json_.read_text()) == json.loads((out / "evaluation.json").read_text())
     text = capsys.readouterr().out
-    for part in ("bits per class on 20 images of", "distilled set", "random real", f"Wrote {json_}"):
+    for part in (
+        "bits per class on 20 images of",
+        "distilled set",
+        "random real",
+        f"Wrote {json_}",
+    ):
         assert part in text
 
 
