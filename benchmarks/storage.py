@@ -74,7 +74,7 @@ def main():
     stored = parameterization(args)
     plain = P.plain()
     budget = -(-bits_of(plain, args.budget, shape, classes) // classes)
-    count = images_that_fit(stored, budget, shape, classes)
+    count = images_that_fit(stored, budget, shape, classes, at_most=len(train))
     taken = bits_of(stored, count, shape, classes) / classes
     model = convnet_for(shape, classes, width=args.width)
     method = methods.METHODS[args.method]() if args.method != "default" else None

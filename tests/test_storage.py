@@ -69,7 +69,7 @@ STORED = {
 @pytest.mark.parametrize("budget", [25_408, 100_000])
 def test_one_more_image_would_not_fit(name, budget):
     stored = STORED[name]
-    count = images_that_fit(stored, budget, GRAY, 10)
+    count = images_that_fit(stored, budget, GRAY, 10, at_most=1000)
     assert count >= 1
     assert bits_of(stored, count, GRAY, 10) <= 10 * budget
     assert bits_of(stored, count + 1, GRAY, 10) > 10 * budget
@@ -88,7 +88,11 @@ def test_a_run_keeps_to_its_budget_and_says_so(train, capsys):
 def test_a_parameterization_of_ones_own_is_kept(train):
     own = compose(Downsampled(4), Quantized(8))
     result = distill(train, storage=Bits(4_000), recipe=Recipe(parameterization=own))
-    assert result.recipe["images_per_class"] == images_that_fit(own, 4_000, GRAY, 10) == 5
+    assert (
+        result.recipe["images_per_class"]
+        == images_that_fit(own, 4_000, GRAY, 10, at_most=1000)
+        == 5
+    )
     assert "Downsampled(4)" in result.recipe["storage"]
 
 
@@ -106,6 +110,23 @@ def test_a_set_on_disk_is_looked_at_again_for_a_larger_one(train, tmp_path):
     result = distill(data.ImageFolder(tmp_path), storage=Bits(25_408))
     assert result.recipe["images_per_class"] > 1
     assert result.recipe["bits_per_class"] <= 25_408
+
+
+def test_a_basis_larger_than_one_image_per_class_fits(train):
+    """Of 10 images there is no basis of 32; of more, that fit as well, there is."""
+    own = Recipe(parameterization=compose(SharedBasis(32), Quantized(8), LabelBits(8)))
+    result = distill(train, storage=Bits(60_000), recipe=own)
+    assert result.recipe["images_per_class"] >= 4
+    assert result.recipe["bits_per_class"] <= 60_000
+    with pytest.raises(ValueError, match="rank is 32"):
+        distill(train, storage=Bits(6_000), recipe=own)
+
+
+def test_a_class_without_images_is_named(train):
+    images, labels = train.images[:300], train.labels[:300]
+    gone = data.Dataset(images[labels != 3], labels[labels != 3], train.class_names)
+    with pytest.raises(ValueError, match="Dress"):
+        distill(gone, storage="1 image per class", batch_size=16)
 
 
 def test_too_small_a_budget_says_what_one_image_takes(train):

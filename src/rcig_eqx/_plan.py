@@ -36,7 +36,7 @@ from .models import MakeModel
 from .models._architectures import default_network
 from .models._check import check_model, describe_model
 from .parameterizations import Bits, check_parameterization
-from .parameterizations._budget import bits_allowed, spend
+from .parameterizations._budget import bits_allowed, check_storage, spend
 from .run._checkpoint import CheckpointFolder, Checkpoints
 from .run._devices import (
     check_agreement,
@@ -177,25 +177,23 @@ def resolve(asked: Asked) -> Plan:
 def _size(asked: Asked, train: Any, recipe: Recipe, seed: int) -> tuple[Dataset, Recipe, int]:
     """What is in memory of the training set, how a budget is stored, and the images per class."""
 
-    def seen(at_least: int) -> Dataset:
-        if isinstance(train, Dataset):
-            return train
-        return sample(train, 10_000, at_least=at_least, seed=seed)
-
-    some = seen(asked.images_per_class or 1)
-    if some.num_classes < 2:
+    known, count = train, asked.images_per_class
+    if not isinstance(train, Dataset | AbstractImages):
+        known = sample(train, 10_000, at_least=1, seed=seed)
+    if known.num_classes < 2:
         raise ArgumentError("train", "has one class: pass two or more, to tell apart.")
-    if asked.storage is None:
-        return some, recipe, int(asked.images_per_class or 1)
-    labels = train.labels if isinstance(train, AbstractImages) else some.labels
-    smallest = int(np.bincount(labels, minlength=some.num_classes).min())
-    shape, given = some.image_shape, recipe.parameterization
-    stored, count = spend(asked.storage, given, shape, some.num_classes, smallest)
-    few = recipe.pool.batch_size or _STORED_POOL_BATCH
-    pool = dataclasses.replace(recipe.pool, batch_size=few)
-    method = recipe.method or frepo(outer_loss=platt_loss)
-    recipe = dataclasses.replace(recipe, parameterization=stored, pool=pool, method=method)
-    return seen(count), recipe, count
+    if asked.storage is not None:
+        smallest = min(int(np.sum(known.labels == c)) for c in range(known.num_classes))
+        shape, given = known.image_shape, recipe.parameterization
+        stored, count = spend(asked.storage, given, shape, known.num_classes, smallest)
+        few = recipe.pool.batch_size or _STORED_POOL_BATCH
+        pool = dataclasses.replace(recipe.pool, batch_size=few)
+        method = recipe.method or frepo(outer_loss=platt_loss)
+        recipe = dataclasses.replace(recipe, parameterization=stored, pool=pool, method=method)
+    count = int(count or 1)
+    if isinstance(known, AbstractImages):
+        known = sample(train, 10_000, at_least=count, seed=seed)
+    return known, recipe, count
 
 
 def _check_kinds(asked: Asked) -> None:
@@ -216,6 +214,8 @@ def _check_kinds(asked: Asked) -> None:
         raise ArgumentError(
             "images_per_class", f"{both}: pass one of images_per_class and storage."
         )
+    if asked.storage is not None:
+        check_storage(asked.storage)
     counts = {"images_per_class": asked.images_per_class, "steps": asked.steps}
     check_counts(**{name: count for name, count in counts.items() if count is not None})
     check_key(asked.key)

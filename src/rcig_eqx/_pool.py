@@ -37,11 +37,11 @@ class PoolSchedule(eqx.Module):
     - `learning_rate`: Adam's, on the mean-squared error of the current distilled set, with the
       network's own (not linearized) dynamics. The authors' code has 5e-5; the default's networks
       learn more features within their 100 steps, and the distilled sets are better for it.
-    - `batch_size`: random distilled images, mirrored ones counted, of each of these training steps.
-      `None`: all of them, as in the paper.
     - `networks_per_step`: different networks that a step's hypergradient is averaged over, each
       visited afterwards. The paper's is one. Several are worked on side by side, on several
       devices where `distill` has them, and take as much more memory where it has not.
+    - `batch_size`: random distilled images, mirrored ones counted, of each of these training steps.
+      `None`: all of them, as in the paper.
     """
 
     size: int = 30
@@ -49,8 +49,8 @@ class PoolSchedule(eqx.Module):
     min_visit: int = 1
     max_visit: int = 3
     learning_rate: float = 3e-4
-    batch_size: int | None = None
     networks_per_step: int = 1
+    batch_size: int | None = None
 
     def __check_init__(self) -> None:
         check_counts(size=self.size, max_steps=self.max_steps)
@@ -190,7 +190,9 @@ def visit(
     def one(member: Member, key: PRNGKeyArray) -> Member:
         steps_key, fresh_key = jr.split(key)
         steps = jr.randint(steps_key, (), schedule.min_visit, schedule.max_visit + 1, jnp.int32)
-        member = train_member(member, inputs, labels, steps, schedule, key=jr.fold_in(steps_key, 1))
+        member = train_member(
+            member, inputs, labels, steps, schedule, key=jr.fold_in(steps_key, 2**31)
+        )
         fresh = new_member(make_model, schedule, key=fresh_key)
         old = member.age >= schedule.max_steps
         return jax.tree.map(

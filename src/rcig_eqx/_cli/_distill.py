@@ -30,6 +30,7 @@ from ..methods import METHODS
 from ..models import MakeModel, network_for
 from ..models._architectures import default_architecture
 from ..parameterizations import PARAMETERIZATIONS
+from ..parameterizations._budget import check_storage
 from ..run._checkpoint import Checkpoints
 from ..run._devices import first_devices
 from ..run._loggers import LOGGERS
@@ -204,6 +205,8 @@ class DistillOptions:
 @releasing()
 def distill_command(asked: DistillOptions) -> None:
     """Distill a data set, and compare the result with as many random real images."""
+    if asked.storage is not None:
+        check_storage(asked.storage)
     check_writable(asked.folder)
     hold(asked.folder)
     _check_free(asked)

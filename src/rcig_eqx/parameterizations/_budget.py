@@ -1,5 +1,6 @@
 """A storage budget, and what fits into it."""
 
+import bisect
 import dataclasses
 import math
 import re
@@ -16,7 +17,7 @@ from ._compose import Composition, compose
 from ._downsampled import Downsampled
 from ._label_bits import LabelBits
 from ._parameterization import AbstractParameterization
-from ._plain import Plain
+from ._plain import plain
 from ._quantized import Quantized
 
 
@@ -42,20 +43,19 @@ def images_that_fit(
     bits_per_class: int,
     shape: tuple[int, ...],
     num_classes: int,
+    *,
+    at_most: int,
 ) -> int:
-    """The most images per class that take no more bits than this per class; 0 if none fits."""
+    """The most images per class, up to a number, that take no more bits per class; 0 if none do."""
 
-    def fits(images_per_class: int) -> bool:
-        taken = bits_of(parameterization, images_per_class, shape, num_classes)
-        return taken <= bits_per_class * num_classes
+    def too_many(images_per_class: int) -> bool:
+        try:
+            taken = bits_of(parameterization, images_per_class, shape, num_classes)
+        except ValueError:  # too few for this parameterization, such as for a larger basis
+            return False
+        return taken > bits_per_class * num_classes
 
-    low, high = 0, 1
-    while fits(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    return bisect.bisect_left(range(1, at_most + 1), True, key=too_many)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,23 +71,28 @@ class Bits:
         check_counts(per_class=self.per_class)
 
 
-_SAID = re.compile(r"([\d,_]+) (bits?|images?) per class")
+_SAID = re.compile(r"([\d,_]*\d) (bit|image)s? per class")
 
 
-def bits_allowed(storage: str | Bits, shape: tuple[int, ...], num_classes: int) -> int:
-    """Bits per class of a budget: `"25,408 bits per class"`, or as many float32 images with their
-    labels as in `"1 image per class"`. Raises `ValueError` for what states none."""
+def check_storage(storage: str | Bits) -> tuple[int, str]:
+    """A number and what it counts, bits or images. `ValueError` for what states no budget."""
     if isinstance(storage, Bits):
-        return storage.per_class
-    said = _SAID.fullmatch(storage.strip()) if isinstance(storage, str) else None
-    count = int(re.sub("[,_]", "", said[1]) or 0) if said else 0
+        return storage.per_class, "bit"
+    said = _SAID.fullmatch(storage.strip())
+    count = int(re.sub("[,_]", "", said[1])) if said else 0
     if said is None or count < 1:
         raise ArgumentError(
             "storage",
             f'is {storage!r}: pass "1 image per class", "25408 bits per class" or Bits(25408).',
         )
-    each = 32 * (math.prod(shape) + num_classes) if said[2].startswith("image") else 1
-    return count * each
+    return count, said[2]
+
+
+def bits_allowed(storage: str | Bits, shape: tuple[int, ...], num_classes: int) -> int:
+    """Bits per class of a budget: `"25,408 bits per class"`, or as many float32 images with their
+    labels as in `"1 image per class"`. Raises `ValueError` for what states none."""
+    count, unit = check_storage(storage)
+    return count * (32 * (math.prod(shape) + num_classes) if unit == "image" else 1)
 
 
 def usual(shape: tuple[int, ...], num_classes: int) -> Composition:
@@ -108,14 +113,16 @@ def spend(
 
     One of your own is kept; in place of plain images comes the usual one. `available` is how many
     real images the smallest class has, which are never exceeded. Raises `ValueError` for a budget
-    that holds no image.
+    that holds no image, or too few for the parameterization.
     """
     bits = bits_allowed(storage, shape, num_classes)
-    stored = usual(shape, num_classes) if isinstance(given, Plain) else given
-    count = images_that_fit(stored, bits, shape, num_classes)
+    stored = usual(shape, num_classes) if given == plain() else given
+    most = max(1, available)  # of a class without images is told where a start is drawn
+    count = images_that_fit(stored, bits, shape, num_classes, at_most=most)
+    least = bits_of(stored, max(1, count), shape, num_classes)  # complains of too few to encode
     if count < 1:
-        least = -(-bits_of(stored, 1, shape, num_classes) // num_classes)
+        least = -(-least // num_classes)
         raise ArgumentError(
             "storage", f"is {bits:,} bits per class, and one image takes {least:,}: pass more."
         )
-    return stored, min(count, available)
+    return stored, count
