@@ -192,7 +192,7 @@ def _size(asked: Asked, train: Any, recipe: Recipe, seed: int) -> tuple[Dataset,
         recipe = dataclasses.replace(recipe, parameterization=stored, pool=pool, method=method)
     count = int(count or 1)
     if isinstance(known, AbstractImages):
-        known = sample(train, 10_000, at_least=count, seed=seed)
+        known = sample(known, 10_000, at_least=count, seed=seed)
     return known, recipe, count
 
 
