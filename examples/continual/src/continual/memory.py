@@ -48,7 +48,7 @@ class NewImages(AbstractParameterization):
         return Coreset(images, self.start.labels, self.start.log_temperature)
 
 
-def empty(image_shape: tuple[int, int, int], preprocess: AbstractPreprocess) -> Memory:
+def empty(image_shape: tuple[int, ...], preprocess: AbstractPreprocess) -> Memory:
     """A memory before the first task."""
     return Memory(jnp.zeros((0, *image_shape)), 0, preprocess)
 
