@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import io
 import json
@@ -36,6 +37,7 @@ from rcig_eqx import (
     platt_loss,
     run as rcig_run,
 )
+from rcig_eqx._cli import _judge
 from rcig_eqx.reproduce import _command
 from rcig_eqx.reproduce._report import Report
 from rcig_eqx.reproduce._rows import TABLE_2
@@ -173,6 +175,36 @@ def test_judge_takes_the_set_of_another_project(folder, capsys, tmp_path):
     content = json.loads((tmp_path / "j.json").read_text())
     assert content["protocol"]["training"]["mirrored"]
     assert content["rows"][0]["images_per_class"] == 2
+
+
+def test_judge_takes_pixels_a_rate_and_a_known_accuracy(folder, capsys, tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).uniform(size=(4, 8, 8, 1)).astype(np.float32)
+    np.savez(tmp_path / "set.npz", image=pixels, label=np.repeat([0, 1], 2))
+    loaded = []
+    load = _judge.load_split
+    monkeypatch.setattr(_judge, "load_split", lambda *args: loaded.append(args[1]) or load(*args))
+    few = ["--networks", 1, "--steps", 2, "--width", 2, "--json", tmp_path / "j.json", "--quiet"]
+    told = ["--data", folder, "--pixels", "--learning-rate", 0.003, "--full-accuracy", 0.9]
+    assert run("judge", tmp_path / "set.npz", *told, *few) == 0
+    assert loaded == ["train"]  # once
+    content = json.loads((tmp_path / "j.json").read_text())
+    assert content["protocol"]["training"]["learning_rate"]["peak"] == 0.003
+    rows = {row["trained_on"]: row for row in content["rows"]}
+    assert rows["all training data"]["plain"]["accuracies"] == [0.9]
+
+
+def test_judge_takes_the_constants_and_class_names_of_a_data_set(folder, tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save(torch.zeros(4, 1, 8, 8), tmp_path / "images_best.pt")
+    torch.save(torch.tensor([0, 0, 1, 1]), tmp_path / "labels_best.pt")
+    asked = _judge.JudgeOptions(tmp_path, str(folder), "mnist")
+    found, train = _judge._published(asked)
+    assert found.coreset.preprocess is not None
+    black = found.coreset.preprocess(np.zeros((1, 8, 8, 1), np.float32))
+    assert np.asarray(black) == pytest.approx(-0.1307 / 0.3081)
+    assert found.class_names == train.class_names == ("dark", "bright")
+    with pytest.warns(UserWarning, match="authors of the layout 'mtt' whiten in another way"):
+        _judge._published(dataclasses.replace(asked, preprocess="zca"))
 
 
 def test_judge_needs_both_splits(out, folder, capsys):
@@ -513,6 +545,14 @@ ERRORS = {
         "judge {folder}/train.npz --data {folder} --layout frepo",
         "--preprocess is missing",
     ),
+    "flip of our own": ("judge {result} --data {folder} --no-flip", "--flip is for sets of other"),
+    "layout of our own": ("judge {result} --layout mtt", "--layout is for sets of other projects"),
+    "pixels of our own": ("judge {result} --pixels", "--normalized is for sets of other projects"),
+    "preprocessing of our own": (
+        "judge {result} --preprocess zca",
+        "--preprocess is for sets of other projects: leave it out",
+    ),
+    "no rate": ("judge {result} --data {folder} --learning-rate 0", "--learning-rate is 0.0"),
     "other classes judged": ("judge {result} --data {other}", "'ant'"),
     "no bits": ("judge {result} --data {folder} --bits-per-class 0", "bits-per-class"),
     "other classes evaluated": ("evaluate {result} --data {other}/test.npz", "'ant'"),

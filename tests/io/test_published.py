@@ -8,6 +8,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -242,6 +243,89 @@ def test_numbered_folders_are_in_the_order_of_their_numbers(tmp_path):
     assert np.array_equal(found.coreset.labels.argmax(1), np.repeat(range(11), 2))
 
 
+@pytest.mark.parametrize(
+    ("names", "given", "numbers"),
+    [
+        (NAMES, ("ox", "hen", "dög", "cat"), (3, 2, 0)),
+        (("0", "3", "7"), tuple("abcdefghij"), (0, 3, 7)),
+        (("new000", "new003", "new007"), tuple("abcdefghij"), (0, 3, 7)),
+        (("1", "2", "3"), ("1", "2", "3"), (0, 1, 2)),
+    ],
+)
+def test_folders_find_their_class_by_name_or_number(names, given, numbers, tmp_path):
+    pixels = pictures(tmp_path / "set", names)
+    found = load_published(tmp_path / "set", class_names=given)
+    assert found.class_names == given
+    order = np.argsort(numbers)
+    assert np.array_equal(found.coreset.labels.argmax(1), np.repeat(np.sort(numbers), 2))
+    assert np.array_equal(np.rint(found.coreset.images * 255), pixels[order].reshape(-1, *SHAPE))
+
+
+def test_folders_of_unknown_classes_or_numbers_are_told(tmp_path):
+    pictures(tmp_path / "named", NAMES)
+    with pytest.raises(ValueError, match="class_names lack 'ox': name all classes of the set"):
+        load_published(tmp_path / "named", class_names=("cat", "dög", "cow"))
+    pictures(tmp_path / "numbered", ("0", "3", "7"))
+    with pytest.raises(ValueError, match=r"num_classes .* is None, and labels reach 7: pass"):
+        load_published(tmp_path / "numbered")
+    assert load_published(tmp_path / "numbered", num_classes=10).class_names[7] == "7"
+    pictures(tmp_path / "twice", ("3", "new003"))  # no numbers of classes then
+    assert load_published(tmp_path / "twice").class_names == ("3", "new003")
+
+
+@pytest.mark.parametrize("labels", [HARD, SOFT])
+def test_stored_names_of_any_labels_are_found_among_those_given(labels, tmp_path, monkeypatch):
+    monkeypatch.setattr(LAYOUTS, "_makers", dict(LAYOUTS._makers))
+    monkeypatch.setattr(Npy, "stored", (labels, NAMES))
+    LAYOUTS.register("npy", Npy)
+    np.save(tmp_path / "set.npy", IMAGES)
+    given = ("ox", "cat", "dög")
+    found = load(tmp_path, class_names=given)
+    plain = load(tmp_path)
+    assert (plain.class_names, found.class_names) == (NAMES, given)
+    for image, label in zip(plain.coreset.images, plain.coreset.labels, strict=True):
+        (at,) = np.flatnonzero((found.coreset.images == image).all((1, 2, 3)))
+        assert same(found.coreset.labels[at], np.asarray(label)[[2, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("write", "name", "mean", "std"),
+    [
+        (dc, "cifar10", (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+        (dc, "cifar100", (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
+        (mtt, "cifar100", (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+        (dd_ranking, "tiny_imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ],
+)
+def test_a_data_set_names_the_constants_of_the_authors(write, name, mean, std, tmp_path):
+    found = load_published(write(tmp_path, HARD), preprocess=name, num_classes=CLASSES).coreset
+    assert same(found.images, IMAGES)
+    assert found.preprocess is not None
+    seen = found.preprocess(np.full((1, *SHAPE), 0.5, np.float32))
+    np.testing.assert_allclose(seen[0, 0, 0], (0.5 - np.array(mean)) / std, rtol=1e-5)
+
+
+def test_constants_that_no_authors_take_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="preprocess is 'cifar': did you mean 'cifar10'"):
+        load_published(dc(tmp_path, HARD), preprocess="cifar")
+    with pytest.raises(ValueError, match=r"layout 'frepo' has no constants: pass data\.zca"):
+        load_published(frepo(tmp_path, SOFT), preprocess="cifar10")
+    with pytest.raises(ValueError, match=r"preprocess is missing.*'dc'.*such as \"cifar10\""):
+        load_published(dc(tmp_path, HARD))
+
+
+def test_unwhitened_images_of_mtt_are_pixels_without_bounds(tmp_path):
+    path = mtt(tmp_path, HARD) / "images_zca_0.pt"
+    assert IMAGES.max() + 1 > 1.5
+    found = load_published(path).coreset
+    assert same(found.images, IMAGES + 1)
+    assert isinstance(found.preprocess, Identity)
+    found = load_published(path, preprocess=PREPROCESS).coreset
+    np.testing.assert_allclose(found.images, (IMAGES + 1 - 0.4) / 0.3, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="pass normalized=True"):  # others have bounds
+        load_published(tmp_path / "images_best.pt", normalized=False)
+
+
 def test_pixels_are_preprocessed_here(tmp_path):
     pytest.importorskip("torch")
     pixels = np.abs(first) / 9
@@ -261,7 +345,7 @@ def test_another_experiment_or_iteration_is_read(tmp_path):
     assert same(load(folder / "images_0.pt").coreset.images, IMAGES * 0)
     assert same(load(folder / "images_zca_0.pt").coreset.images, IMAGES + 1)
     (folder / "images_best.pt").unlink()
-    with pytest.raises(ValueError, match="has 2 sets: pass the file of one"):
+    with pytest.raises(ValueError, match="has 2 files of the layout 'mtt': pass the one of"):
         load(folder)
 
 
@@ -389,6 +473,23 @@ def test_an_old_pytorch_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.__version__", "2.9.1")
     with pytest.raises(ImportError, match=r"can run code in PyTorch 2\.9\.1"):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("version", "raised", "said"),
+    [
+        ("14.0.0", ImportError, r'can run code in pyarrow 14\.0\.0: .*"pyarrow>=14\.0\.1"'),
+        ("9.0.0.dev1", ImportError, r"can run code in pyarrow 9\.0\.0"),
+        ("14.0.1", DataError, "is damaged or no set"),
+    ],
+)
+def test_an_old_pyarrow_is_refused(version, raised, said, tmp_path, monkeypatch):
+    for name in ("pyarrow", "pyarrow.parquet"):
+        module = SimpleNamespace(__name__=name, __version__=version)
+        monkeypatch.setitem(sys.modules, name, module)
+    (tmp_path / "set.parquet").write_bytes(b"PAR1")
+    with pytest.raises(raised, match=said):
+        load(tmp_path / "set.parquet")
 
 
 # Hostile files: refused before anything of them runs or is made
@@ -609,6 +710,25 @@ def test_a_hostile_file_is_refused(name, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("told", [None, 20_000])
+def test_labels_of_more_numbers_than_fit_are_refused(told, tmp_path):
+    many = np.arange(20_000)
+    np.savez(tmp_path / "set.npz", image=np.zeros((20_000, 1, 1, 1), np.float32), label=many)
+    with pytest.raises(ValueError, match=r"20,000 images of 20,000 classes are too many"):
+        load_published(tmp_path, preprocess=Identity(), num_classes=told)
+
+
+@pytest.mark.parametrize("name", ["images_best.pt", "labels_best.pt", "lr_best.pt"])
+def test_every_file_of_a_set_is_of_limited_size(name, tmp_path, monkeypatch):
+    folder = datm(tmp_path, SOFT)
+    monkeypatch.setattr("rcig_eqx.io._published._layout.MAX_FILE", 20_000)
+    assert load(folder).learning_rate == pytest.approx(0.02)
+    with (folder / name).open("ab") as file:
+        file.write(b"0" * 20_000)
+    with pytest.raises(DataError, match=f"{name} has more than 20,000 bytes"):
+        load(folder)
+
+
 @pytest.mark.parametrize("rate", [-1.0, float("nan"), float("inf"), 0.0])
 def test_an_impossible_learning_rate_is_refused(rate, tmp_path):
     save(rate, dd_ranking(tmp_path, HARD) / "lr.pt")
@@ -685,6 +805,24 @@ def test_what_is_written_is_read_back_bit_for_bit(layout, kind, tmp_path):
         write_published(coreset, folder, layout=layout)
 
 
+def test_class_numbers_that_are_written_are_read_sorted(tmp_path):
+    needs("mtt")
+    order = np.array([5, 0, 3, 1, 4, 2])
+    arrays = jnp.asarray(IMAGES[order]), jnp.asarray(centered(HARD[order])), jnp.zeros(())
+    found = load(write_published(Coreset(*arrays, PREPROCESS), tmp_path / "set")).coreset
+    assert same(found.images, IMAGES[order][np.argsort(HARD[order], kind="stable")])
+    assert same(found.labels, centered(HARD))
+
+
+def test_shards_are_told_from_a_set(tmp_path):
+    for number in range(2):
+        shard = tmp_path / "data" / f"train-{number:05d}-of-00002.parquet"
+        shard.parent.mkdir(exist_ok=True)
+        shard.touch()
+    with pytest.raises(ValueError, match="has 2 files of the layout 'hf': pass the one of a set"):
+        load(tmp_path)
+
+
 def test_files_are_what_the_authors_read(tmp_path):
     torch = pytest.importorskip("torch")
     written = write_published(a_set(centered(HARD)), tmp_path / "mtt", learning_rate=0.02)
@@ -755,9 +893,10 @@ class Npy(AbstractLayout):
     """A layout of one's own."""
 
     names = r".*\.npy"
+    stored: tuple[Any, ...] = (SOFT,)
 
     def read(self, path):
-        return [StoredSet(np.load(path, allow_pickle=False), SOFT)]
+        return [StoredSet(np.load(path, allow_pickle=False), *self.stored)]
 
 
 def test_a_layout_is_added_in_one_place(tmp_path, monkeypatch):

@@ -2,19 +2,23 @@
 
 import dataclasses
 import inspect
+import warnings
 from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, Option
 
 from .._checks import ArgumentError, check_known
-from ..data import standardize, zca
+from ..data import AbstractImages, Dataset, standardize, zca
 from ..data._paths import user_path
 from ..evaluation._evaluate import fresh_network
 from ..evaluation._judge import judge
 from ..io._files import write_atomically
+from ..io._load_export import Export
 from ..io._published import LAYOUTS
 from ..io._published._load import Published, load_published
+from ..io._published._pytorch import CONSTANTS
+from ..io._result import DistillResult
 from ..io._terminal import echo
 from ._images import (
     check_writable,
@@ -60,14 +64,23 @@ class JudgeOptions:
     preprocess: Annotated[
         str | None,
         Option(
-            help="What the images of another project went through: "
-            f"{', '.join(PREPROCESSING)}; none if they are pixels.",
+            help="What the images of another project went through. zca, and standardize of gray "
+            "images: FRePo, RCIG. A data set, for the mean and standard deviation that the authors "
+            f"of DC, MTT and DD-Ranking take of it: {', '.join(CONSTANTS)}.",
             show_default=False,
         ),
     ] = None
     layout: Annotated[
         str | None,
         Option(help=f"Of another project: {', '.join(LAYOUTS)}.", show_default="by file name"),
+    ] = None
+    normalized: Annotated[
+        bool | None,
+        Option(
+            "--normalized/--pixels",
+            help="Whether another project's images are stored preprocessed.",
+            show_default="by layout",
+        ),
     ] = None
     flip: Annotated[
         bool | None,
@@ -79,6 +92,9 @@ class JudgeOptions:
     ] = None
     networks: Networks = NUM_NETWORKS
     steps: EvaluationSteps = None
+    learning_rate: Annotated[
+        float | None, Option(help="Of the training of each.", show_default="by the set's size")
+    ] = None
     width: Width = None
     bits_per_class: Annotated[
         int | None,
@@ -87,6 +103,15 @@ class JudgeOptions:
     full: Annotated[
         bool, Option("--full/--no-full", help="Train on all of the training data too.")
     ] = True
+    full_accuracy: Annotated[
+        float | None,
+        Option(
+            min=0,
+            max=1,
+            help="The accuracy known of all of the training data, in place of training on it.",
+            show_default=False,
+        ),
+    ] = None
     epochs: Annotated[int, Option(min=1, help="Of the training on all of the data.")] = _EPOCHS
     seed: Seed = 0
     directory: Directory = None
@@ -97,29 +122,47 @@ class JudgeOptions:
     quiet: Quiet = False
 
 
-def _published(asked: JudgeOptions) -> Published:
-    """A set of another project, in the space of its images, with the classes of the data."""
+def _ours(asked: JudgeOptions) -> DistillResult | Export:
+    """A set of this library, whose file says everything."""
+    for name in ("preprocess", "layout", "normalized", "flip"):
+        if getattr(asked, name) is not None:
+            raise ArgumentError(name, "is for sets of other projects: leave it out.")
+    return read_set(asked.set_)
+
+
+def _published(asked: JudgeOptions) -> tuple[Published, Dataset | AbstractImages]:
+    """A set of another project, with the classes of its data, and the training images."""
     if asked.data is None:
         raise ArgumentError("data", "is missing: name the data that the set was distilled from.")
-    if asked.preprocess is not None:
-        check_known("preprocess", asked.preprocess, PREPROCESSING)
+    preprocess = asked.preprocess
+    if preprocess is not None:
+        check_known("preprocess", preprocess, [*PREPROCESSING, *CONSTANTS])
     train = load_split(asked.data, "train", asked.directory)
-    fit = PREPROCESSING.get(asked.preprocess or "")
-    given = {"layout": asked.layout, "flip": asked.flip, "preprocess": fit and fit(train)}
-    found = load_published(asked.set_, num_classes=train.num_classes, **given)
-    if found.class_names == tuple(map(str, range(train.num_classes))):
-        found = dataclasses.replace(found, class_names=train.class_names)
-    return found
+    found = load_published(
+        asked.set_,
+        preprocess=PREPROCESSING[preprocess](train) if preprocess in PREPROCESSING else preprocess,
+        layout=asked.layout,
+        normalized=asked.normalized,
+        flip=asked.flip,
+        class_names=train.class_names,
+    )
+    if preprocess == "zca" and LAYOUTS[found.layout]().constants:
+        warnings.warn(
+            f"The authors of the layout {found.layout!r} whiten in another way. Here, "
+            "--preprocess zca fits no sets but those of write_published.",
+            stacklevel=2,
+        )
+    return found, train
 
 
 def judge_command(asked: JudgeOptions) -> None:
     """Judge a distilled set against real images, and compute the scores of benchmarks."""
-    ours = is_ours(asked.set_)
-    found = read_set(asked.set_) if ours else _published(asked)
+    found, train = (_ours(asked), None) if is_ours(asked.set_) else _published(asked)
     data, split, test = test_images(found, asked.data, None, asked.directory)
     if test is None or split != "test" or user_path(data).is_file():
         raise ValueError(f"{data} has no train and test split: name a set of both with --data.")
-    train = load_split(data, "train", asked.directory)
+    if train is None:
+        train = load_split(data, "train", asked.directory)
     json_, markdown = (path and user_path(path) for path in (asked.json_, asked.markdown))
     for path in filter(None, (json_, markdown)):
         check_writable(path.parent)
@@ -135,9 +178,10 @@ def judge_command(asked: JudgeOptions) -> None:
         num_networks=asked.networks,
         model=model,
         bits_per_class=asked.bits_per_class,
-        full=asked.full,
+        full=asked.full if asked.full_accuracy is None else asked.full_accuracy,
         epochs=asked.epochs,
         steps=asked.steps,
+        learning_rate=asked.learning_rate,
         progress=not asked.quiet,
     )
     for images in ("train", "tested_on"):  # no path outside the present folder

@@ -4,14 +4,15 @@ import abc
 import dataclasses
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Shaped
 
 from ..._checks import ArgumentError
+from .._files import MAX_FILE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,8 @@ class StoredSet:
     - `images`: `[n h w c]`, as they are stored.
     - `labels`: class numbers `[n]`, soft labels `[n classes]`, or `None`: then the images are
       ordered by class, as many of each.
-    - `class_names`: one per class, if they are told.
+    - `class_names`: one per class number, if they are told. `load_published` finds them among those
+      that it is given. Names that are all numbers, as `3`, `00003` or `new003`, are class numbers.
     - `learning_rate`: that of training on the set, if it is told.
     """
 
@@ -35,13 +37,18 @@ class AbstractLayout(abc.ABC):
     """How one family of methods stores its sets. Subclass it and register it in `LAYOUTS`.
 
     - `names`: a regular expression of the names of its files, one per set.
-    - `pixels`: whether its images are stored as pixels in [0, 1], and not preprocessed.
+    - `pixels`: a regular expression of the names of files whose images are not preprocessed, but
+      pixels in [0, 1].
+    - `unbounded`: one of those whose pixels may be any numbers.
+    - `constants`: mean and standard deviation per channel that the authors take, by data set.
     - `mirrored`: whether its RGB sets stand for their mirror images too.
     - `tells_rate`: whether `files` has a place for a learning rate.
     """
 
     names: str = ""
-    pixels: bool = False
+    pixels: str = ""
+    unbounded: str = ""
+    constants: ClassVar[Mapping[str, tuple[Sequence[float], Sequence[float]]]] = {}
     mirrored: bool = False
     tells_rate: bool = False
 
@@ -85,6 +92,25 @@ def part(tree: Any, *names: str) -> Any:
             raise ValueError(f"it has no {'/'.join(names)}")
         tree = tree[name]
     return tree
+
+
+def check_size(file: Path) -> None:
+    """Raise `ValueError` for a file of more bytes than is read."""
+    if file.stat().st_size > MAX_FILE:
+        raise ValueError(f"{file.name} has more than {MAX_FILE:,} bytes")
+
+
+def check_version(called: str, module: Any, oldest: str) -> None:
+    """Raise `ImportError` for a package in which a file can run code: one before `oldest`."""
+    found, least = (
+        tuple(map(int, re.findall(r"\d+", version)[: oldest.count(".") + 1]))
+        for version in (module.__version__, oldest)
+    )
+    if found < least:
+        needed = f"{module.__name__}>={oldest}"
+        raise ImportError(
+            f'A file can run code in {called} {module.__version__}: pip install "{needed}".'
+        )
 
 
 def needed(module: str, package: str) -> Any:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -14,12 +15,15 @@ from jaxtyping import Float, Shaped
 
 from ..._checks import ArgumentError, check_counts, check_flags, check_known
 from ..._coreset import Coreset, centered_labels
-from ...data import AbstractPreprocess, Identity, apply_in_chunks
+from ...data import AbstractPreprocess, Identity, Standardize, apply_in_chunks
 from ...data._names import class_names_of
 from ...data._paths import user_path
-from .._files import MAX_FILE, damage_named
+from .._files import damage_named
 from . import LAYOUTS
-from ._layout import AbstractLayout
+from ._layout import AbstractLayout, check_size
+
+_MOST_LABELS = 2**28  # numbers: 1,000 classes of 268 images
+_NUMBERED = r"(?:new|class)?_?(\d{1,9})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Published:
 def load_published(
     path: str | os.PathLike[str],
     *,
-    preprocess: AbstractPreprocess | None = None,
+    preprocess: AbstractPreprocess | str | None = None,
     layout: str | None = None,
     normalized: bool | None = None,
     flip: bool | None = None,
@@ -74,18 +78,22 @@ def load_published(
     **Arguments:**
 
     - `path`: a file, or the folder of one set. Of several in a folder that of the best iteration.
-    - `preprocess`: what turns a test image into the space of the stored images, such as
-      `data.standardize(train.images)`, or `data.zca(train.images)` of whitened ones. Needed unless
-      the images are pixels; those go through it here, or stay as they are.
+    - `preprocess`: what turns a test image into the space of the stored images. Needed unless the
+      images are pixels; those go through it here, or stay as they are. Of FRePo and RCIG,
+      `data.zca(train.images)`, of gray images `data.standardize(train.images)`. Of `"dc"`, `"mtt"`
+      and `"dd_ranking"`, the name of the data set, such as `"cifar10"`, for the mean and standard
+      deviation that the authors take. Their whitened sets went through another ZCA, with an `eps`
+      of 0.1 on pixels in [0, 1]: of MTT, read `images_zca_*.pt`, which are pixels.
     - `layout`: a name in `LAYOUTS`; by default, told by the names of the files.
     - `normalized`: whether the images are stored preprocessed. By default, all are but those of
-      NCFM and of pictures, which are pixels in [0, 1].
+      NCFM, of pictures, and `images_zca_*.pt`, which are pixels in [0, 1], the last unbounded.
     - `flip`: whether the set stands for its mirror images too, which no file tells. By default,
       `True` for RGB sets of RCIG and FRePo, which were distilled so: without mirroring RCIG's lose
       half of their accuracy. `False` for all others, whose authors mirror at random if at all.
     - `num_classes`: needed of files without labels, and of hard ones that leave out classes.
     - `class_names`: one per class, in the order of the class numbers; by default the names of
-      folders, or numbers.
+      folders, or numbers. Folders find their class by their name, or by their number, as `3` or
+      `new003`.
     - `experiment`: which of several sets in a file of `"dc"`.
 
     Soft labels are whatever the authors train on: DATM's are logits, of which they take the
@@ -100,31 +108,26 @@ def load_published(
     check_counts(num_classes=1 if num_classes is None else num_classes)
     names = None if class_names is None else class_names_of(class_names)
     name, made, file = _find(user_path(path), layout)
-    normalized = not made.pixels if normalized is None else normalized
-    if normalized and preprocess is None:
-        raise ArgumentError(
-            "preprocess",
-            f"is missing, and images of the layout {name!r} are stored preprocessed. Pass what was "
-            "done, such as data.standardize(train.images), or normalized=False if they are pixels.",
-        )
+    if normalized is None:
+        normalized = not re.fullmatch(made.pixels, file.name)
+    preprocess = _stated(preprocess, name, made, normalized)
     with damage_named(file, f"set of the layout {name!r}"):
-        if file.is_file() and file.stat().st_size > MAX_FILE:
-            raise ValueError(f"it has more than {MAX_FILE:,} bytes")
+        if file.is_file():
+            check_size(file)
         sets = made.read(file)
         told = range(len(sets))
         stored = sets[experiment if experiment in told else 0]
-        images = _images(stored.images, normalized)
+        images = _images(stored.images, normalized, bool(re.fullmatch(made.unbounded, file.name)))
         labels = _labels(stored.labels, len(images))
         rate = stored.learning_rate
         if rate is not None and not 0 < rate < math.inf:
             raise ValueError(f"its learning rate is {rate}")
     if experiment not in told:
         raise ArgumentError("experiment", f"is {experiment!r}: pass one of 0 to {len(sets) - 1}.")
-    names = names or stored.class_names
+    labels, names = _by_name(labels, stored.class_names, names)
     if num_classes and names and num_classes != len(names):
         raise ArgumentError("num_classes", f"is {num_classes}, and there are {len(names)} names.")
     order, rows = _targets(labels, len(images), len(names) if names else num_classes)
-    preprocess = Identity() if preprocess is None else preprocess
     _check_preprocess(preprocess, images)
     if not normalized:
         images = apply_in_chunks(preprocess, images)
@@ -147,12 +150,39 @@ def _find(path: Path, layout: str | None) -> tuple[str, AbstractLayout, Path]:
         files = made.find(path) or ([path] if layout and path.is_file() else [])
         if files := [file for file in files if "best" in file.stem] or files:
             if len(files) > 1:
-                raise ArgumentError("path", f"{path} has {len(files)} sets: pass the file of one.")
+                problem = f"{path} has {len(files)} files of the layout {name!r}"
+                raise ArgumentError("path", f"{problem}: pass the one of a set.")
             return name, made, files[0]
     raise ArgumentError("layout", f"is not told by names in {path}: pass one of {list(LAYOUTS)}.")
 
 
-def _images(images: Shaped[np.ndarray, "..."], normalized: bool) -> Shaped[np.ndarray, "n h w c"]:
+def _stated(
+    preprocess: AbstractPreprocess | str | None,
+    layout: str,
+    made: AbstractLayout,
+    normalized: bool,
+) -> AbstractPreprocess:
+    """The preprocessing that a caller states, where it must be stated."""
+    own = "data.zca(train.images), of gray images data.standardize(train.images)"
+    such = 'the name of its data set, such as "cifar10"' if made.constants else own
+    if preprocess is None and normalized:
+        raise ArgumentError(
+            "preprocess",
+            f"is missing, and images of the layout {layout!r} are stored preprocessed. Pass {such}"
+            ", or normalized=False if they are pixels.",
+        )
+    if not isinstance(preprocess, str):
+        return Identity() if preprocess is None else preprocess
+    if not made.constants:
+        problem = f"is {preprocess!r}, and the layout {layout!r} has no constants: pass {own}."
+        raise ArgumentError("preprocess", problem)
+    check_known("preprocess", preprocess, made.constants)
+    return Standardize(*(jnp.asarray(x, jnp.float32) for x in made.constants[preprocess]))
+
+
+def _images(
+    images: Shaped[np.ndarray, "..."], normalized: bool, unbounded: bool
+) -> Shaped[np.ndarray, "n h w c"]:
     """The images as float32, or as pixels of uint8. `ValueError` for what are none."""
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(f"its images are {list(images.shape)}, not [n h w c]")
@@ -161,7 +191,7 @@ def _images(images: Shaped[np.ndarray, "..."], normalized: bool) -> Shaped[np.nd
     if images.dtype.kind != "f":
         raise ValueError(f"its images are {images.dtype}: pass normalized=False if they are pixels")
     images = _finite(images, "images")
-    if not normalized and (images.min() < -0.5 or images.max() > 1.5):
+    if not (normalized or unbounded) and (images.min() < -0.5 or images.max() > 1.5):
         reach = f"{images.min():.3g} to {images.max():.3g}"
         raise ValueError(f"its images reach from {reach}, pixels from 0 to 1: pass normalized=True")
     return images
@@ -182,6 +212,26 @@ def _labels(labels: np.ndarray | None, images: int) -> np.ndarray | None:
     if (numbers != labels).any() or numbers.min() < 0:
         raise ValueError("its labels are no class numbers")
     return numbers
+
+
+def _by_name(
+    labels: np.ndarray | None, stored: tuple[str, ...] | None, given: tuple[str, ...] | None
+) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+    """Labels as numbers of the given classes, found by the stored names, and the classes' names."""
+    if stored is None or labels is None:
+        return labels, given or stored
+    known = {name: number for number, name in enumerate(given or ())}
+    numbers = [int(found[1]) for name in stored if (found := re.fullmatch(_NUMBERED, name))]
+    if known.keys() >= set(stored):
+        numbers = [known[name] for name in stored]
+    elif len(set(numbers)) < len(stored):
+        if given is not None:
+            lacking = next(name for name in stored if name not in known)
+            raise ArgumentError("class_names", f"lack {lacking!r}: name all classes of the set.")
+        return labels, stored
+    if labels.ndim == 2:
+        return labels[:, np.argsort(numbers)], given
+    return np.array(numbers)[labels], given
 
 
 def _finite(array: np.ndarray, what: str) -> np.ndarray:
@@ -210,8 +260,12 @@ def _targets(
     reached = int(labels.max()) + 1
     if reached > (told or images):
         raise ArgumentError("num_classes", f"{what}, and labels reach {reached - 1}: pass more.")
+    classes = int(told or reached)
+    if images * classes > _MOST_LABELS:
+        problem = f"{what}, and {images:,} images of {classes:,} classes are too many labels."
+        raise ArgumentError("num_classes", problem)
     order = np.argsort(labels, kind="stable")
-    return order, np.asarray(centered_labels(labels[order], told or reached))
+    return order, np.asarray(centered_labels(labels[order], classes))
 
 
 def _check_preprocess(preprocess: AbstractPreprocess, like: Shaped[np.ndarray, "n h w c"]) -> None:

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ._layout import AbstractLayout, StoredSet, channels_last, needed
+from ._layout import AbstractLayout, StoredSet, channels_last, check_version, needed
+
+_OLDEST = "14.0.1"  # in earlier ones a file can run code: CVE-2023-47248
 
 
 class HuggingFace(AbstractLayout):
@@ -17,7 +19,9 @@ class HuggingFace(AbstractLayout):
         return [path] if path.suffix == ".parquet" else sorted(path.glob("data/*.parquet"))
 
     def read(self, path: Path) -> list[StoredSet]:
-        with needed("pyarrow.parquet", "rcig-eqx[hf]").ParquetFile(path) as file:
+        parquet = needed("pyarrow.parquet", "rcig-eqx[hf]")
+        check_version("pyarrow", needed("pyarrow", "rcig-eqx[hf]"), _OLDEST)
+        with parquet.ParquetFile(path) as file:
             groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
             numbers = sum(x.column(i).num_values for x in groups for i in range(x.num_columns))
             if numbers > 100 * path.stat().st_size:

@@ -9,24 +9,41 @@ from typing import Any
 
 import numpy as np
 
-from ._layout import AbstractLayout, StoredSet, channels_last, needed, part
+from ._layout import (
+    AbstractLayout,
+    StoredSet,
+    channels_last,
+    check_size,
+    check_version,
+    needed,
+    part,
+)
 
-_NEEDED = "torch>=2.10"  # in earlier ones a file can run code all the same: CVE-2026-24747
+_OLDEST = "2.10"  # in earlier ones a file can run code all the same: CVE-2026-24747
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CONSTANTS = {
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashion_mnist": ((0.2861,), (0.3530,)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "tiny_imagenet": _IMAGENET,
+    "imagenette": _IMAGENET,
+    "imagewoof": _IMAGENET,
+}
+"""Mean and standard deviation of pixels as the authors of DC have them, by data set."""
 
 
 def pytorch() -> Any:
     """The module `torch`, or `ImportError` if it is lacking or too old for untrusted files."""
-    torch = needed("torch", _NEEDED)
-    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
-        raise ImportError(
-            f'A file can run code in PyTorch {torch.__version__}: pip install "{_NEEDED}".'
-        )
+    torch = needed("torch", f"torch>={_OLDEST}")
+    check_version("PyTorch", torch, _OLDEST)
     return torch
 
 
 def read(path: Path) -> Any:
     """What a file holds: numbers, text, tensors, and lists and dictionaries of them."""
     torch = pytorch()
+    check_size(path)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if sum(info.file_size for info in archive.infolist()) > path.stat().st_size:
@@ -66,6 +83,7 @@ class DC(AbstractLayout):
     """DC, DSA and DM: a list `data` of the [images, labels] of all experiments."""
 
     names = r".*\.pt"
+    constants = CONSTANTS
 
     def read(self, path: Path) -> list[StoredSet]:
         return [_pair(images, labels) for images, labels in part(read(path), "data")]
@@ -79,7 +97,7 @@ class NCFM(AbstractLayout):
     """NCFM: [images, labels]. The images are pixels."""
 
     names = r"data_.*\.pt"
-    pixels = True
+    pixels = r".*"
 
     def read(self, path: Path) -> list[StoredSet]:
         images, labels = read(path)
@@ -117,10 +135,12 @@ class MTT(_Separate):
     """MTT and DATM: `images_best.pt`, `labels_best.pt` and, of DATM, `lr_best.pt`.
 
     Those of an iteration have its number in place of `best`. `images_zca_500.pt` has the images of
-    `images_500.pt` with the whitening undone.
+    `images_500.pt` with the whitening undone: pixels. The constants of CIFAR-100 are CIFAR-10's.
     """
 
     names = r"images_.*\.pt"
+    pixels = unbounded = r"images_zca_.*\.pt"
+    constants = CONSTANTS | {"cifar100": CONSTANTS["cifar10"]}
     suffix = "_best"
 
 
@@ -128,3 +148,4 @@ class DDRanking(_Separate):
     """DD-Ranking: `images.pt` and, if there are any, `labels.pt` and `lr.pt`."""
 
     names = r"images\.pt"
+    constants = CONSTANTS

@@ -24,10 +24,11 @@ def write_published(
     layout: str = "mtt",
     learning_rate: float | None = None,
 ) -> Path:
-    """Write a distilled set as others publish theirs. `load_published` reads it back exactly.
+    """Write a distilled set as others publish theirs. `load_published` reads the same numbers back.
 
     Images are written as networks see them: `[n c h w]`, float32, preprocessed. Labels are written
-    as learned, float32, or as class numbers if all of them are one-hot − 1/C.
+    as learned, float32, or as class numbers if all of them are one-hot − 1/C. A set with class
+    numbers is read back sorted by class.
 
     **Arguments:**
 
