@@ -139,12 +139,8 @@ def judge(
     check_counts(**counts, **{name: x for name, x in some.items() if x is not None})
     num_networks, epochs = int(num_networks), int(epochs)
     steps, bits = (None if x is None else int(x) for x in some.values())
-    if learning_rate is not None:
-        check_number("learning_rate", learning_rate, lambda x: x > 0, "positive")
-        learning_rate = float(learning_rate)
+    asked = _asked(coreset, steps, learning_rate, loss)
     check_number("attacked", attacked, lambda x: x in range(2**63), "a whole number of at least 0")
-    if not (loss is None or callable(loss)):
-        raise ArgumentError("loss", f"is {loss!r}: pass a function (predictions, labels).")
     full = _fraction(full)
     whole = full is True
     names, train, test = names_of(distilled, class_names), as_images(train), as_images(test)
@@ -153,8 +149,6 @@ def judge(
     check_model(model, coreset)
     shape = coreset.images.shape[1:]
     augmentation = as_augmentation(len(shape) == 3 if augment is None else augment, shape)
-    usual = cross_entropy if has_hard_labels(coreset) else mean_squared
-    asked = Asked(steps, learning_rate, loss or usual)
     test = in_memory(test)
     at_least = num_networks * largest_count(coreset, bits)
     train = _training_images(coreset, train, names, whole, at_least)
@@ -193,6 +187,19 @@ def judge(
         warn(" ".join(early))
     notes = (*_diverged(found), *early)  # `measure` has warned of those that diverged
     return Judgement(tuple(rows), _scores(found, full), protocol, notes)
+
+
+def _asked(
+    coreset: Coreset, steps: int | None, learning_rate: float | None, loss: InnerLoss | None
+) -> Asked:
+    """The steps, rate and loss as plain values; `ValueError` for others."""
+    if learning_rate is not None:
+        check_number("learning_rate", learning_rate, lambda x: x > 0, "positive")
+        learning_rate = float(learning_rate)
+    if not (loss is None or callable(loss)):
+        raise ArgumentError("loss", f"is {loss!r}: pass a function (predictions, labels).")
+    usual = cross_entropy if has_hard_labels(coreset) else mean_squared
+    return Asked(steps, learning_rate, loss or usual)
 
 
 def _fraction(full: Any) -> bool | float:
@@ -293,9 +300,10 @@ def _diverged(found: _Found) -> tuple[str, ...]:
         return ()
     where = dict.fromkeys(name for name, _ in lost)
     way = "Pass the accuracy as full=" if {*where} == {FULL} else "Pass a lower learning_rate"
+    count = _counted(sum(lost.values()), "network")
     return (
-        f"{_counted(sum(lost.values()), 'network')} diverged ({'; '.join(where)}): accuracies of 0, "
-        f"and scores of these rows are left out. {way}.",
+        f"{count} diverged ({'; '.join(where)}): their accuracy counts as 0, and scores of these "
+        f"rows are left out. {way}.",
     )
 
 
