@@ -91,6 +91,12 @@ def hard_labels(coreset: Coreset) -> Coreset:
     return eqx.tree_at(lambda c: c.labels, coreset, one_hot)
 
 
+def has_hard_labels(coreset: Coreset) -> bool:
+    """Whether all labels are one-hot, or one-hot less one number such as 1/C, but for rounding."""
+    rest = coreset.labels - hard_labels(coreset).labels
+    return bool(jnp.ptp(rest) <= 8 * jnp.finfo(rest.dtype).eps)
+
+
 def check_coreset(coreset: Any, name: str) -> None:
     """Raise `ValueError` for what is no `Coreset`, or has arrays that no network can train on."""
     if not isinstance(coreset, Coreset):

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -23,10 +24,24 @@ from rcig_eqx import (
     judge,
     load_export,
 )
+from rcig_eqx._coreset import centered_labels
 from rcig_eqx.data import Dataset, standardize, zca
-from rcig_eqx.evaluation import Judgement, _measure, cross_entropy
-from rcig_eqx.evaluation._judge import BITS, CENTROIDS, FULL, HARD, LEARNED, RANDOM, _kinds
-from rcig_eqx.evaluation._train_network import Training
+from rcig_eqx.evaluation import Evaluation, Judgement, _measure, cross_entropy
+from rcig_eqx.evaluation._attacks import Robustness
+from rcig_eqx.evaluation._evaluate import random_draws
+from rcig_eqx.evaluation._judge import _own_budget, _probe, _scores, _unconverged
+from rcig_eqx.evaluation._rows import (
+    BITS,
+    CENTROIDS,
+    FULL,
+    HARD,
+    LEARNED,
+    RANDOM,
+    Asked,
+    Kind,
+    rows_of_size,
+)
+from rcig_eqx.evaluation._train_network import Training, mean_squared
 from rcig_eqx.initializers import INITIALIZERS, kmeans, real_coreset
 from rcig_eqx.methods import frepo
 
@@ -76,8 +91,8 @@ def test_rows_are_what_evaluate_measures_with_the_same_key(result, whole, augmen
         )
         for labels in ("learned", "hard")
     )  # fmt: skip
-    assert hard.baseline
-    for name, report in ((LEARNED, learned), (HARD, hard), (RANDOM, hard.baseline)):
+    assert learned.baseline  # by the loss of the set, with labels of that kind
+    for name, report in ((LEARNED, learned), (HARD, hard), (RANDOM, learned.baseline)):
         np.testing.assert_array_equal(accuracies(whole, name, column), report.accuracies)
 
 
@@ -85,7 +100,7 @@ def test_random_images_of_as_many_bits_are_the_most_that_fit(result, whole):
     # 14 · 14 pixels of 8 bits and a class of 2 bits in 32 · (14 · 14 + 3) bits
     assert whole.protocol["bits_per_class"] == 6368
     assert whole[BITS].images_per_class == 6368 // (1568 + 2) == 4
-    training = Training(1, 1e-3, 256, cross_entropy, None)
+    asked = Asked(1, 1e-3, mean_squared)
     for bits, each, note in (
         (2 * 1570, 2, ""),
         (2 * 1570 - 1, 1, "as above"),
@@ -93,7 +108,7 @@ def test_random_images_of_as_many_bits_are_the_most_that_fit(result, whole):
         (None, 0, "pass bits_per_class"),
         (10**6, 20, "5, all there are"),
     ):
-        kinds = _kinds(result.coreset, TRAIN, training, bits, 5, jr.key(1))
+        kinds = rows_of_size(result.coreset, TRAIN, asked, bits, 5, jr.key(1))
         (kind,) = (kind for kind in kinds if kind.name == BITS)
         assert (kind.images_per_class, kind.note) == (each, note)
         assert len(kind.sets) == (5 if each > 1 else 0)
@@ -101,6 +116,30 @@ def test_random_images_of_as_many_bits_are_the_most_that_fit(result, whole):
             np.testing.assert_array_equal(draw.labels.argmax(1), np.repeat(range(CLASSES), each))
         apart = {np.asarray(draw.images).tobytes() for draw in kind.sets}
         assert len(apart) == len(kind.sets)
+
+
+def test_random_images_of_as_many_bits_are_other_draws_of_their_own_steps_and_rate(result):
+    bits = 20 * 1570  # 60 images, which take 2000 steps, where 3 take 1000
+    kinds = rows_of_size(result.coreset, TRAIN, Asked(None, None, mean_squared), bits, 3, jr.key(1))
+    by_name = {kind.name: kind for kind in kinds}
+    assert by_name[RANDOM].training == Training(1000, 1e-4, 256, mean_squared, None)
+    assert by_name[BITS].training == Training(2000, 1e-4, 256, mean_squared, None)
+    assert by_name[BITS].images_per_class == 20
+    assert _own_budget(kinds) == {"steps": 2000, "learning_rate": 1e-4}
+    twice = Dataset(
+        np.tile(TRAIN.images, (2, 1, 1, 1)), np.tile(TRAIN.labels, 2), TRAIN.class_names
+    )
+    asked = Asked(None, None, mean_squared)
+    *_, many, _ = rows_of_size(result.coreset, twice, asked, 40 * 1570, 1, jr.key(1))
+    assert (many.name, many.images_per_class) == (BITS, 40)
+    assert many.training == Training(2000, 1e-3, 256, mean_squared, None)  # 120 images
+    given = rows_of_size(result.coreset, TRAIN, Asked(7, 0.1, mean_squared), bits, 3, jr.key(1))
+    assert {kind.training.steps for kind in given} == {7}
+    assert {kind.training.learning_rate for kind in given} == {0.1}
+    assert _own_budget(given) is None
+    for draws_key, same in ((jr.key(1), False), (jr.fold_in(jr.key(1), 2**31 + 2), True)):
+        (draw,) = random_draws(result.coreset, twice, 40, 1, draws_key)
+        assert np.array_equal(draw.images, many.sets[0].images) == same
 
 
 def test_all_training_data_are_learned_as_long_as_asked_for(result):
@@ -135,8 +174,9 @@ def test_scores_are_of_the_rows(whole):
     assert whole.scores["rr"] == pytest.approx(evaluation.rr(clean, attacked))
     assert whole.scores["relative_accuracy"] == pytest.approx(learned / full)
     assert 0 <= min(attacked) <= clean
-    # of the first 20 test images, where the row is of all 30
-    assert ((20 * accuracies(whole, f"{LEARNED}, not attacked")) % 1 < 1e-5).all()
+    # of 20 of the test images, where the row is of all 30
+    right = 20 * accuracies(whole, f"{LEARNED}, not attacked")
+    np.testing.assert_allclose(right, np.rint(right), atol=1e-5)
 
 
 def test_attacks_are_of_the_networks_of_the_first_row(result, whole):
@@ -197,11 +237,11 @@ def test_whitened_images_that_are_mirrored_are_judged_so():
     model = convnet_for((8, 8, 3), 2, width=4, depth=1, softplus=None)
     report = judge(coreset, train, train, key=jr.key(1), model=model, **asked)
     alone = evaluate(
-        coreset, train, key=jr.key(1), model=model, **BRIEF | {"steps": 50}, baseline=train
+        coreset, train, key=jr.key(1), model=model, labels="hard", **BRIEF | {"steps": 50}
     )
     np.testing.assert_array_equal(accuracies(report, LEARNED), alone.accuracies)
     assert report.protocol["training"]["mirrored"]
-    assert "Mirror images are trained on too." in str(report)
+    assert "Mirror images are trained on too, but not of all training data." in str(report)
     assert "Augmented by flip." in str(report)
 
 
@@ -248,7 +288,13 @@ def test_the_table_is_text_markdown_html_and_json(whole, tmp_path):
     cell = f"{values.mean():.2%} ± {values.std(ddof=1):.2%} (2)"
     assert lines[1].startswith(LEARNED)
     assert cell in lines[1]
-    for part in ("ConvNet of width 8", "10 steps", "first 20 test images", "3 epochs", "shirts"):
+    for part in (
+        "ConvNet of width 8",
+        "10 steps",
+        "on 20 random test images",
+        "3 epochs",
+        "shirts",
+    ):
         assert part in text
     assert repr(whole).startswith(f"Judgement({LEARNED} {cell}, ")
     assert repr(whole).count("\n") == 0
@@ -275,10 +321,163 @@ def test_networks_that_had_not_converged_are_told(result):
     assert "steps=10" in note
 
 
+def test_all_training_data_that_were_not_learned_are_told(result):
+    asked = FEW | {"full": True, "epochs": 1}
+    with pytest.warns(RuntimeWarning, match="After 1 epoch "):
+        report = judge(result, TRAIN, TEST, key=jr.key(1), **asked)
+    (note,) = (note for note in report.notes if "epoch" in note)
+    assert note.startswith(f"After 1 epoch 2 networks had not converged ({FULL}): ")
+    assert note.endswith("Pass epochs=5.")
+
+
 def test_networks_that_diverge_are_told(result):
+    asked = FEW | {"learning_rate": 1e30, "full": 0.9}
     with pytest.warns(RuntimeWarning, match=r"networks diverged .* learning_rate=1e\+30"):
-        report = judge(result, TRAIN, TEST, key=jr.key(1), **FEW | {"learning_rate": 1e30})
+        report = judge(result, TRAIN, TEST, key=jr.key(1), **asked)
     assert accuracies(report, LEARNED).max() == 0
+    (note,) = report.notes
+    assert note.startswith("10 networks diverged (distilled, learned labels; ")
+    assert note in str(report)
+    assert report.scores == {}
+
+
+def test_scores_of_rows_that_diverged_are_left_out():
+    """HLR and the relative accuracy stay where random images alone diverged."""
+
+    def found(accuracy: float, loss: float = 0.0) -> Evaluation:
+        each = np.array([accuracy])
+        return Evaluation(each, each[:, None], ("a",), 1, losses=np.array([loss]))
+
+    rows = {(LEARNED, False): found(0.6), (HARD, False): found(0.5), (FULL, False): found(0.8)}
+    scores = _scores(rows | {(RANDOM, False): found(0.0, np.nan)}, True)
+    assert scores == {"relative_accuracy": pytest.approx(0.75), "hlr": pytest.approx(0.3)}
+    scores = _scores(rows | {(RANDOM, False): found(0.2), (FULL, False): found(0.0, np.inf)}, True)
+    assert scores == {"ior": pytest.approx(0.4)}
+    rows |= {(RANDOM, False): found(0.2)}
+    assert _scores(rows, True).keys() == {"relative_accuracy", "hlr", "lrs", "ior"}
+
+
+def test_networks_that_had_not_converged_are_told_by_their_steps():
+    early = Evaluation(
+        np.ones(1), np.ones((1, 1)), ("a",), 1, losses=np.ones(1), converged=np.array([False])
+    )
+    lengths = {LEARNED: 1000, RANDOM: 1000, BITS: 2000}
+    kinds = [
+        Kind(name, 1, [], Training(steps, 1e-4, 256, mean_squared, None))
+        for name, steps in lengths.items()
+    ]
+    one, other = _unconverged(kinds, {(name, False): early for name in lengths}, 10)
+    assert one.startswith(f"After 1,000 steps 2 networks had not converged ({LEARNED}; {RANDOM})")
+    assert one.endswith("Pass steps=5000 or learning_rate=0.001.")
+    assert other.startswith(f"After 2,000 steps 1 network had not converged ({BITS})")
+
+
+# Losses and labels
+
+
+def soft_cross_entropy(predictions, labels):
+    return cross_entropy(predictions, jax.nn.softmax(labels))
+
+
+@pytest.mark.parametrize("shift", [0.0, 1 / CLASSES])
+def test_hard_labels_are_learned_by_cross_entropy(result, whole, shift):
+    """As DC, MTT and RDED have them; one-hot − 1/C or one-hot."""
+    labels = jnp.eye(CLASSES) - shift
+    coreset = dataclasses.replace(result.coreset, labels=labels)
+    asked = FEW | {"class_names": TRAIN.class_names, "model": NETWORK}
+    report = judge(coreset, TRAIN, TEST, key=jr.key(1), **asked)
+    by_hand = evaluate(
+        coreset, TEST, key=jr.key(1), baseline=TRAIN, class_names=TRAIN.class_names, model=NETWORK,
+        labels="hard", **BRIEF,
+    )  # fmt: skip
+    assert by_hand.baseline
+    for name, wanted in ((LEARNED, by_hand), (HARD, by_hand), (RANDOM, by_hand.baseline)):
+        np.testing.assert_array_equal(accuracies(report, name), wanted.accuracies)
+    assert report.scores["ior"] == pytest.approx(by_hand.mean - by_hand.baseline.mean)
+    assert report.protocol["labels"] == {"distilled": "one-hot", "real": "one-hot"}
+    assert "Loss: mean over images of the softmax cross-entropy." in str(report)
+    assert whole.protocol["labels"] == {"distilled": "learned", "real": "one-hot - 1/classes"}
+
+
+def test_a_loss_is_that_of_the_set_and_of_random_images(result):
+    """As of DATM's logits."""
+    logits = dataclasses.replace(result.coreset, labels=9 * result.coreset.labels)
+    asked = FEW | {"class_names": TRAIN.class_names, "model": NETWORK, "loss": soft_cross_entropy}
+    report = judge(logits, TRAIN, TEST, key=jr.key(1), **asked)
+    by_hand = evaluate(
+        logits, TEST, key=jr.key(1), class_names=TRAIN.class_names, model=NETWORK, baseline=TRAIN,
+        loss=soft_cross_entropy, **BRIEF,
+    )  # fmt: skip
+    np.testing.assert_array_equal(accuracies(report, LEARNED), by_hand.accuracies)
+    asked = Asked(1, 1e-3, soft_cross_entropy)
+    kinds = rows_of_size(logits, TRAIN, asked, 4 * 1570, 2, jr.key(1))
+    for kind in kinds:
+        learned = kind.name == LEARNED
+        assert kind.training.loss is (cross_entropy if kind.name == HARD else soft_cross_entropy)
+        for set_ in kind.sets:
+            one_hot = set(np.unique(set_.labels)) == {0.0, 1.0}
+            assert one_hot != learned
+    for kind in rows_of_size(logits, TRAIN, Asked(1, 1e-3, mean_squared), None, 2, jr.key(1)):
+        if kind.name in (RANDOM, CENTROIDS):
+            for set_ in kind.sets:
+                wanted = centered_labels(np.arange(CLASSES), CLASSES)
+                np.testing.assert_array_equal(set_.labels, wanted)
+
+
+# Attacked images, and what is read when
+
+
+def test_attacked_images_are_of_all_classes_of_files_in_order(result):
+    labels = np.repeat(np.arange(CLASSES), 100)
+    images = np.repeat((80 * labels).astype(np.uint8)[:, None], 196, 1)
+    test = Dataset(images.reshape(-1, 14, 14, 1), labels, TRAIN.class_names)
+    found = _probe(result.coreset, test, labels, 90)
+    assert isinstance(found, Robustness)
+    assert np.bincount(found.labels).min() > 15
+    values = np.rint(255 * np.asarray(found.pixels)[:, 0, 0, 0]).astype(int)
+    np.testing.assert_array_equal(values, 80 * found.labels)  # each with its own label
+    whole = _probe(result.coreset, test, labels, 10**6)
+    np.testing.assert_array_equal(whole.labels, labels)
+
+
+def test_test_images_that_cannot_be_read_are_told_before_any_clustering(result, monkeypatch):
+    monkeypatch.setattr(
+        "rcig_eqx.evaluation._judge.in_memory", lambda _: (_ for _ in ()).throw(OSError("unread"))
+    )
+    monkeypatch.setattr("rcig_eqx.evaluation._rows.kmeans", lambda: pytest.fail("clustered"))
+    with pytest.raises(OSError, match="unread"):
+        judge(result, TRAIN, TEST, key=jr.key(1), **FEW)
+
+
+def test_numbers_of_numpy_are_saved(result, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the hook refuses them
+    counts = {"num_networks": 2, "steps": 10, "epochs": 3, "attacked": 5, "bits_per_class": 6368}
+    asked: Any = FEW | {name: np.int64(count) for name, count in counts.items()}
+    asked |= {"learning_rate": np.float32(3e-3), "full": np.float32(0.5)}
+    report = judge(result, TRAIN, TEST, key=jr.key(1), **asked)
+    saved = json.loads(report.save(tmp_path / "judgement.json").read_text())
+    assert saved["protocol"]["attacks"]["images"] == 5
+    assert report[FULL].plain == [0.5]
+    asked = FEW | {"full": np.False_}
+    report = judge(result, TRAIN, TEST, key=jr.key(1), **asked)
+    assert FULL not in {row.trained_on for row in report.rows}
+    report = judge(result, TRAIN, TEST, key=jr.key(1), **FEW | {"full": np.True_, "epochs": 3})
+    np.testing.assert_array_equal(accuracies(report, FULL), accuracies(whole, FULL))
+    assert report.protocol["full"]["epochs"] == 3
+
+
+@pytest.mark.parametrize(
+    "network",
+    [{"width": 2**16 + 1}, {"width": 0}, {"width": 8.0}, {"depth": 10**9}, {"growth": 99}, "wide"],
+)
+def test_networks_that_no_card_may_ask_for_are_refused(result, monkeypatch, tmp_path, network):
+    """A card's checksum is of what its author wrote."""
+    monkeypatch.setattr(_measure, "_train_and_test", lambda *_: pytest.fail("trained"))
+    there = load_export(export(result, tmp_path / "out"))
+    known = there.card["distillation"]["model"]
+    there.card["distillation"]["model"] = known | network if isinstance(network, dict) else network
+    with pytest.raises(ValueError, match=r"model is left out, and the (width|depth|growth)"):
+        judge(there, TRAIN, TEST, key=jr.key(1), **FEW)
 
 
 # Refused before any training
@@ -290,6 +489,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "epochs": ({"epochs": 0}, "epochs is 0"),
     "rate": ({"learning_rate": 0.0}, "learning_rate is 0.0"),
     "attacked": ({"attacked": -1}, "attacked is -1"),
+    "loss": ({"loss": "mse"}, "loss is 'mse': pass a function"),
     "a percentage": ({"full": 91.1}, "full is 91.1: it must be True, False or a fraction"),
     "bits": ({"bits_per_class": 0}, "bits_per_class is 0"),
     "augmentation": ({"augment": "flop"}, "did you mean 'flip'"),
@@ -306,6 +506,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
 def test_bad_input_is_refused_before_any_training(result, monkeypatch, name):
     changed, says = CASES[name]
     monkeypatch.setattr(_measure, "_train_and_test", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # else the hook tells
     given = {"distilled": result, "train": TRAIN, "test": TEST, "key": jr.key(1)} | changed
     with pytest.raises(ValueError, match=says):
         judge(**given)

@@ -38,11 +38,8 @@ class CrossEvaluation:
         rows = self._texts()
         counts = {len(c.accuracies) for row in self.cells.values() for c in row.values()}
         over = f"{counts.pop()} networks" if len(counts) == 1 else "the networks of each cell"
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return f"test accuracy in %, mean ± standard deviation over {over}\n" + "\n".join(
-            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        )
+        head = f"test accuracy in %, mean ± standard deviation over {over}"
+        return "\n".join([head, *text_table(rows)])
 
     def to_markdown(self) -> str:
         """The table in Markdown: percentages, mean ± standard deviation over all networks."""
@@ -148,6 +145,15 @@ def percent(evaluation: Evaluation) -> str:
     """Mean ± standard deviation, as tables of this field have it."""
     spread = f" ± {100 * evaluation.std:.1f}" if len(evaluation.accuracies) > 1 else ""
     return f"{100 * evaluation.mean:.1f}{spread}"
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of text as lines, in columns of the same width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int, PRNGKeyArray
 
 from .._backend import networks_at_once, usual_settings
-from .._checks import check_counts, check_key, check_known
+from .._checks import ArgumentError, check_counts, check_key, check_known
 from .._coreset import Coreset, check_coreset, hard_labels
 from .._losses import InnerLoss
 from ..data import AbstractImages, Dataset, apply_in_chunks, sample
@@ -221,11 +221,12 @@ def fresh_network(
     The network a set was distilled with is in the recipe of a `DistillResult` or an export; where
     it is not known, or none of the ready ones, it is the paper's `ConvNet`, or an `MLP` for rows
     [n d]. Another architecture has its usual size, and the normalization distilled with;
-    `normalization="none"` leaves that out.
+    `normalization="none"` leaves that out. `ValueError` for a recorded network of sizes that no
+    network has: a file may come from anyone.
     """
     coreset: Coreset = getattr(distilled, "coreset", distilled)
     recipe = getattr(distilled, "recipe", None) or {}
-    known = dict(recipe.get("model", {}))
+    known = _recorded(recipe.get("model", {}))
     name = str(known.get("name")).lower()
     shape = coreset.images.shape[1:]
     if name not in NETWORKS or known.keys() == {"name"}:  # one of your own describes no options
@@ -244,6 +245,23 @@ def fresh_network(
         normalization=normalization or known.get("normalization"),
         softplus=None,
     )
+
+
+_LARGEST = {"width": 2**16, "depth": 100, "growth": 16}
+
+
+def _recorded(network: Any) -> dict[str, Any]:
+    """The network of a recipe; `ValueError` unless all that is read of it is in range."""
+    known = dict(network) if isinstance(network, dict) else {"width": network}
+    for name, most in _LARGEST.items():
+        value = known.get(name)
+        if value is not None and not (type(value) is int and 1 <= value <= most):
+            raise ArgumentError(
+                "model",
+                f"is left out, and the {name} that the set records is {str(value)[:20]}, no whole "
+                f"number of 1 to {most:,}: pass a network, such as models.convnet_for(…).",
+            )
+    return known
 
 
 def in_memory(test: Any) -> Dataset:

@@ -2,21 +2,20 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Int, PRNGKeyArray
 
 from .._backend import available_memory, networks_at_once, usual_settings
 from .._checks import ArgumentError, check_counts, check_key, check_number
-from .._coreset import Coreset, check_coreset, hard_labels
+from .._coreset import Coreset, check_coreset, has_hard_labels
+from .._losses import InnerLoss
 from ..data import AbstractImages, Dataset, apply_in_chunks, sample
 from ..data._adapt import as_images
 from ..data._preprocess import to_unit
-from ..initializers import kmeans
 from ..models import MakeModel
 from ..models._check import check_model
 from ._attacks import ATTACK, Robustness
@@ -25,24 +24,38 @@ from ._evaluate import (
     Images,
     check_fit,
     check_training,
-    default_learning_rate,
-    default_steps,
     fresh_network,
     in_memory,
     names_of,
-    random_draws,
 )
 from ._judgement import Judgement, Row
 from ._measure import Trial, measure, warn
 from ._report import Evaluation
+from ._rows import (
+    BITS,
+    FULL,
+    HARD,
+    LEARNED,
+    OF_ALL,
+    RANDOM,
+    Asked,
+    Kind,
+    largest_count,
+    row_of_all,
+    rows_of_size,
+)
 from ._scores import ars, hlr, ior, lrs, relative_accuracy, rr
-from ._train_network import Training, cross_entropy, mean_squared, training_recipe
+from ._train_network import cross_entropy, mean_squared, training_recipe
 
-LEARNED, HARD = "distilled, learned labels", "distilled, hard labels"
-RANDOM, BITS = "random real, as many images", "random real, as many bits"
-CENTROIDS, FULL = "k-means centroids", "all training data"
 ATTACKS = {"clean": "not attacked", "fgsm": "FGSM", "pgd": "PGD"}
-_FULL: dict[str, Any] = {"batch_size": 256, "learning_rate": 1e-3}
+_SCORES = {  # of the accuracies of which rows, augmented or not
+    "relative_accuracy": (relative_accuracy, [(LEARNED, False), (FULL, False)]),
+    "hlr": (hlr, [(FULL, False), (HARD, False)]),
+    "lrs": (lrs, [(FULL, False), (HARD, False), (LEARNED, False), (RANDOM, False)]),
+    "ior": (ior, [(LEARNED, False), (RANDOM, False)]),
+    "ars": (ars, [(LEARNED, False), (RANDOM, False), (LEARNED, True), (RANDOM, True)]),
+}
+_Found = dict[tuple[str, bool], Evaluation]  # by name of the row and whether images are augmented
 
 
 @runtime_checkable
@@ -53,16 +66,6 @@ class DistilledSet(Protocol):
     def coreset(self) -> Coreset: ...
     @property
     def class_names(self) -> tuple[str, ...] | None: ...
-
-
-class _Kind(NamedTuple):
-    """What networks are trained on, and how: a row. One without sets is not trained on."""
-
-    name: str
-    images_per_class: int | None
-    sets: Sequence[Coreset]
-    training: Training
-    note: str = ""
 
 
 @usual_settings()
@@ -80,18 +83,19 @@ def judge(
     epochs: int = 10,
     steps: int | None = None,
     learning_rate: float | None = None,
-    batch_size: int = 256,
+    loss: InnerLoss | None = None,
     augment: bool | str | Augmentation | None = None,
     attacked: int = 1000,
     progress: bool = True,
 ) -> Judgement:
     """Judge a distilled set, ours or another's, against real images by one protocol.
 
-    Fresh networks are trained on the set with its learned and with hard labels, on random real
-    images, as many and of as many bits, on k-means centroids, and on all training data; each with
-    and without augmentation, but for the last. The scores are those of DD-Ranking and BEARD: the
-    learned labels against as many random images give IOR and ARS, the hard labels against all
-    training data HLR, and the attacks RR.
+    Fresh networks are trained on the set with its own and with hard labels, on random real images,
+    as many and of as many bits, on k-means centroids, and on all training data; each with and
+    without augmentation, but for the last. Where the set is mirrored, so are all but the last. The
+    scores are those of DD-Ranking and BEARD: the set's own labels against as many random images
+    give IOR and ARS, the hard labels against all training data HLR, and the attacks RR. Random
+    images and centroids are trained on by the loss of the set's own labels.
 
     **Arguments:**
 
@@ -100,61 +104,71 @@ def judge(
     - `train`, `test`: raw images with labels, as for [`evaluate`][rcig_eqx.evaluate]. Of a set on
       disk about 10,000 training images are read, and all of them to train on.
     - `key`: source of the fresh networks and the random images.
-    - `class_names`, `model`, `num_networks`, `steps`, `learning_rate`, `batch_size`: as for
-      `evaluate`, for every row but the last.
+    - `class_names`, `model`, `num_networks`: as for `evaluate`.
+    - `steps`, `learning_rate`: as for `evaluate`, in batches of 256, of every row but all training
+      data. Their defaults are those of each row's own number of images.
+    - `loss`: what networks minimize on the set's own labels, a function `(predictions, labels) ->
+      scalar` of a batch, such as a cross-entropy of soft labels. If `None` the mean-squared error,
+      with one-hot − 1/C as the labels of real images, and the cross-entropy if the set's labels are
+      hard. Hard labels of the set are one-hot, and so are those of real images for a `loss` passed.
     - `bits_per_class`: what the set takes where it is stored; as its recipe has it if `None`. As
       many random images are compared as take no more, with 8 bits per pixel and hard labels.
     - `full`: `False` leaves out all training data; a number is the accuracy known of it, a
       fraction of one.
-    - `epochs`: over all training data, in batches of 256, by cross-entropy at a rate of 1e-3.
+    - `epochs`: of all training data: so many steps as make up these epochs, of 256 random images
+      each, by cross-entropy at a rate of 1e-3.
     - `augment`: as for `evaluate`; the paper's if `None`, `False` for none. Inputs that are no
       images are not augmented.
-    - `attacked`: so many of the first test images are attacked by FGSM and PGD (10 steps), within
-      8/255 of each pixel; 0 for no attack. Inputs that are no images are not attacked.
+    - `attacked`: so many random test images, the same for every key, are attacked by FGSM and PGD
+      (10 steps), within 8/255 of each pixel; 0 for no attack. Inputs that are no images are not
+      attacked.
     - `progress`: whether to show a progress bar.
 
     **Returns:** a `Judgement`. Raises `ValueError`, before any training, for what does not fit
-    together. k-means needs scikit-learn, the extra `judge`; without it that row says so.
+    together. Warns of networks that diverged, whose accuracy counts as 0 and whose scores are left
+    out, and of networks that had not converged. k-means needs scikit-learn, the extra `judge`;
+    without it that row says so.
     """
     check_key(key)
-    check_counts(num_networks=num_networks, epochs=epochs, batch_size=batch_size)
-    if learning_rate is not None:
-        check_number("learning_rate", learning_rate, lambda x: x > 0, "positive")
-    check_number("attacked", attacked, lambda x: x in range(2**63), "a whole number of at least 0")
-    whole = full is True
-    if not isinstance(full, bool):
-        check_number("full", full, lambda x: 0 < x <= 1, "True, False or a fraction of one")
     coreset: Any = getattr(distilled, "coreset", distilled)
     check_coreset(coreset, "distilled")
-    steps = default_steps(len(coreset.images)) if steps is None else steps
-    rate = learning_rate or default_learning_rate(len(coreset.images))
     recipe = getattr(distilled, "recipe", None) or {}
     bits = recipe.get("bits_per_class") if bits_per_class is None else bits_per_class
-    check_counts(steps=steps, bits_per_class=1 if bits is None else bits)
+    counts = {"num_networks": num_networks, "epochs": epochs}
+    some = {"steps": steps, "bits_per_class": bits}
+    check_counts(**counts, **{name: x for name, x in some.items() if x is not None})
+    num_networks, epochs = int(num_networks), int(epochs)
+    steps, bits = (None if x is None else int(x) for x in some.values())
+    asked = _asked(coreset, steps, learning_rate, loss)
+    check_number("attacked", attacked, lambda x: x in range(2**63), "a whole number of at least 0")
+    full = _fraction(full)
+    whole = full is True
     names, train, test = names_of(distilled, class_names), as_images(train), as_images(test)
     numbers = check_fit(coreset, test, names)
     model = model or fresh_network(distilled)
     check_model(model, coreset)
     shape = coreset.images.shape[1:]
     augmentation = as_augmentation(len(shape) == 3 if augment is None else augment, shape)
-    plain = Training(steps, rate, batch_size, mean_squared, None)
-    train = _training_images(coreset, train, names, whole, num_networks * _most(coreset, bits))
-    kinds = _kinds(coreset, train, plain, bits, num_networks, key)
-    kinds += [_all_of(coreset, train, epochs)] * whole
     test = in_memory(test)
+    at_least = num_networks * largest_count(coreset, bits)
+    train = _training_images(coreset, train, names, whole, at_least)
+    kinds = rows_of_size(coreset, train, asked, bits, num_networks, key)
+    kinds += [row_of_all(coreset, train, epochs)] * whole
+    plain = kinds[0].training
     images = jnp.asarray(apply_in_chunks(coreset.preprocess, test.images))
     truth, keys = numbers[test.labels], jr.split(key, num_networks)
     known, at_once = names or test.class_names, networks_at_once(num_networks)
     trial = Trial(model, plain, images, truth, known, keys, at_once, {})
-    count = min(attacked, len(test)) if len(shape) == 3 else 0
-    first = (to_unit(test.images[:count]), jnp.asarray(truth[:count], jnp.int32))
-    probe = Robustness(coreset.preprocess, *first) if count else None
+    probe = _probe(coreset, test, truth, int(attacked)) if len(shape) == 3 and attacked else None
+    attacks = {"images": len(probe.labels), "chosen": "at random, seed 0"} if probe else {}
     protocol = {
         "networks": num_networks,
         "training": training_recipe(model, **plain._asdict()) | {"mirrored": coreset.flip},
+        "labels": _described_labels(coreset, asked.loss),
+        "as_many_bits": _own_budget(kinds),
         "augmentation": describe_augmentation(augmentation) if augmentation else None,
-        "attacks": ATTACK | {"images": count} if count else None,
-        "full": _FULL | {"epochs": epochs} if whole else None,
+        "attacks": ATTACK | attacks if probe else None,
+        "full": OF_ALL | {"epochs": epochs} if whole else None,
         "bits_per_class": bits,
         "train": {"dataset": train.name, "images": len(train)},
         "tested_on": {"dataset": test.name, "images": len(test)},
@@ -162,14 +176,62 @@ def judge(
     }
     trials = _trials(kinds, trial, augmentation, probe)
     measured = measure([*trials.values()], "judging", shown=progress)
-    found = dict(zip(trials, measured, strict=True))
+    found: _Found = dict(zip(trials, measured, strict=True))
+    if (HARD, False) not in found:  # the set's own labels are hard
+        found |= {(HARD, at[1]): found[at] for at in [*found] if at[0] == LEARNED}
     rows = _rows(kinds, found)
     if not isinstance(full, bool):
-        rows.insert(len(kinds), Row(FULL, None, np.array([float(full)]), note="given"))
-    notes = _unconverged(found, plain)
-    if notes:
-        warn(notes[0])
+        rows.insert(len(kinds), Row(FULL, None, np.array([full]), note="given"))
+    early = _unconverged(kinds, found, epochs)
+    if early:
+        warn(" ".join(early))
+    notes = (*_diverged(found), *early)  # `measure` has warned of those that diverged
     return Judgement(tuple(rows), _scores(found, full), protocol, notes)
+
+
+def _asked(
+    coreset: Coreset, steps: int | None, learning_rate: float | None, loss: InnerLoss | None
+) -> Asked:
+    """The steps, rate and loss as plain values; `ValueError` for others."""
+    if learning_rate is not None:
+        check_number("learning_rate", learning_rate, lambda x: x > 0, "positive")
+        learning_rate = float(learning_rate)
+    if not (loss is None or callable(loss)):
+        raise ArgumentError("loss", f"is {loss!r}: pass a function (predictions, labels).")
+    usual = cross_entropy if has_hard_labels(coreset) else mean_squared
+    return Asked(steps, learning_rate, loss or usual)
+
+
+def _fraction(full: Any) -> bool | float:
+    """`full` as a plain value; `ValueError` for another."""
+    if isinstance(full, bool | np.bool_):
+        return bool(full)
+    check_number("full", full, lambda x: 0 < x <= 1, "True, False or a fraction of one")
+    return float(full)
+
+
+def _probe(
+    coreset: Coreset, test: Dataset, truth: Int[np.ndarray, " t"], attacked: int
+) -> Robustness:
+    """Attacks on random test images, or all: files are often ordered by class."""
+    chosen = np.sort(np.random.default_rng(0).permutation(len(test))[:attacked])
+    pixels, labels = to_unit(test.images[chosen]), jnp.asarray(truth[chosen], jnp.int32)
+    assert coreset.preprocess is not None
+    return Robustness(coreset.preprocess, pixels, labels)
+
+
+def _described_labels(coreset: Coreset, loss: InnerLoss) -> dict[str, str]:
+    """What labels the set has, and what labels its loss gives real images."""
+    real = "one-hot - 1/classes" if loss is mean_squared else "one-hot"
+    return {"distilled": "one-hot" if has_hard_labels(coreset) else "learned", "real": real}
+
+
+def _own_budget(kinds: Sequence[Kind]) -> dict[str, Any] | None:
+    """Steps and rate of random images of as many bits, where they are not those of the set."""
+    own = next(kind.training for kind in kinds if kind.name == BITS)
+    if own == kinds[0].training:
+        return None
+    return {"steps": own.steps, "learning_rate": own.learning_rate}
 
 
 def _training_images(
@@ -197,65 +259,8 @@ def _training_images(
     return Dataset(train.images, numbers[train.labels], names or train.class_names, train.name)
 
 
-def _most(coreset: Coreset, bits: int | None) -> int:
-    """How many images per class are compared with at most."""
-    return max(len(coreset.images) // coreset.num_classes, (bits or 0) // _bits_of_real(coreset))
-
-
-def _bits_of_real(coreset: Coreset) -> int:
-    """What a real image takes: 8 bits per pixel and its class; other inputs 32 per number."""
-    shape = coreset.images.shape[1:]
-    width = 8 if len(shape) == 3 else 32
-    return width * math.prod(shape) + (coreset.num_classes - 1).bit_length()
-
-
-def _kinds(
-    coreset: Coreset,
-    train: Dataset,
-    plain: Training,
-    bits: int | None,
-    networks: int,
-    key: PRNGKeyArray,
-) -> list[_Kind]:
-    """The distilled set, and what it is compared with that is as large."""
-    each, hard = len(coreset.images) // coreset.num_classes, plain._replace(loss=cross_entropy)
-    draws = random_draws(coreset, train, each, networks, key)
-    kinds = [
-        _Kind(LEARNED, each, [coreset], plain),
-        _Kind(HARD, each, [hard_labels(coreset)], hard),
-        _Kind(RANDOM, each, [hard_labels(draw) for draw in draws], hard),
-    ]
-    fit = (bits or 0) // _bits_of_real(coreset)
-    most = min(fit, int(np.bincount(train.labels, minlength=coreset.num_classes).min()))
-    if most in (0, each):
-        note = "as above" if most else "none fits" if bits else "pass bits_per_class"
-        kinds.append(_Kind(BITS, most, (), hard, note))
-    else:
-        more = random_draws(coreset, train, most, networks, key)
-        note = f"{networks}, all there are" if most < fit else ""
-        kinds.append(_Kind(BITS, most, [hard_labels(draw) for draw in more], hard, note))
-    assert coreset.preprocess is not None
-    try:
-        clusters = kmeans()
-    except ImportError as error:
-        return [*kinds, _Kind(CENTROIDS, each, (), hard, str(error))]
-    own_key = jr.fold_in(key, 2**31 + 1)
-    centers = clusters(train, draws[0], coreset.preprocess, key=own_key)
-    return [*kinds, _Kind(CENTROIDS, each, [hard_labels(centers)], hard)]
-
-
-def _all_of(coreset: Coreset, train: Dataset, epochs: int) -> _Kind:
-    """All training data, by minibatches."""
-    assert coreset.preprocess is not None
-    images = jnp.asarray(apply_in_chunks(coreset.preprocess, train.images))
-    labels = jax.nn.one_hot(train.labels, coreset.num_classes, dtype=jnp.float32)
-    rate, batch = _FULL["learning_rate"], _FULL["batch_size"]
-    training = Training(max(1, epochs * len(train) // batch), rate, batch, cross_entropy, None)
-    return _Kind(FULL, None, [Coreset(images, labels, jnp.zeros(()))], training)
-
-
 def _trials(
-    kinds: Sequence[_Kind],
+    kinds: Sequence[Kind],
     trial: Trial,
     augmentation: Augmentation | None,
     probe: Robustness | None,
@@ -277,7 +282,7 @@ def _trials(
     return trials
 
 
-def _rows(kinds: Sequence[_Kind], found: dict[tuple[str, bool], Evaluation]) -> list[Row]:
+def _rows(kinds: Sequence[Kind], found: _Found) -> list[Row]:
     """The rows of what was measured, those under attack last."""
     accuracies = {at: evaluation.accuracies for at, evaluation in found.items()}
     rows = []
@@ -288,33 +293,56 @@ def _rows(kinds: Sequence[_Kind], found: dict[tuple[str, bool], Evaluation]) -> 
     return rows + [Row(f"{LEARNED}, {ATTACKS[name]}", each, x) for name, x in under.items()]
 
 
-def _unconverged(found: dict[tuple[str, bool], Evaluation], training: Training) -> tuple[str, ...]:
-    """A note of the networks that had not converged, if there are any."""
-    early = {at: e.unconverged for at, e in found.items() if at[0] != FULL and e.unconverged}
-    if not early:
+def _diverged(found: _Found) -> tuple[str, ...]:
+    """A note of the networks that diverged, if there are any."""
+    lost = {at: e.diverged for at, e in found.items() if e.diverged}
+    if not lost:
         return ()
-    where = "; ".join(dict.fromkeys(name for name, _ in early))
-    faster = f" or learning_rate={10 * training.learning_rate:g}" * (training.learning_rate < 1e-3)
+    where = dict.fromkeys(name for name, _ in lost)
+    way = "Pass the accuracy as full=" if {*where} == {FULL} else "Pass a lower learning_rate"
+    count = _counted(sum(lost.values()), "network")
     return (
-        f"After {training.steps:,} steps {sum(early.values())} networks had not converged "
-        f"({where}): their accuracies are too low to compare. Pass steps={5 * training.steps}"
-        f"{faster}.",
+        f"{count} diverged ({'; '.join(where)}): their accuracy counts as 0, and scores of these "
+        f"rows are left out. {way}.",
     )
 
 
-def _scores(found: dict[tuple[str, bool], Evaluation], full: bool | float) -> dict[str, float]:
-    """The scores that the accuracies give; `full` is one of them if it is a number."""
-    mean = {at: evaluation.mean for at, evaluation in found.items()}
-    learned, hard, random = (mean[name, False] for name in (LEARNED, HARD, RANDOM))
-    whole = mean.get((FULL, False), 0.0) if isinstance(full, bool) else float(full)
-    scores = {}
-    if whole:
-        scores["relative_accuracy"] = relative_accuracy(learned, whole)
-        scores |= {"hlr": hlr(whole, hard), "lrs": lrs(whole, hard, learned, random)}
-    scores["ior"] = ior(learned, random)
-    if (LEARNED, True) in mean:
-        scores["ars"] = ars(learned, random, mean[LEARNED, True], mean[RANDOM, True])
-    if under := found[LEARNED, False].metrics:
+def _unconverged(kinds: Sequence[Kind], found: _Found, epochs: int) -> tuple[str, ...]:
+    """Notes of the networks that had not converged, one per length of training."""
+    early: dict[tuple[str, int, float], dict[str, int]] = {}
+    for kind in kinds:
+        count = sum(e.unconverged for (name, _), e in found.items() if name == kind.name)
+        spent = ("step", kind.training.steps, kind.training.learning_rate)
+        if kind.name == FULL:
+            spent = ("epoch", epochs, 1.0)
+        if count:
+            early.setdefault(spent, {})[kind.name] = count
+    return tuple(
+        f"After {_counted(spent, unit)} {_counted(sum(rows.values()), 'network')} had not "
+        f"converged ({'; '.join(rows)}): their accuracies are too low to compare. Pass "
+        f"{unit}s={5 * spent}{f' or learning_rate={10 * rate:g}' * (rate < 1e-3)}."
+        for (unit, spent, rate), rows in early.items()
+    )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count > 1)}"
+
+
+def _scores(found: _Found, full: bool | float) -> dict[str, float]:
+    """The scores that the accuracies give of which no network diverged; `full` is one of them if it
+    is a number."""
+    mean = {at: evaluation.mean for at, evaluation in found.items() if not evaluation.diverged}
+    if not isinstance(full, bool):
+        mean[FULL, False] = full
+    if not mean.get((FULL, False)):
+        mean.pop((FULL, False), None)
+    scores = {
+        name: score(*(mean[at] for at in rows))
+        for name, (score, rows) in _SCORES.items()
+        if mean.keys() >= {*rows}
+    }
+    if (LEARNED, False) in mean and (under := found[LEARNED, False].metrics):
         clean, *attacked = (float(under[name].mean()) for name in ATTACKS)
         scores["rr"] = rr(clean, attacked)
     return scores

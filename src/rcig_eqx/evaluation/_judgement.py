@@ -12,7 +12,8 @@ from jaxtyping import Float64
 
 from ..data._paths import user_path
 from ..io._files import write_atomically
-from ._across import markdown_table
+from ._across import markdown_table, text_table
+from ._report import deviation, summary
 
 _SCORES = {
     "relative_accuracy": "relative to all training data",
@@ -65,9 +66,10 @@ class Judgement:
 
     - `rows`: one per kind of set, in the order of the table.
     - `scores`: by name, those of `hlr`, `ior`, `lrs`, `ars`, `rr` and `relative_accuracy` that the
-      rows give.
+      rows give. A score of a row with networks that diverged is left out.
     - `protocol`: how all of it was measured, in plain values.
-    - `notes`: what a reader must know beside it, such as networks that had not converged.
+    - `notes`: what a reader must know beside it, such as networks that diverged or had not
+      converged.
     """
 
     rows: tuple[Row, ...]
@@ -89,13 +91,8 @@ class Judgement:
 
     def __str__(self) -> str:
         table = [list(_HEAD), *(row.cells() for row in self.rows)]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-            for row in table
-        ]
         scores = (f"{_SCORES[name]} {x:.3f}" for name, x in self.scores.items())
-        return "\n".join([*lines, "   ".join(scores), *self._said()])
+        return "\n".join([*text_table(table), "   ".join(scores), *self._said()])
 
     def _repr_html_(self) -> str:
         def line(cells: Any, tag: str) -> str:
@@ -135,11 +132,17 @@ class Judgement:
             f"Networks: {p['networks']} of {network['name']}{width}, {training['steps']:,} steps "
             f"of Adam, batches of {training['batch_size']:,}, learning rate "
             f"{training['learning_rate']['peak']:g}."
-            + " Mirror images are trained on too."
+            + " Mirror images are trained on too, but not of all training data."
             * bool(training.get("mirrored")),
-            "Losses: the mean squared error on learned labels, the cross-entropy on hard ones; "
-            "real images and centroids have hard labels.",
+            f"Loss: {training['loss']}. Hard labels and all training data: the cross-entropy.",
+            f"Labels of the set: {p['labels']['distilled']}; of random images and "
+            f"centroids: {p['labels']['real']}.",
         ]
+        if more := p["as_many_bits"]:
+            said.append(
+                f"Random images of as many bits: {more['steps']:,} steps, learning rate "
+                f"{more['learning_rate']:g}."
+            )
         if augmentation:
             said.append(f"Augmented by {augmentation.get('strategy', augmentation['name'])}.")
         if full := p["full"]:
@@ -150,8 +153,8 @@ class Judgement:
         if attack := p["attacks"]:
             said.append(
                 f"Attacks: FGSM and PGD of {attack['steps']} steps, within 8/255 of each pixel, on "
-                f"the first {attack['images']:,} test images, of networks trained on learned "
-                "labels without augmentation."
+                f"{attack['images']:,} random test images, of the networks of the first row "
+                "without augmentation."
             )
         tested = p["tested_on"]
         said.append(
@@ -162,13 +165,9 @@ class Judgement:
 
 
 def _numbers(accuracies: Float64[np.ndarray, " networks"]) -> dict[str, Any]:
-    spread = float(accuracies.std(ddof=1)) if len(accuracies) > 1 else 0.0
-    return {"mean": float(accuracies.mean()), "std": spread, "accuracies": accuracies.tolist()}
+    mean, std = float(accuracies.mean()), deviation(accuracies)
+    return {"mean": mean, "std": std, "accuracies": accuracies.tolist()}
 
 
 def _cell(accuracies: Float64[np.ndarray, " networks"] | None, note: str = "") -> str:
-    if accuracies is None:
-        return ""
-    numbers = _numbers(accuracies)
-    spread = f" ± {numbers['std']:.2%}" if len(accuracies) > 1 else ""
-    return f"{numbers['mean']:.2%}{spread} ({note or len(accuracies)})"
+    return "" if accuracies is None else f"{summary(accuracies)} ({note or len(accuracies)})"

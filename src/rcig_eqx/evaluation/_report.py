@@ -51,7 +51,7 @@ class Evaluation:
     @property
     def std(self) -> float:
         """Sample standard deviation over the networks; 0 for one network."""
-        return float(self.accuracies.std(ddof=1)) if len(self.accuracies) > 1 else 0.0
+        return deviation(self.accuracies)
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Confidence interval of the mean accuracy, by Student's t.
@@ -79,7 +79,7 @@ class Evaluation:
 
     @property
     def _summary(self) -> str:
-        return f"{self.mean:.2%}" + (f" ± {self.std:.2%}" if len(self.accuracies) > 1 else "")
+        return summary(self.accuracies)
 
     def __repr__(self) -> str:
         beside = f", random real {self.baseline._summary}" if self.baseline else ""
@@ -171,6 +171,11 @@ class Evaluation:
             return 0
         return int((~self.converged & np.isfinite(self.losses)).sum())
 
+    @property
+    def diverged(self) -> int:
+        """How many networks diverged in training; 0 where that is not known."""
+        return 0 if self.losses is None else int((~np.isfinite(self.losses)).sum())
+
     def to_json(self) -> dict[str, Any]:
         """Everything in it as plain values, `null` for NaN, and the mean's 95% interval.
 
@@ -249,6 +254,17 @@ class Evaluation:
             return numbers(report, numbers(baseline, None) if baseline else None)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise ValueError(f"This is no evaluation: {error!r}.") from error
+
+
+def deviation(accuracies: Float64[np.ndarray, " networks"]) -> float:
+    """Sample standard deviation over the networks; 0 for one network."""
+    return float(accuracies.std(ddof=1)) if len(accuracies) > 1 else 0.0
+
+
+def summary(accuracies: Float64[np.ndarray, " networks"]) -> str:
+    """Mean ± standard deviation over the networks."""
+    spread = f" ± {deviation(accuracies):.2%}" if len(accuracies) > 1 else ""
+    return f"{accuracies.mean():.2%}{spread}"
 
 
 _COLUMNS: dict[str, tuple[type, Any]] = {
