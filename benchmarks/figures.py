@@ -1,4 +1,4 @@
-"""The figures of `docs/results.md`, drawn from the raw results.
+"""The figures of the pages of results, drawn from the raw results.
 
     python benchmarks/figures.py
 
@@ -6,6 +6,7 @@ The distilled set of the gallery is `benchmarks/results/fashion_mnist_small-1ipc
 its accuracies in the line of `benchmarks/results/gallery.jsonl` that has the command.
 """
 
+import math
 import pathlib
 import statistics
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from rcig_eqx import load_result
 from rcig_eqx.io._plot import to_pixels
-from tables import RESULTS, accuracies, lines, of_time, one
+from tables import RESULTS, accuracies, best_stored, lines, of_plain, of_time, one, only
 
 IMAGES = pathlib.Path(__file__).parents[1] / "docs" / "images"
 CURVES = {
@@ -79,9 +80,47 @@ def gallery(path: pathlib.Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def accuracy_against_bits(path: pathlib.Path) -> None:
+    """Accuracies on CIFAR-10 that papers report at equal storage, and ours."""
+    figure, axis = plt.subplots(figsize=(7.5, 4.4), layout="constrained")
+    published = only(lines("published-storage"), dataset="cifar10")
+    each = 32 * (32 * 32 * 3 + 10)  # bits of one float32 image and its labels
+    ends = only(published, budget=50)
+    lowest = -math.inf  # where the label below stands
+    for method in (line["method"] for line in sorted(ends, key=lambda x: x["accuracy"])):
+        found = only(published, method=method)
+        plain = method == "RCIG"
+        style = {"color": "#d1495b", "linewidth": 2} if plain else {"color": "#9aa5b1"}
+        at, reached = [each * x["budget"] for x in found], [x["accuracy"] for x in found]
+        axis.plot(at, reached, "o-", markersize=4, **style)
+        lowest = max(reached[-1], lowest + 1.6)
+        label, color = (f"{method}, plain images", "#d1495b") if plain else (method, "#5b6670")
+        axis.text(1.1 * at[-1], lowest, label, va="center", color=color, fontsize=8)
+    ours = {budget: best_stored("cifar10", budget) for budget in (1, 10)}
+    ours = {each * budget: statistics.mean(found) for budget, found in ours.items() if found}
+    plain = statistics.mean(accuracies(of_plain("cifar10", 1)))
+    axis.plot(list(ours), list(ours.values()), "*-", color="#0b6e4f", markersize=15)
+    axis.plot([each], [plain], "o", color="#0b6e4f", markersize=7, fillstyle="none")
+    for text, height in (("this library", ours[each]), ("plain images", plain)):
+        axis.annotate(
+            f"{text}, width 32,\n10 minutes of one core", (each, height), (14, -16),
+            textcoords="offset points", va="center", color="#0b6e4f", fontsize=9,
+        )  # fmt: skip
+    axis.set(xscale="log", xlim=(0.7 * each, 130 * each), ylim=(38, 84))
+    ticks = [each * budget for budget in (1, 10, 50)]
+    axis.set_xticks(ticks, [f"{tick:,}\n(as {tick // each} in float32)" for tick in ticks])
+    axis.set_xticks([], minor=True)
+    axis.set(xlabel="bits per class", ylabel="accuracy, %")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", alpha=0.25)
+    axis.set_title("CIFAR-10 in equal storage", fontsize=11)
+    figure.savefig(path, dpi=130)
+
+
 def main() -> None:
     accuracy_against_time(IMAGES / "accuracy-against-time.png")
     gallery(IMAGES / "gallery.png")
+    accuracy_against_bits(IMAGES / "accuracy-against-bits.png")
 
 
 if __name__ == "__main__":

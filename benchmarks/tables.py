@@ -139,6 +139,11 @@ PLAIN = {  # data set and budget: the file of plain images distilled for ten min
 }
 
 
+def of_plain(dataset: str, budget: int) -> list[Line]:
+    """Plain images distilled for ten minutes: a line a set."""
+    return only(lines(PLAIN[dataset, budget]), method="default", budget=600, rate=None)
+
+
 def stored_as(line: Line) -> str:
     """Resolution and bits of a line of `storage.py`."""
     side = 28 if "mnist" in line["dataset"] else 32
@@ -154,13 +159,12 @@ def storage() -> str:
         if x["pool_batch"] == 64
     ]
     rows = []
-    for (dataset, budget), file in PLAIN.items():
+    for dataset, budget in PLAIN:
         here = only(found, dataset=dataset, budget=budget)
         if not here:
             continue
-        plain = only(lines(file), method="default", budget=600, rate=None)
         title = f"`{dataset}`, {here[0]['budget_bits']:,}"
-        values = accuracies(plain)
+        values = accuracies(of_plain(dataset, budget))
         rows.append([title, "float32", str(budget), summary(values), str(len(values))])
         for line in sorted(here, key=lambda x: (x["factor"], -x["bits"], x["seed"])):
             values = [100 * accuracy for accuracy in line["accuracies"]]
