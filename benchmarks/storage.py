@@ -60,6 +60,7 @@ def main():
     parser.add_argument("--method", default="frepo_platt")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--pool-batch", type=int)
+    parser.add_argument("--pool-steps", type=int, default=100, help="at which a network is renewed")
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--networks", type=int, default=3)
@@ -84,6 +85,7 @@ def main():
         jax.block_until_ready(progress.state.psi)
         return time.perf_counter() - began >= args.seconds
 
+    pool = PoolSchedule(max_steps=args.pool_steps, batch_size=args.pool_batch)
     result = distill(
         train,
         images_per_class=count,
@@ -92,7 +94,7 @@ def main():
         model=model,
         steps=LONG,
         batch_size=args.batch_size,
-        recipe=Recipe(parameterization=stored, pool=PoolSchedule(batch_size=args.pool_batch)),
+        recipe=Recipe(parameterization=stored, pool=pool),
         callbacks=[late],
         progress=False,
     )
