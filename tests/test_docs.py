@@ -40,7 +40,7 @@ LONG: set[str] = set()
 SHORTENED = {
     "README.md": _BRIEF,
     "docs/index.md": _BRIEF,
-    "docs/storage.md": {"width=32": "width=2, depth=1", "steps=100": "steps=2"},
+    "docs/storage.md": _FEW_STEPS,
     "docs/devices.md": _FEW_STEPS,
 }
 
