@@ -139,6 +139,9 @@ PLAIN = {  # data set and budget: the file of plain images distilled for ten min
 }
 
 
+TITLES = {"fashion_mnist": "Fashion-MNIST", "mnist": "MNIST", "cifar10": "CIFAR-10"}
+
+
 def of_plain(dataset: str, budget: int) -> list[Line]:
     """Plain images distilled for ten minutes: a line a set."""
     return only(lines(PLAIN[dataset, budget]), method="default", budget=600, rate=None)
@@ -163,7 +166,7 @@ def storage() -> str:
         here = only(found, dataset=dataset, budget=budget)
         if not here:
             continue
-        title = f"`{dataset}`, {here[0]['budget_bits']:,}"
+        title = f"{TITLES[dataset]}, {here[0]['budget_bits']:,}"
         values = accuracies(of_plain(dataset, budget))
         rows.append([title, "float32", str(budget), summary(values), str(len(values))])
         for line in sorted(here, key=lambda x: (x["factor"], -x["bits"], x["seed"])):
