@@ -159,7 +159,7 @@ def storage() -> str:
     found = [
         x | {"dataset": pathlib.Path(x["dataset"]).name}
         for x in lines("storage")
-        if x["pool_batch"] == 64
+        if x["pool_batch"] == 64 and x.get("pool_steps", 100) == 100
     ]
     rows = []
     for dataset, budget in PLAIN:
