@@ -1,5 +1,6 @@
 """How every test process compiles, and those it starts: compiling is most of what tests take."""
 
+import builtins
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,3 +43,16 @@ def _programs_let_go() -> Iterator[None]:
     """A compiled program is a few memory mappings, of which Linux grants a process 65,530."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No module of scikit-learn can be imported."""
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.startswith("sklearn"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)

@@ -164,13 +164,14 @@ def _result(plan: Plan, state: State, history: dict[str, list[float]]) -> Distil
         return dataclasses.replace(coreset, preprocess=plan.preprocess)
 
     made = plan.recipe.parameterization
-    parts = made.decode(average), made.decode(psi), plan.baseline
-    coreset, last, first = map(finished, parts)
+    last, first = map(finished, (made.decode(psi), plan.baseline))
     layout, packed = made.layout(average), None
-    if layout is not None:  # what is stored is what is returned, bit for bit
+    if layout is None:
+        coreset = finished(made.decode(average))
+    else:  # what is stored is what is returned, bit for bit
         packed = Packed(made.pack(average), layout)
         packed = packed.folded() if plan.fold else packed
-        coreset = packed.coreset(coreset)
+        coreset = packed.coreset(like=last)
     done = {"steps_done": int(state.step), "method": describe(state.recipe.chosen()[0])}
     done["versions"] = versions()
     arrays = {name: np.asarray(values, np.float32) for name, values in history.items()}

@@ -1,6 +1,5 @@
 """Judging a distilled set: every row is what `evaluate` says, and nothing is refused late."""
 
-import builtins
 import dataclasses
 import json
 import types
@@ -556,15 +555,8 @@ def test_classes_of_fewer_images_than_clusters_are_named(result):
         kmeans()(few, like, result.coreset.preprocess, key=jr.key(0))
 
 
-def test_without_scikit_learn_the_extra_is_named(result, monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.startswith("sklearn"):
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+@pytest.mark.usefixtures("without_scikit_learn")
+def test_without_scikit_learn_the_extra_is_named(result):
     with pytest.raises(ImportError, match=r"rcig-eqx\[judge\]"):
         distill(TRAIN, images_per_class=1, key=jr.key(0), initialization="kmeans", steps=1)
     report = judge(result, TRAIN, TEST, key=jr.key(1), **FEW)

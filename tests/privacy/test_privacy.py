@@ -1,6 +1,5 @@
 """Membership inference: on a planted leak, and on none, every attack says what it must."""
 
-import builtins
 import functools
 import json
 import math
@@ -454,15 +453,8 @@ def test_bad_input_is_refused(case):
         call()
 
 
-def test_without_scikit_learn_the_extra_is_named(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.startswith("sklearn"):
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+@pytest.mark.usefixtures("without_scikit_learn")
+def test_without_scikit_learn_the_extra_is_named():
     with pytest.raises(ImportError, match=r"rcig-eqx\[privacy\]"):
         infer(attacks=None)
     assert 0 <= Threshold()(*planted(20, 1.0), key=KEY).value <= 1

@@ -97,7 +97,8 @@ def bits_allowed(storage: str | Bits, shape: tuple[int, ...], num_classes: int) 
 
 def usual(shape: tuple[int, ...], num_classes: int) -> Composition:
     """What a budget is spent on by default: the most accurate of what `benchmarks/storage.py` has
-    measured in equal time and storage, 8 and 4 bits, a half and a third of the side."""
+    measured in equal time and storage, 8 and 4 bits, a half and a third of the side. Labels are
+    not measured: 8 bits each, and of more than 20 classes the largest five of each image."""
     labels = LabelBits(8, top_k=5 if num_classes > 20 else None)
     smaller = (Downsampled(2),) if len(shape) == 3 else ()
     return compose(*smaller, Quantized(4), labels)
