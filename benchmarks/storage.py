@@ -5,6 +5,10 @@
 Distills as many images per class as the budget holds until `--seconds` have passed, then trains
 fresh networks on what is stored. The seconds are those of the whole `distill` call. `--budget` is
 in float32 images per class with their labels. Results are appended to `--out`.
+
+    python benchmarks/storage.py --width 128 --start small.safetensors --checkpoints runs/wide ...
+
+goes on with a saved set, and resumes from `--checkpoints`; the seconds are then the last call's.
 """
 
 import argparse
@@ -21,6 +25,7 @@ from rcig_eqx import (
     data,
     distill,
     evaluate,
+    load_result,
     methods,
     parameterizations as P,
 )
@@ -67,6 +72,9 @@ def main():
     parser.add_argument("--evaluation-batch", type=int, default=64)
     parser.add_argument("--evaluation-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=LONG, help="end there if before --seconds")
+    parser.add_argument("--start", help="saved result whose set the run starts from")
+    parser.add_argument("--checkpoints", help="folder to checkpoint into and to resume from")
     parser.add_argument("--save", help="file to keep the distilled set in")
     parser.add_argument("--out", help="file of JSON lines that the result is added to")
     args = parser.parse_args()
@@ -92,7 +100,10 @@ def main():
         key=jr.key(args.seed),
         method=method,
         model=model,
-        steps=LONG,
+        steps=args.steps,
+        initialization=load_result(args.start).coreset if args.start else "real",
+        checkpoint_dir=args.checkpoints,
+        resume=bool(args.checkpoints),
         batch_size=args.batch_size,
         recipe=Recipe(parameterization=stored, pool=pool),
         callbacks=[late],
@@ -112,7 +123,9 @@ def main():
         learning_rate=args.evaluation_rate,
         progress=False,
     )
-    line = {k: v for k, v in vars(args).items() if k not in ("out", "directory", "save")}
+    unsaid = ("out", "directory", "save", "start", "checkpoints", "steps")
+    line = {k: v for k, v in vars(args).items() if k not in unsaid}
+    line["started_from_a_set"] = bool(args.start)
     line |= {"images_per_class": count, "bits_per_class": taken, "budget_bits": budget}
     line |= {"steps": int(result.recipe["steps_done"]), "taken": seconds}
     line |= {"evaluation_seconds": time.perf_counter() - began}
