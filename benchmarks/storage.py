@@ -50,6 +50,33 @@ def parameterization(args):
     return P.compose(*stages) if stages else P.plain()
 
 
+def run(args, train, stored, count):
+    """The set after `--seconds`."""
+    model = convnet_for(train.image_shape, train.num_classes, width=args.width)
+    began = time.perf_counter()
+
+    def late(progress):
+        jax.block_until_ready(progress.state.psi)
+        return time.perf_counter() - began >= args.seconds
+
+    pool = PoolSchedule(max_steps=args.pool_steps, batch_size=args.pool_batch)
+    return distill(
+        train,
+        images_per_class=count,
+        key=jr.key(args.seed),
+        method=methods.METHODS[args.method]() if args.method != "default" else None,
+        model=model,
+        steps=args.steps,
+        initialization=load_result(args.start).coreset if args.start else "real",
+        checkpoint_dir=args.checkpoints,
+        resume=bool(args.checkpoints),
+        batch_size=args.batch_size,
+        recipe=Recipe(parameterization=stored, pool=pool),
+        callbacks=[late],
+        progress=False,
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--dataset", default="fashion_mnist")
@@ -74,6 +101,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=LONG, help="end there if before --seconds")
     parser.add_argument("--start", help="saved result whose set the run starts from")
+    parser.add_argument("--evaluate", help="saved result that is evaluated in place of a run")
     parser.add_argument("--checkpoints", help="folder to checkpoint into and to resume from")
     parser.add_argument("--save", help="file to keep the distilled set in")
     parser.add_argument("--out", help="file of JSON lines that the result is added to")
@@ -85,30 +113,8 @@ def main():
     budget = -(-bits_of(plain, args.budget, shape, classes) // classes)
     count = images_that_fit(stored, budget, shape, classes, at_most=len(train))
     taken = bits_of(stored, count, shape, classes) / classes
-    model = convnet_for(shape, classes, width=args.width)
-    method = methods.METHODS[args.method]() if args.method != "default" else None
     began = time.perf_counter()
-
-    def late(progress):
-        jax.block_until_ready(progress.state.psi)
-        return time.perf_counter() - began >= args.seconds
-
-    pool = PoolSchedule(max_steps=args.pool_steps, batch_size=args.pool_batch)
-    result = distill(
-        train,
-        images_per_class=count,
-        key=jr.key(args.seed),
-        method=method,
-        model=model,
-        steps=args.steps,
-        initialization=load_result(args.start).coreset if args.start else "real",
-        checkpoint_dir=args.checkpoints,
-        resume=bool(args.checkpoints),
-        batch_size=args.batch_size,
-        recipe=Recipe(parameterization=stored, pool=pool),
-        callbacks=[late],
-        progress=False,
-    )
+    result = load_result(args.evaluate) if args.evaluate else run(args, train, stored, count)
     seconds = time.perf_counter() - began
     if args.save:
         result.save(args.save)
@@ -123,9 +129,9 @@ def main():
         learning_rate=args.evaluation_rate,
         progress=False,
     )
-    unsaid = ("out", "directory", "save", "start", "checkpoints", "steps")
+    unsaid = ("out", "directory", "save", "start", "evaluate", "checkpoints", "steps")
     line = {k: v for k, v in vars(args).items() if k not in unsaid}
-    line["started_from_a_set"] = bool(args.start)
+    line |= {"started_from_a_set": bool(args.start), "saved": bool(args.evaluate)}
     line |= {"images_per_class": count, "bits_per_class": taken, "budget_bits": budget}
     line |= {"steps": int(result.recipe["steps_done"]), "taken": seconds}
     line |= {"evaluation_seconds": time.perf_counter() - began}

@@ -124,14 +124,14 @@ def test_random_images_of_as_many_bits_are_other_draws_of_their_own_steps_and_ra
     assert by_name[RANDOM].training == Training(1000, 1e-4, 256, mean_squared, None)
     assert by_name[BITS].training == Training(2000, 1e-4, 256, mean_squared, None)
     assert by_name[BITS].images_per_class == 20
-    assert _own_budget(kinds) == {"steps": 2000, "learning_rate": 1e-4}
+    assert _own_budget(kinds) == {"steps": 2000, "learning_rate": 1e-4, "batch_size": 256}
     twice = Dataset(
         np.tile(TRAIN.images, (2, 1, 1, 1)), np.tile(TRAIN.labels, 2), TRAIN.class_names
     )
     asked = Asked(None, None, mean_squared)
     *_, many, _ = rows_of_size(result.coreset, twice, asked, 40 * 1570, 1, jr.key(1))
     assert (many.name, many.images_per_class) == (BITS, 40)
-    assert many.training == Training(2000, 1e-3, 256, mean_squared, None)  # 120 images
+    assert many.training == Training(2000, 1e-3, 64, mean_squared, None)  # 120 images
     given = rows_of_size(result.coreset, TRAIN, Asked(7, 0.1, mean_squared), bits, 3, jr.key(1))
     assert {kind.training.steps for kind in given} == {7}
     assert {kind.training.learning_rate for kind in given} == {0.1}

@@ -27,10 +27,10 @@ from ._measure import Trial, measure, warn
 from ._metrics import Metric, find_metrics
 from ._report import Evaluation
 from ._train_network import (
-    Training,
     cross_entropy,
     mean_squared,
     training_recipe,
+    usual_training,
 )
 
 Images = Dataset | AbstractImages | Examples | tuple[Any, Any]
@@ -48,7 +48,7 @@ def evaluate(
     num_networks: int = 5,
     steps: int | None = None,
     learning_rate: float | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     labels: Literal["learned", "hard"] = "learned",
     loss: InnerLoss | None = None,
     augment: bool | str | Augmentation | None = None,
@@ -76,9 +76,17 @@ def evaluate(
       distilled with, its normalization included, with ReLU; where that is not known, or it is one
       of your own, the paper's `ConvNet`.
     - `num_networks`: fresh networks, one random seed each.
-    - `steps`, `learning_rate`, `batch_size`: of Adam, as in `train_network`. If `None`, 1000 steps
-      for up to ten distilled images and 2000 above, and a rate of 1e-4 for up to 100 and 1e-3
-      above. The paper has 1e-4 for all, with which larger sets are not learned in 2000 steps.
+    - `steps`, `learning_rate`, `batch_size`: of Adam, as in `train_network`. If `None`, by the
+      number of distilled images:
+
+        |images|steps|rate|batch|
+        |---:|---:|---:|---:|
+        |up to 10|1000|1e-4|all|
+        |up to 100|2000|1e-4|all|
+        |more|2000|1e-3|64|
+
+      The paper has a rate of 1e-4 and batches of 256 for all. With that rate networks do not
+      learn larger sets in 2000 steps.
     - `labels`: `"learned"` ones as they are, or `"hard"`, the class each of them ranks first.
     - `loss`: what the networks minimize, a function `(predictions, labels) -> scalar` of a batch;
       if `None` the paper's mean-squared error, and cross-entropy on hard labels.
@@ -95,10 +103,9 @@ def evaluate(
     the set. Warns of networks that diverged, whose accuracy is 0, and of networks that had not
     converged, with what to pass then: few steps favor random images, whose labels are smaller.
     """
-    counts = {"steps": steps, "at_once": at_once}
+    counts = {"steps": steps, "batch_size": batch_size, "at_once": at_once}
     check_counts(
         num_networks=num_networks,
-        batch_size=batch_size,
         **{name: value for name, value in counts.items() if value is not None},
     )
     check_key(key)
@@ -116,13 +123,12 @@ def evaluate(
     check_model(model, coreset)
     draws = _random_sets(distilled, baseline, names, num_networks, key)
     augmentation = as_augmentation(augment, coreset.images.shape[1:])
-    steps = int(steps or default_steps(len(coreset.images)))
     at_once = min(at_once or networks_at_once(num_networks), num_networks)
     test = in_memory(test)
     assert coreset.preprocess is not None
     images = jnp.asarray(apply_in_chunks(coreset.preprocess, test.images))
-    rate = learning_rate or default_learning_rate(len(coreset.images))
-    training = Training(steps, rate, batch_size, loss, augmentation)
+    given = {"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size}
+    training = usual_training(len(coreset.images), loss, **given)._replace(augment=augmentation)
     keys, known = jr.split(key, num_networks), names or test.class_names
     trial = Trial(model, training, images, numbers[test.labels], known, keys, at_once, measures)
     kinds = [[coreset], draws] if draws else [[coreset]]
@@ -285,16 +291,3 @@ def check_fit(
             f"{test.image_shape}: evaluate on the data set that was distilled."
         )
     return match_classes(test, names, coreset.num_classes)
-
-
-def default_learning_rate(num_distilled: int) -> float:
-    """Peak learning rate of an evaluation: the paper's 1e-4 for up to 100 images, else 1e-3."""
-    return 1e-4 if num_distilled <= 100 else 1e-3
-
-
-def default_steps(num_distilled: int) -> int:
-    """Training steps of an evaluation: 1000 for ten distilled images, else 2000 (appendix C).
-
-    Mirrored copies are not counted.
-    """
-    return 1000 if num_distilled <= 10 else 2000

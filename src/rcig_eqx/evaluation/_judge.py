@@ -105,8 +105,8 @@ def judge(
       disk about 10,000 training images are read, and all of them to train on.
     - `key`: source of the fresh networks and the random images.
     - `class_names`, `model`, `num_networks`: as for `evaluate`.
-    - `steps`, `learning_rate`: as for `evaluate`, in batches of 256, of every row but all training
-      data. Their defaults are those of each row's own number of images.
+    - `steps`, `learning_rate`: as for `evaluate`, of every row but all training data. Their
+      defaults, and the batch size, are those of each row's own number of images.
     - `loss`: what networks minimize on the set's own labels, a function `(predictions, labels) ->
       scalar` of a batch, such as a cross-entropy of soft labels. If `None` the mean-squared error,
       with one-hot − 1/C as the labels of real images, and the cross-entropy if the set's labels are
@@ -227,11 +227,11 @@ def _described_labels(coreset: Coreset, loss: InnerLoss) -> dict[str, str]:
 
 
 def _own_budget(kinds: Sequence[Kind]) -> dict[str, Any] | None:
-    """Steps and rate of random images of as many bits, where they are not those of the set."""
+    """How networks train on random images of as many bits, where it is not as on the set."""
     own = next(kind.training for kind in kinds if kind.name == BITS)
     if own == kinds[0].training:
         return None
-    return {"steps": own.steps, "learning_rate": own.learning_rate}
+    return {name: getattr(own, name) for name in ("steps", "learning_rate", "batch_size")}
 
 
 def _training_images(

@@ -140,8 +140,8 @@ class Judgement:
         ]
         if more := p["as_many_bits"]:
             said.append(
-                f"Random images of as many bits: {more['steps']:,} steps, learning rate "
-                f"{more['learning_rate']:g}."
+                f"Random images of as many bits: {more['steps']:,} steps, batches of "
+                f"{more['batch_size']:,}, learning rate {more['learning_rate']:g}."
             )
         if augmentation:
             said.append(f"Augmented by {augmentation.get('strategy', augmentation['name'])}.")

@@ -14,14 +14,13 @@ from .._coreset import Coreset, hard_labels, has_hard_labels
 from .._losses import InnerLoss
 from ..data import Dataset, apply_in_chunks
 from ..initializers import kmeans
-from ._evaluate import default_learning_rate, default_steps, random_draws
-from ._train_network import Training, cross_entropy, mean_squared
+from ._evaluate import random_draws
+from ._train_network import Training, cross_entropy, mean_squared, usual_training
 
 LEARNED, HARD = "distilled, learned labels", "distilled, hard labels"
 RANDOM, BITS = "random real, as many images", "random real, as many bits"
 CENTROIDS, FULL = "k-means centroids", "all training data"
-_BATCH = 256
-OF_ALL: dict[str, Any] = {"batch_size": _BATCH, "learning_rate": 1e-3}
+OF_ALL: dict[str, Any] = {"batch_size": 256, "learning_rate": 1e-3}
 
 
 class Asked(NamedTuple):
@@ -33,9 +32,7 @@ class Asked(NamedTuple):
 
     def training(self, count: int) -> Training:
         """Of networks on so many images."""
-        steps = self.steps or default_steps(count)
-        rate = self.learning_rate or default_learning_rate(count)
-        return Training(steps, rate, _BATCH, self.loss, None)
+        return usual_training(count, self.loss, steps=self.steps, learning_rate=self.learning_rate)
 
 
 class Kind(NamedTuple):

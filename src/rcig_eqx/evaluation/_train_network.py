@@ -52,6 +52,17 @@ def cross_entropy(
     return jnp.mean(optax.softmax_cross_entropy(predictions, labels))
 
 
+def usual_training(num_distilled: int, loss: InnerLoss = mean_squared, **given: Any) -> Training:
+    """How networks are trained on so many images, mirrored ones not counted (appendix C).
+
+    What is `given` and not `None` stays as it is. The paper's rate and batch for up to 100 images;
+    larger sets need a higher rate to be learned in as many steps, and smaller batches to be cheap.
+    """
+    rate, batch = (1e-4, 256) if num_distilled <= 100 else (1e-3, 64)
+    usual = Training(1000 if num_distilled <= 10 else 2000, rate, batch, loss, None)
+    return usual._replace(**{name: value for name, value in given.items() if value is not None})
+
+
 _LOSSES = (
     (mean_squared, "mean over images and classes of (output - label)^2"),
     (cross_entropy, "mean over images of the softmax cross-entropy"),

@@ -18,9 +18,9 @@ from .._coreset import check_coreset
 from .._describe import versions
 from ..data import to_state
 from ..data._paths import user_path
-from ..evaluation._evaluate import default_learning_rate, default_steps, fresh_network
+from ..evaluation._evaluate import fresh_network
 from ..evaluation._report import Evaluation
-from ..evaluation._train_network import training_recipe
+from ..evaluation._train_network import training_recipe, usual_training
 from ..parameterizations import _read
 from ..parameterizations._packed import HOW, Packed
 from ._files import (
@@ -273,9 +273,8 @@ def _card(
     if evaluation:
         training = evaluation.training
     else:
-        count = len(coreset.images)
-        usual: Any = {"steps": default_steps(count), "learning_rate": default_learning_rate(count)}
-        training = training_recipe(fresh_network(result), **usual)
+        usual = usual_training(len(coreset.images))
+        training = training_recipe(fresh_network(result), **usual._asdict())
     layout, pixels = "n, then the shape of one input", "values as they are"
     if has_pictures(coreset):
         layout, pixels = "n h w c", "in [0, 1]: uint8 values / 255, n h w c"

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from .. import methods, presets
 from .._recipe import Recipe, default_batch_size
 from ..data import AbstractPreprocess, standardize, zca
-from ..evaluation._evaluate import default_steps
+from ..evaluation._train_network import usual_training
 from ..methods import AbstractMethod, default_method
 from ..models import network_for
 from ..privacy._membership import SNAPSHOTS
@@ -67,7 +67,7 @@ class Scale:
         """Of an evaluation network, or of one under attack."""
         if attacked:
             return self.snapshots()[-1]
-        return self.evaluation_steps or default_steps(row.images)
+        return self.evaluation_steps or usual_training(row.images).steps
 
     def networks_of(self, row: Row, *, attacked: bool = False) -> int:
         """Evaluated on each set, or attacked."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from .._describe import versions
 from ..evaluation._across import percent
-from ..evaluation._evaluate import default_steps
+from ..evaluation._train_network import usual_training
 from ..models import MakeModel, network_for
 from ._plan import Scale, model_of
 from ._report import Report, counted, of_paper
@@ -153,7 +153,7 @@ def notes(workshop: Workshop, rows: Rows, method: str | None = None) -> list[str
     spread = "; mean ± standard deviation over all of a row's networks" if several else ""
 
     def trained(row: Row) -> str:
-        steps, usual = scale.evaluation_steps_of(row), default_steps(row.images)
+        steps, usual = scale.evaluation_steps_of(row), usual_training(row.images).steps
         return f"{steps:,} steps" + f" of the paper's {usual:,}" * (steps != usual)
 
     return [

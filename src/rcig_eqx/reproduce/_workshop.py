@@ -262,8 +262,8 @@ class Workshop:
             for number, part in enumerate(np.array_split(range(networks), len(sets))):
                 if len(part):
                     one = dataclasses.replace(result, coreset=sets[number])
-                    given: Any = {"learning_rate": 1e-4, "num_networks": len(part)}  # the paper's
-                    given |= options | {"steps": steps}
+                    given: Any = {"learning_rate": 1e-4, "batch_size": 256}  # the paper's
+                    given |= options | {"steps": steps, "num_networks": len(part)}
                     given |= {"baseline": False, "progress": self.progress}
                     key = jr.fold_in(jr.key(seed), 2**31 + number)
                     each.append(evaluate(one, self.data(row, "test"), key=key, **given))
