@@ -68,7 +68,8 @@ class ConjugateGradient(AbstractDefiniteSolver):
         self, state: lx.AbstractLinearOperator, vector: PyTree, options: dict[str, Any]
     ) -> tuple[PyTree, lx.RESULTS, dict[str, Any]]:
         operator, y0 = state, options.get("y0")
-        precondition = _product(options.get("preconditioner"))
+        preconditioner = options.get("preconditioner")
+        precondition = None if preconditioner is None else preconditioner.mv
         goal = self.rtol * norm(vector)
         if y0 is None:
             start, r = jax.tree.map(jnp.zeros_like, vector), vector
@@ -114,7 +115,7 @@ class ConjugateGradient(AbstractDefiniteSolver):
     def _iterate(
         self,
         product: Callable[[PyTree], PyTree],
-        precondition: Callable[[PyTree], PyTree],
+        precondition: Callable[[PyTree], PyTree] | None,
         x: PyTree,
         r: PyTree,
         goal: Scalar,
@@ -122,42 +123,46 @@ class ConjugateGradient(AbstractDefiniteSolver):
     ) -> tuple[PyTree, PyTree, Scalar, Scalar, Scalar]:
         """From x with residual r, and iteration `step`, until the recurrence's r is below `goal`.
 
-        In units of r's largest number, as squares of smaller numbers may underflow.
+        In units of r's largest number, as squares of smaller numbers may underflow. An iteration
+        reads p, Ap, r and x no more often than the textbook's: the lengths that the drift is
+        estimated by follow from scalars, as successive r are orthogonal, and r to the previous p.
+        With a preconditioner they are not quite: ‖Ap‖ may be off by √2, and ‖p‖ is taken.
 
         **Returns:** x, the recurrence's r, the iterations done, how far r may have drifted from
         b − A x, and whether the operator curved upwards throughout.
         """
         scale = largest(r)
         r, target = divide(r, scale), (goal / scale) ** 2
-        z = precondition(r)
+        z = r if precondition is None else precondition(r)
 
         def unfinished(carry):
-            *_, squared_residual, step, _, _, definite = carry
-            return (squared_residual > target) & (step < self.max_steps) & definite
+            *_, rr, _, step, _, _, definite = carry
+            return (rr > target) & (step < self.max_steps) & definite
 
         def body(carry):
-            x, r, p, rz, _, step, path, curved, _ = carry
+            x, r, p, rz, rr, pp, step, path, curved, _ = carry
             Ap = product(p)
             curvature = dot(p, Ap)
             definite = ~(curvature <= 0)
             length = jnp.where(definite, rz / curvature, 0)
-            far, steep = norm(p), norm(Ap)
-            path, curved = path + length * far, jnp.maximum(curved, ratio(steep, far))
             x = axpy(scale * length, p, x)
             r = axpy(-length, Ap, r)
-            z = precondition(r)
-            rz, previous = dot(r, z), rz
-            p = axpy(rz / previous, p, z)
-            return x, r, p, rz, dot(r, r), step + 1, path, curved, definite
+            z = r if precondition is None else precondition(r)
+            old_rr, rr = rr, dot(r, r)
+            old_rz, rz = rz, dot(r, z)
+            moved = length * jnp.sqrt(pp)
+            path = path + moved
+            curved = jnp.maximum(curved, ratio(jnp.sqrt(old_rr + rr), moved))
+            beta = rz / old_rz
+            p = axpy(beta, p, z)
+            pp = rr + beta**2 * pp if precondition is None else dot(p, p)
+            return x, r, p, rz, rr, pp, step + 1, path, curved, definite
 
         zero = scale * 0
         path = norm(x) / scale  # x is rounded where it starts, too
-        start = (x, r, z, dot(r, z), dot(r, r), step, path, zero, jnp.asarray(True))
+        lengths = dot(r, z), dot(r, r), dot(z, z)
+        start = (x, r, z, *lengths, step, path, zero, jnp.asarray(True))
         x, r, *_, step, path, curved, definite = jax.lax.while_loop(unfinished, body, start)
         r = jax.tree.map(lambda r: scale.astype(r.dtype) * r, r)
         epsilon = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(r))
         return x, r, step, scale * epsilon * curved * path, definite
-
-
-def _product(operator: lx.AbstractLinearOperator | None) -> Callable[[PyTree], PyTree]:
-    return (lambda vector: vector) if operator is None else operator.mv
