@@ -22,6 +22,7 @@ from .._describe import versions
 from ..io._terminal import Unfailing, echo
 from ..reproduce._command import ReproduceOptions, reproduce
 from ..run._loop import received
+from ._compare import CompareOptions, compare_command
 from ._config import configured
 from ._distill import DistillOptions, distill_command
 from ._evaluate import EvaluateOptions, ExportOptions, evaluate_command, export_command
@@ -34,6 +35,7 @@ app = Typer(
     rich_markup_mode=None,  # whose help cuts names short in a narrow terminal
 )
 command(app, "distill", DistillOptions, configured)(distill_command)
+command(app, "compare", CompareOptions)(compare_command)
 command(app, "evaluate", EvaluateOptions)(evaluate_command)
 command(app, "judge", JudgeOptions)(judge_command)
 command(app, "export", ExportOptions)(export_command)

@@ -15,11 +15,11 @@ from ._options import Named
 NAME = "run.toml"
 T = TypeVar("T", bound=Any)
 
-_OF_A_COMMAND = {"out", "overwrite", "resume", "config"}  # and not of the run
+_OF_A_COMMAND = {"out", "overwrite", "resume", "config", "quiet"}  # and not of the run
 # What may differ where a run goes on. The data may have moved: the checkpoint knows its images.
 _FREE = {
     "dataset", "directory", "workers", "devices", "steps", "minutes", "checkpoint_every", "log",
-    "evaluate_", "networks", "evaluation_steps", "metric", "quiet",
+    "evaluate_", "networks", "evaluation_steps", "metric",
 }  # fmt: skip
 # Either stands in for the other: a command that names one leaves the file's out.
 _ALTERNATIVES = ({"steps", "minutes"}, {"images_per_class", "storage"})
@@ -40,13 +40,15 @@ def configured(asked: T, named: Named) -> T:
                 f"{asked.folder} holds no run to resume: name its folder with --out."
             )
         return asked
+    return filled(asked, named, file)
+
+
+def filled(asked: T, named: Named, file: Path) -> T:
+    """The options of a run that goes on: those named, the rest by its file.
+
+    Raises `ValueError` for a named one that would make it another run.
+    """
     stored = read_settings(file, type(asked))
-    check_unchanged(asked, named, stored, file)
-    return _filled(asked, named, stored)
-
-
-def check_unchanged(asked: Any, named: Named, stored: dict[str, Any], file: Path) -> None:
-    """Raise `ValueError` for a named option that would make it another run."""
     usual = {field.name: field.default for field in dataclasses.fields(asked)}
     for name in sorted(named - _FREE - _OF_A_COMMAND):
         here, there = getattr(asked, name), stored.get(name, usual[name])
@@ -55,6 +57,7 @@ def check_unchanged(asked: Any, named: Named, stored: dict[str, Any], file: Path
                 name,
                 f"is {here}, and {_shown(there)} in {file}: leave it out, or choose another --out.",
             )
+    return _filled(asked, named, stored)
 
 
 def _shown(value: Any) -> str:
