@@ -162,8 +162,7 @@ def _report(asked: CompareOptions, found: dict[str, list[Outcome]]) -> Report:
     wide = next(result.recipe["model"] for (result, _), *_ in found.values())
     model = ", ".join(f"{name} {value}" for name, value in wide.items())
     notes = [
-        "Mean ± standard deviation over the networks of all sets. Steps and minutes: mean per set. "
-        "Minutes include the compilation, which only the first of several sets takes.",
+        "Mean ± standard deviation over the networks of all sets. Steps and minutes: mean per set.",
         f"Distilled with: {model}.",
         *(
             f"{method}, seed {seed}, diverged after {result.recipe['steps_done']:,} steps."

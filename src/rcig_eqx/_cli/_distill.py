@@ -35,7 +35,7 @@ from ..run._checkpoint import Checkpoints
 from ..run._devices import first_devices
 from ..run._loggers import LOGGERS
 from ..run._loop import received
-from ..run._progress import OPEN
+from ..run._progress import OPEN, of_steps
 from ._config import SettingsFile
 from ._images import (
     Images,
@@ -95,7 +95,7 @@ class RunOptions:
     ] = None
     minutes: Annotated[
         float | None,
-        Option(help="End the run after so many, compilation included.", show_default=False),
+        Option(help="End the run after so many minutes of steps.", show_default=False),
     ] = None
     batch_size: Annotated[
         int | None,
@@ -293,11 +293,10 @@ def distill_command(asked: DistillOptions) -> None:
             picture = asked.file.with_suffix(".png")
             written.append(save_grid(result.coreset, result.class_names, picture, title=title))
     if result.interrupted:
-        done, steps = result.recipe["steps_done"], asked.outer_steps
-        of_all = f" of {steps:,}" if steps < OPEN else ""
+        step = of_steps(result.recipe["steps_done"], asked.outer_steps)
         echo(
-            f"Stopped after step {done:,}{of_all}. The result so far is kept; rcig-eqx distill "
-            f"--resume --out {asked.folder} goes on."
+            f"Stopped after {step}. The result so far is kept; rcig-eqx distill --resume --out "
+            f"{asked.folder} goes on."
         )
         echo_paths(written)
         raise Exit(128 + (received or [signal.SIGINT])[-1])

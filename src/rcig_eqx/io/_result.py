@@ -35,7 +35,8 @@ class DistillResult:
     - `baseline`: as many random real images, with plain labels, to compare with.
     - `class_names`: one per class.
     - `recipe`: plain values that say how it was made: data set, method, steps, versions, …
-    - `history`: arrays `[steps]` by name: `loss`, `accuracy`, `seconds`, ….
+    - `history`: arrays `[steps]` by name: `loss`, `accuracy`, `seconds` since the first step
+      began, ….
     - `psi`: the averaged ψ of a parameterization, which `coreset` is decoded from, before its
       labels took the temperature; `None` without one. It is not in the file:
       `equinox.tree_serialise_leaves` keeps any pytree.

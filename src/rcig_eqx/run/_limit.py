@@ -14,8 +14,8 @@ class TimeLimit:
 
     Many `steps` leave their number to the time: the default method is then FRePo for 1,000 steps
     and RCIG from there on; no other default depends on `steps`. Minutes are those of
-    `result.history["seconds"]`: with compilation and, of a run that is resumed, with the time
-    before, but without reading and preprocessing the data.
+    `result.history["seconds"]`: of the steps, those before the run was resumed included, without
+    what comes before the first one, such as preprocessing and compilation.
 
     - `minutes`: how long the run may take.
     - `reached`: whether the limit has ended a run.
@@ -23,7 +23,7 @@ class TimeLimit:
     Raises `ValueError` for minutes that are not positive.
     """
 
-    minutes: float
+    minutes: int | float
     reached: bool = dataclasses.field(default=False, init=False)
 
     def __post_init__(self) -> None:

@@ -25,7 +25,7 @@ from ._devices import Agreement, leads, on_mesh, shard_rows
 from ._guard import CAUSES, SOLVE, explain
 from ._memory import MemoryEstimate, check_memory, memory_of
 from ._pace import Pace
-from ._progress import Callback, Progress, ProgressBar
+from ._progress import Callback, Progress, ProgressBar, of_steps
 from ._step import compiled_step, compiled_tune
 
 History = dict[str, list[float]]  # a number per step, by name
@@ -97,13 +97,14 @@ class Loop:
         saved, agreed, step = first, Agreement(self.mesh), compiled_step()
         pace = Pace(self.bar, self.steps, alone=self.mesh is None)
         if first:
-            self.bar.note(f"Going on from step {first:,} of {self.steps:,}.")
+            self.bar.note(f"Going on from {of_steps(first, self.steps)}.")
         with interruptible(say=not self.bar.console.quiet) as interrupted:
             try:
                 for number in range(first + 1, self.steps + 1):
                     batch = self._next_batch(number)
                     if number == first + 1:
                         state, step, pace.memory = self._compile(state, batch)
+                        began = time.perf_counter() - before  # of the steps alone
                     with on_mesh(self.mesh):
                         state, metrics = step(batch, state)
                     flush((number, metrics))
@@ -129,7 +130,7 @@ class Loop:
                 if number > saved:
                     save()
             if interrupted() and number < self.steps:
-                self.bar.note(f"Stopped by a signal after step {number:,} of {self.steps:,}.")
+                self.bar.note(f"Stopped by a signal after {of_steps(number, self.steps)}.")
         if leads(self.mesh):
             say_what_fell_short(history, state.recipe.chosen()[0], first)
         return state, history

@@ -58,7 +58,7 @@ class Pace:
 
     def _text(self, done: int, until: int, each: float, later: float | None) -> str:
         if self.bar.deadline is not None:
-            return f"The run ends after {minutes(self.bar.deadline)}"
+            return f"The run ends after {self.bar.deadline / 60:.3g} min"
         head, tail = until - done, self.steps - until
         if tail and later is None:
             seconds, what = head * each, f"the first {until:,} of {self.steps:,} steps"
@@ -76,7 +76,7 @@ class Pace:
 
 def minutes(seconds: float) -> str:
     """A time in words, rounded."""
-    if seconds < 90:
+    if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 

@@ -31,7 +31,7 @@ class Progress:
     - `state`: the whole state. The next step takes its memory over: use it during the call, and
       copy what must outlive it.
     - `result`: a function that makes the `DistillResult` of the run so far.
-    - `seconds`: since the run began, those before it was resumed included.
+    - `seconds`: since the first step began, those before the run was resumed included.
     - `ends_at`: a function that tells the progress bar after how many seconds the run will end.
     """
 
@@ -41,10 +41,16 @@ class Progress:
     state: State
     result: Callable[[], DistillResult]
     seconds: float = 0.0
-    ends_at: Callable[[float], None] = lambda seconds: None
+    ends_at: Callable[[int | float], None] = lambda seconds: None
 
 
 OPEN = 10**7  # steps of a run that its time ends: more than any has
+
+
+def of_steps(step: int, steps: int) -> str:
+    """A step in words, and of how many where that is no open number."""
+    return f"step {step:,}" + (f" of {steps:,}" if steps < OPEN else "")
+
 
 Callback = Callable[[Progress], bool | None]
 """Called after every step. Returning `True` ends the run with what there is."""
@@ -126,7 +132,7 @@ class ProgressBar:
             known.append((until - step) * elapsed / timed + ahead)
         return min(known, default=None)
 
-    def ends_at(self, seconds: float) -> None:
+    def ends_at(self, seconds: int | float) -> None:
         """The run will end after so many seconds."""
         self.deadline = seconds
 
