@@ -74,7 +74,7 @@ def command(
     context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=Context)
 
     def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
-        def call(context: Context, **given: Any) -> None:
+        def call(context: Any, **given: Any) -> None:
             asked = options(**given)
             if complete:
                 source = context.get_parameter_source
