@@ -73,7 +73,8 @@ def test_seconds_are_those_of_the_steps():
 def test_a_method_tells_when_its_steps_will_cost_otherwise():
     assert methods.rcig().turn is None
     both = methods.staged(methods.frepo(), methods.rcig(), 7)
-    left, then = both.turn
+    turn: Any = both.turn
+    left, then = turn
     assert left == 7
     assert then.done == then.steps == 7
     assert then.turn is None

@@ -1,10 +1,7 @@
 """The command `rcig-eqx distill`."""
 
-import contextlib
 import dataclasses
-import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +34,7 @@ from ..run._loggers import LOGGERS
 from ..run._loop import received
 from ..run._progress import OPEN, of_steps
 from ._config import SettingsFile
+from ._folder import check_free, earlier_kept
 from ._images import (
     Images,
     check_writable,
@@ -255,7 +253,7 @@ def distill_command(asked: DistillOptions) -> None:
         check_storage(asked.storage)
     check_writable(asked.folder)
     hold(asked.folder)
-    _check_free(asked)
+    check_free(asked)
     strategies, limit = _strategies(asked), time_limit(asked)
     train = load_split(asked.dataset, "train", asked.directory)
     if isinstance(train, AbstractImages):
@@ -312,21 +310,6 @@ def distill_command(asked: DistillOptions) -> None:
     echo_paths(written)
 
 
-def _check_free(asked: DistillOptions) -> None:
-    """Raise `FileExistsError` for an earlier result that is neither to be replaced nor resumed."""
-    if asked.overwrite or asked.resume:
-        return
-    if asked.file.exists():
-        raise FileExistsError(
-            f"{asked.file} is there already: pass --overwrite, another --out, or --resume to go on."
-        )
-    if asked.kept:
-        raise FileExistsError(
-            f"{asked.checkpoints} holds an interrupted run: pass --resume to go on with it, "
-            "--overwrite to start anew, or another --out."
-        )
-
-
 def _strategies(asked: DistillOptions) -> dict[str, Any]:
     """What is asked for by name, as arguments of `distill`."""
     loggers = [LOGGERS.find("log", name) for name in asked.log or []]
@@ -357,7 +340,7 @@ def _run(
         f"{train.num_classes} classes) to {asked.size} {asked.length}. Ctrl-C stops and keeps "
         "the result; --resume goes on."
     )
-    with _earlier_kept(asked):
+    with earlier_kept(asked):
         return distill(
             train,
             images_per_class=asked.count,
@@ -372,29 +355,6 @@ def _run(
             progress=not asked.quiet,
             **strategies,
         )
-
-
-@contextlib.contextmanager
-def _earlier_kept(asked: DistillOptions) -> Iterator[None]:
-    """An earlier run's checkpoints are set aside within, and are there again if it cannot begin."""
-    earlier = asked.checkpoints.with_name("checkpoints.earlier")
-    if asked.overwrite and not asked.resume and asked.checkpoints.exists():
-        shutil.rmtree(earlier, ignore_errors=True)
-        asked.checkpoints.rename(earlier)
-    try:
-        yield
-    except (ValueError, OSError):
-        if earlier.exists() and not asked.kept:
-            shutil.rmtree(asked.checkpoints, ignore_errors=True)
-            earlier.rename(asked.checkpoints)
-        raise
-    except KeyboardInterrupt:
-        then = "nothing was there to keep."
-        if asked.kept:
-            then = "--resume goes on from the last checkpoint."
-        echo(f"Stopped at once: {then}", err=True)
-        raise Exit(128 + signal.SIGINT) from None
-    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def _evaluated(

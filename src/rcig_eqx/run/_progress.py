@@ -112,7 +112,7 @@ class ProgressBar:
         done, of = (seconds, self.deadline) if open_ended else (step, steps)
         left = self._left(step, steps, seconds)
         shown = "" if left is None else f"{datetime.timedelta(seconds=int(left))} left"
-        fields = {"numbers": numbers, "count": count, "left": shown}
+        fields: dict[str, Any] = {"numbers": numbers, "count": count, "left": shown}
         self.bar.update(self.task, completed=done, total=of, **fields)
         due = seconds - self.last_line >= 10 or step in (1, steps)
         if not self.console.is_terminal and due:
