@@ -96,6 +96,7 @@ def test_a_set_too_large_for_memory_is_opened_on_disk(monkeypatch, tmp_path):
 
 def test_distill_writes_a_set_a_picture_and_a_report(out, folder):
     files = {"distilled.safetensors", "distilled.png", "evaluation.json", "checkpoints"}
+    files |= {"run.toml"}
     assert {path.name for path in out.iterdir()} == files
     result = load_result(out / "distilled.safetensors")
     assert result.coreset.images.shape == (4, 8, 8, 1)
@@ -378,7 +379,7 @@ def command() -> Iterator[Callable[..., subprocess.Popen]]:
 
 
 def written(out) -> set[str]:
-    return {path.name for path in out.iterdir()} - {"checkpoints", "distilled.png"}
+    return {path.name for path in out.iterdir()} - {"checkpoints", "distilled.png", "run.toml"}
 
 
 CANNOT = {  # what standard output does, and the status then

@@ -1,13 +1,16 @@
 """The command line: a thin shell over `distill`, `evaluate`, `export` and what they write."""
 
+import collections
 import contextlib
-import importlib.metadata
 import os
+import platform
 import re
 import signal
 import sys
 import warnings
 from typing import Annotated, Any
+
+import jax
 
 try:
     from typer import Exit, Option, Typer
@@ -15,9 +18,12 @@ except ImportError:
     sys.exit("The command line needs typer: pip install 'rcig-eqx[cli]'")
 
 from .._checks import ArgumentError
+from .._describe import versions
 from ..io._terminal import Unfailing, echo
 from ..reproduce._command import ReproduceOptions, reproduce
 from ..run._loop import received
+from ._compare import CompareOptions, compare_command
+from ._config import configured
 from ._distill import DistillOptions, distill_command
 from ._evaluate import EvaluateOptions, ExportOptions, evaluate_command, export_command
 from ._judge import JudgeOptions, judge_command
@@ -25,11 +31,11 @@ from ._options import command, option_of
 
 app = Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # whose help cuts names short in a narrow terminal
 )
-command(app, "distill", DistillOptions)(distill_command)
+command(app, "distill", DistillOptions, configured)(distill_command)
+command(app, "compare", CompareOptions)(compare_command)
 command(app, "evaluate", EvaluateOptions)(evaluate_command)
 command(app, "judge", JudgeOptions)(judge_command)
 command(app, "export", ExportOptions)(export_command)
@@ -38,7 +44,10 @@ command(app, "reproduce", ReproduceOptions)(reproduce)
 
 def _show_version(wanted: bool) -> bool:
     if wanted:
-        echo(f"rcig-eqx {importlib.metadata.version('rcig-eqx')}")
+        shown = [f"{name} {version}" for name, version in versions().items()]
+        echo(f"{', '.join(shown)}, Python {platform.python_version()}")
+        kinds = collections.Counter(f"{d.platform} ({d.device_kind})" for d in jax.devices())
+        echo("Devices: " + ", ".join(f"{number} {kind}" for kind, number in kinds.items()))
         raise Exit
     return wanted
 
@@ -46,7 +55,10 @@ def _show_version(wanted: bool) -> bool:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+        bool,
+        Option(
+            "--version", callback=_show_version, is_eager=True, help="Print versions and devices."
+        ),
     ] = False,
 ) -> None:
     """Distill image data sets into a few synthetic images per class."""

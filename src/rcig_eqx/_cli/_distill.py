@@ -1,10 +1,7 @@
 """The command `rcig-eqx distill`."""
 
-import contextlib
 import dataclasses
-import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +21,7 @@ from ..initializers import INITIALIZERS
 from ..io._files import sweep
 from ..io._lock import hold, releasing
 from ..io._plot import drawing, has_pictures, save_grid
-from ..io._result import DistillResult
+from ..io._result import RESULT, DistillResult
 from ..io._terminal import echo
 from ..methods import METHODS
 from ..models import MakeModel, network_for
@@ -35,6 +32,9 @@ from ..run._checkpoint import Checkpoints
 from ..run._devices import first_devices
 from ..run._loggers import LOGGERS
 from ..run._loop import received
+from ..run._progress import OPEN, of_steps
+from ._config import SettingsFile
+from ._folder import check_free, earlier_kept
 from ._images import (
     Images,
     check_writable,
@@ -52,6 +52,7 @@ from ._options import (
     DEPTH,
     NORMALIZATION,
     NUM_NETWORKS,
+    USUAL_WIDTH,
     WIDTH,
     Directory,
     Metrics,
@@ -59,11 +60,12 @@ from ._options import (
     Quiet,
     Seed,
 )
+from ._time import steps_to_take, time_limit, width_for
 
 
 @dataclasses.dataclass(frozen=True)
-class DistillOptions:
-    """What `rcig-eqx distill` is asked for."""
+class RunOptions:
+    """What each distillation is asked for, alone or compared with others."""
 
     dataset: Annotated[
         str,
@@ -86,7 +88,13 @@ class DistillOptions:
             show_default=False,
         ),
     ] = None
-    steps: Annotated[int, Option(help="Outer iterations.")] = 1000
+    steps: Annotated[
+        int | None, Option(help="Outer iterations.", show_default="1000; any number with --minutes")
+    ] = None
+    minutes: Annotated[
+        float | None,
+        Option(help="End the run after so many minutes of steps.", show_default=False),
+    ] = None
     batch_size: Annotated[
         int | None,
         Option(
@@ -98,16 +106,8 @@ class DistillOptions:
         Option(help=ARCHITECTURE, show_default="convnet for images, mlp for rows of a table"),
     ] = None
     normalization: Annotated[str, Option(help=NORMALIZATION)] = "none"
-    width: Annotated[int | None, Option(help=WIDTH, show_default="the network's usual")] = None
+    width: Annotated[int | None, Option(help=WIDTH, show_default=USUAL_WIDTH)] = None
     depth: Annotated[int | None, Option(help=DEPTH, show_default="by image size")] = None
-    method: Annotated[
-        str | None,
-        Option(
-            help=f"How the hypergradient is computed: {', '.join(METHODS)}; frepo_platt is "
-            "frepo with the paper's outer loss in place of its own.",
-            show_default="head-only for half of the steps or 1,000, then rcig",
-        ),
-    ] = None
     learning_rate: Annotated[
         float | None,
         Option(
@@ -135,26 +135,11 @@ class DistillOptions:
     workers: Annotated[
         int, Option(min=0, help="Processes that read a set on disk ahead; threads if 0.")
     ] = 0
-    seed: Seed = 0
     directory: Directory = None
-    out: Annotated[
-        Path | None,
-        Option(help="Folder for the result.", show_default="runs/<dataset>-<size>"),
-    ] = None
-    overwrite: Annotated[bool, Option("--overwrite", help="Replace an earlier result.")] = False
-    resume: Annotated[
-        bool, Option("--resume", help="Go on with a run that was interrupted, however it was.")
-    ] = False
-    checkpoint_every: Annotated[
-        float, Option(help="Seconds between checkpoints, in <out>/checkpoints.")
-    ] = Checkpoints.every
     log: Annotated[
         list[str] | None,
         Option(help=f"Write every step down: {' or '.join(LOGGERS)}.", show_default=False),
     ] = None
-    evaluate_: Annotated[
-        bool, Option("--evaluate/--no-evaluate", help="Measure the test accuracy afterwards.")
-    ] = True
     networks: Networks = NUM_NETWORKS
     evaluation_steps: Annotated[
         int | None,
@@ -164,12 +149,12 @@ class DistillOptions:
     quiet: Quiet = False
 
     @property
-    def folder(self) -> Path:
-        """Of the result."""
+    def name(self) -> str:
+        """What a folder of such runs is called."""
         size = f"{self.count}ipc"
         if self.storage:
             size = self.storage.strip().replace(",", "").replace(" ", "-")
-        return user_path(self.out or Path("runs") / f"{Path(self.dataset).stem}-{size}")
+        return f"{Path(self.dataset).stem}-{size}"
 
     @property
     def size(self) -> str:
@@ -182,9 +167,73 @@ class DistillOptions:
         return 1 if self.images_per_class is self.storage is None else self.images_per_class
 
     @property
+    def outer_steps(self) -> int:
+        """At most; any number where the time decides."""
+        usual = 1000 if self.minutes is None else OPEN
+        return usual if self.steps is None else self.steps
+
+    @property
+    def length(self) -> str:
+        """How long the run is to be, in words."""
+        steps = [f"in {self.outer_steps:,} steps"] * (self.outer_steps < OPEN)
+        time = [] if self.minutes is None else [f"for {self.minutes:g} min"]
+        return " or ".join([*time, *steps])
+
+    def say(self, text: str) -> None:
+        """Print what is no outcome."""
+        if not self.quiet:
+            echo(text)
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillOptions(RunOptions):
+    """What `rcig-eqx distill` is asked for."""
+
+    method: Annotated[
+        str | None,
+        Option(
+            help=f"How the hypergradient is computed: {', '.join(METHODS)}; frepo_platt is "
+            "frepo with the paper's outer loss in place of its own.",
+            show_default="head-only for half of the steps or 1,000, then rcig",
+        ),
+    ] = None
+    seed: Seed = 0
+    out: Annotated[
+        Path | None,
+        Option(help="Folder for the result.", show_default="runs/<dataset>-<size>"),
+    ] = None
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace an earlier result.")] = False
+    resume: Annotated[
+        bool,
+        Option(
+            "--resume",
+            help="Go on with the run in the folder, by its run.toml; name --steps or --minutes to "
+            "make it longer.",
+        ),
+    ] = False
+    config: Annotated[
+        Path | None,
+        Option(
+            help="A run.toml, as each run leaves one: its options, where the command names none.",
+            show_default=False,
+        ),
+    ] = None
+    checkpoint_every: Annotated[
+        float, Option(help="Seconds between checkpoints, in <out>/checkpoints.")
+    ] = Checkpoints.every
+    evaluate_: Annotated[
+        bool, Option("--evaluate/--no-evaluate", help="Measure the test accuracy afterwards.")
+    ] = True
+
+    @property
+    def folder(self) -> Path:
+        """Of the result."""
+        return user_path(self.out or Path("runs") / self.name)
+
+    @property
     def file(self) -> Path:
         """Of the result."""
-        return self.folder / "distilled.safetensors"
+        return self.folder / RESULT
 
     @property
     def checkpoints(self) -> Path:
@@ -196,11 +245,6 @@ class DistillOptions:
         """Whether there are checkpoints."""
         return any(self.checkpoints.glob("*.safetensors"))
 
-    def say(self, text: str) -> None:
-        """Print what is no outcome."""
-        if not self.quiet:
-            echo(text)
-
 
 @releasing()
 def distill_command(asked: DistillOptions) -> None:
@@ -209,16 +253,18 @@ def distill_command(asked: DistillOptions) -> None:
         check_storage(asked.storage)
     check_writable(asked.folder)
     hold(asked.folder)
-    _check_free(asked)
-    strategies = _strategies(asked)
+    check_free(asked)
+    strategies, limit = _strategies(asked), time_limit(asked)
     train = load_split(asked.dataset, "train", asked.directory)
     if isinstance(train, AbstractImages):
         train.workers = asked.workers
+    architecture = asked.architecture or default_architecture(train.image_shape)
+    width = width_for(asked, architecture, train.image_shape)
     model = network_for(
-        asked.architecture or default_architecture(train.image_shape),
+        architecture,
         train.image_shape,
         train.num_classes,
-        width=asked.width,
+        width=width,
         depth=asked.depth,
         normalization=asked.normalization,
     )
@@ -229,9 +275,14 @@ def distill_command(asked: DistillOptions) -> None:
         raise FileNotFoundError(
             f"{asked.file} is there, but no checkpoint of its run: pass --overwrite to start anew."
         )
+    settings = SettingsFile(asked, width=width, images_per_class=asked.count)
+    strategies["callbacks"] += [settings, *([limit] if limit else [])]
     result = _run(asked, train, model, strategies)
+    settings()
     seed, learning_rate = asked.seed, asked.learning_rate
     of = {"dataset": shown_name(asked.dataset), "seed": seed, "learning_rate": learning_rate}
+    if limit and limit.reached and not received:  # it ended as asked
+        of |= {"steps": result.recipe["steps_done"], "minutes": limit.minutes}
     result = dataclasses.replace(result, recipe=result.recipe | of)
     written = [result.save(asked.file)]
     if has_pictures(result.coreset):
@@ -240,13 +291,16 @@ def distill_command(asked: DistillOptions) -> None:
             picture = asked.file.with_suffix(".png")
             written.append(save_grid(result.coreset, result.class_names, picture, title=title))
     if result.interrupted:
-        done = result.recipe["steps_done"]
+        step = of_steps(result.recipe["steps_done"], asked.outer_steps)
         echo(
-            f"Stopped after step {done:,} of {asked.steps:,}. The result so far is kept; --resume "
-            "goes on."
+            f"Stopped after {step}. The result so far is kept; rcig-eqx distill --resume --out "
+            f"{asked.folder} goes on."
         )
         echo_paths(written)
         raise Exit(128 + (received or [signal.SIGINT])[-1])
+    if limit:
+        taken = float(result.history["seconds"][-1]) / 60
+        echo(f"Reached step {result.recipe['steps_done']:,} in {taken:.1f} min.")
     if test is not None:
         written.append(_evaluated(asked, result, test, written))
     elif asked.evaluate_:
@@ -254,21 +308,6 @@ def distill_command(asked: DistillOptions) -> None:
             f"{asked.dataset} has no test split: not evaluated. See rcig-eqx evaluate --data."
         )
     echo_paths(written)
-
-
-def _check_free(asked: DistillOptions) -> None:
-    """Raise `FileExistsError` for an earlier result that is neither to be replaced nor resumed."""
-    if asked.overwrite or asked.resume:
-        return
-    if asked.file.exists():
-        raise FileExistsError(
-            f"{asked.file} is there already: pass --overwrite, another --out, or --resume to go on."
-        )
-    if asked.kept:
-        raise FileExistsError(
-            f"{asked.checkpoints} holds an interrupted run: pass --resume to go on with it, "
-            "--overwrite to start anew, or another --out."
-        )
 
 
 def _strategies(asked: DistillOptions) -> dict[str, Any]:
@@ -298,17 +337,17 @@ def _run(
     sweep(asked.folder, asked.file.name)
     asked.say(
         f"Distilling {asked.dataset} ({len(train):,} {noun(train.image_shape)}, "
-        f"{train.num_classes} classes) to {asked.size} in {asked.steps:,} "
-        "steps. Ctrl-C stops and keeps the result; --resume goes on."
+        f"{train.num_classes} classes) to {asked.size} {asked.length}. Ctrl-C stops and keeps "
+        "the result; --resume goes on."
     )
-    with _earlier_kept(asked):
+    with earlier_kept(asked):
         return distill(
             train,
             images_per_class=asked.count,
             storage=asked.storage,
             key=jr.key(asked.seed),
             model=model,
-            steps=asked.steps,
+            steps=steps_to_take(asked),
             batch_size=asked.batch_size,
             checkpoint_dir=Checkpoints(
                 asked.checkpoints, asked.checkpoint_every, keep=2, resume=asked.resume
@@ -316,29 +355,6 @@ def _run(
             progress=not asked.quiet,
             **strategies,
         )
-
-
-@contextlib.contextmanager
-def _earlier_kept(asked: DistillOptions) -> Iterator[None]:
-    """An earlier run's checkpoints are set aside within, and are there again if it cannot begin."""
-    earlier = asked.checkpoints.with_name("checkpoints.earlier")
-    if asked.overwrite and not asked.resume and asked.checkpoints.exists():
-        shutil.rmtree(earlier, ignore_errors=True)
-        asked.checkpoints.rename(earlier)
-    try:
-        yield
-    except (ValueError, OSError):
-        if earlier.exists() and not asked.kept:
-            shutil.rmtree(asked.checkpoints, ignore_errors=True)
-            earlier.rename(asked.checkpoints)
-        raise
-    except KeyboardInterrupt:
-        then = "nothing was there to keep."
-        if asked.kept:
-            then = "--resume goes on from the last checkpoint."
-        echo(f"Stopped at once: {then}", err=True)
-        raise Exit(128 + signal.SIGINT) from None
-    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def _evaluated(

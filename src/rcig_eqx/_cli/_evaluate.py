@@ -10,7 +10,7 @@ from ..data._paths import user_path
 from ..evaluation._evaluate import evaluate, fresh_network
 from ..evaluation._report import Evaluation
 from ..io._export import check_place, export
-from ..io._result import DistillResult, load_result
+from ..io._result import DistillResult, load_result, result_file
 from ..io._terminal import echo
 from ._images import (
     check_writable,
@@ -42,7 +42,7 @@ from ._options import (
 class EvaluateOptions:
     """What `rcig-eqx evaluate` is asked for."""
 
-    file: Annotated[Path, Argument(help="A distilled set: distilled.safetensors.")]
+    file: Annotated[Path, Argument(help="A distilled set: a run's folder or its file.")]
     data: Annotated[
         str | None,
         Option(help="Data set to test on.", show_default="the one that was distilled"),
@@ -122,7 +122,7 @@ def evaluate_command(asked: EvaluateOptions) -> None:
 class ExportOptions:
     """What `rcig-eqx export` is asked for."""
 
-    file: Annotated[Path, Argument(help="A distilled set: distilled.safetensors.")]
+    file: Annotated[Path, Argument(help="A distilled set: a run's folder or its file.")]
     folder: Annotated[
         Path | None, Argument(help="Folder to make.", show_default="export, beside the file")
     ] = None
@@ -148,7 +148,7 @@ class ExportOptions:
 
 def export_command(asked: ExportOptions) -> None:
     """Write a distilled set as a folder that trains networks without this library."""
-    file = user_path(asked.file)
+    file = result_file(asked.file)
     result = load_result(file)
     folder = user_path(asked.folder or file.parent / "export")
     check_place(folder, asked.overwrite, fix="pass --overwrite")

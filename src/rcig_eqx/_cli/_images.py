@@ -14,7 +14,7 @@ from ..io._export import CARD
 from ..io._files import write_atomically
 from ..io._load_export import Export, load_export
 from ..io._published._load import Published
-from ..io._result import DistillResult, load_result
+from ..io._result import RESULT, DistillResult, load_result
 from ..io._terminal import echo
 from ..models import MakeModel
 from ..models._check import describe_model
@@ -24,13 +24,15 @@ Images = Dataset | AbstractImages
 
 def read_set(path: Path) -> DistillResult | Export:
     """The distilled set in a file or folder: a result, or an export."""
-    return load_export(path) if user_path(path).is_dir() else load_result(path)
+    return load_export(path) if (user_path(path) / CARD).exists() else load_result(path)
 
 
 def is_ours(path: Path) -> bool:
     """Whether a file or folder is a result or an export, by its name or what is in it."""
     place = user_path(path)
-    return (place / CARD).exists() if place.is_dir() else place.suffix == ".safetensors"
+    if place.is_dir():
+        return (place / CARD).exists() or (place / RESULT).exists()
+    return place.suffix == ".safetensors"
 
 
 def say_stored(result: DistillResult | Export) -> str:

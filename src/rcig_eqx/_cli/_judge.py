@@ -54,7 +54,7 @@ class JudgeOptions:
         Path,
         Argument(
             metavar="SET",
-            help="A distilled set: a result's file, an export's folder, or another project's set.",
+            help="A distilled set: the folder of a run or an export, a file, or another project's.",
         ),
     ]
     data: Annotated[

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-from typer import Option, Typer
+from typer import Context, Option, Typer
 
 from ..evaluation import METRICS
 from ..evaluation._evaluate import evaluate
@@ -16,6 +16,7 @@ from ..models._normalize import NORMALIZATIONS
 ARCHITECTURE = f"The network: {', '.join(NETWORKS)}."
 NORMALIZATION = f"Its normalization: {', '.join(NORMALIZATIONS)}."
 WIDTH, DEPTH = "Filters of the network's first block.", "Blocks of a convnet."
+USUAL_WIDTH = "the network's own; a convnet's by image size on a CPU"
 NUM_NETWORKS: int = inspect.signature(evaluate).parameters["num_networks"].default
 Networks = Annotated[int, Option(min=1, help="Fresh networks to evaluate with.")]
 Metrics = Annotated[
@@ -58,18 +59,35 @@ _CALLED = {
 _KNOWN: set[str] = set()
 
 
-def command(app: Typer, name: str, options: type) -> Callable[[Callable], Callable]:
-    """Make a function of one value, a dataclass of options, a command of these options."""
+Named = frozenset[str]  # the options that a command names
+
+
+def command(
+    app: Typer, name: str, options: type, complete: Callable[[Any, Named], Any] | None = None
+) -> Callable[[Callable], Callable]:
+    """Make a function of one value, a dataclass of options, a command of these options.
+
+    `complete` may fill in the options that the command does not name.
+    """
     fields = inspect.signature(options)
     _KNOWN.update(fields.parameters)
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=Context)
 
     def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
-        def call(**given: Any) -> None:
-            function(options(**given))
+        def call(context: Any, **given: Any) -> None:
+            asked = options(**given)
+            if complete:
+                source = context.get_parameter_source
+                named = (k for k in given if getattr(source(k), "name", "") == "COMMANDLINE")
+                asked = complete(asked, frozenset(named))
+            function(asked)
 
         call.__doc__ = function.__doc__
-        call.__annotations__ = typing.get_type_hints(options, include_extras=True)
-        call.__signature__ = fields  # pyright: ignore[reportFunctionMemberAccess]
+        hints = typing.get_type_hints(options, include_extras=True)
+        call.__annotations__ = {"context": Context, **hints}
+        call.__signature__ = fields.replace(  # pyright: ignore[reportFunctionMemberAccess]
+            parameters=[*fields.parameters.values(), context]
+        )
         app.command(name)(call)
         return function
 

@@ -17,11 +17,13 @@ from .._coreset import Coreset
 from .._types import PyTree
 from ..data import AbstractPreprocess, from_state, to_state
 from ..data._dataset import noun
+from ..data._paths import user_path
 from ..parameterizations._packed import Packed, check_arrays, check_layout
 from ._files import damage_named, read_checked, under, within, write_checked
 from ._plot import grid_png, plot_grid
 
 FORMAT, PACKED = "rcig_eqx/1", "rcig_eqx/2"
+RESULT = "distilled.safetensors"  # in the folder of a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,8 @@ class DistillResult:
     - `baseline`: as many random real images, with plain labels, to compare with.
     - `class_names`: one per class.
     - `recipe`: plain values that say how it was made: data set, method, steps, versions, …
-    - `history`: arrays `[steps]` by name: `loss`, `accuracy`, `seconds`, ….
+    - `history`: arrays `[steps]` by name: `loss`, `accuracy`, `seconds` since the first step
+      began, ….
     - `psi`: the averaged ψ of a parameterization, which `coreset` is decoded from, before its
       labels took the temperature; `None` without one. It is not in the file:
       `equinox.tree_serialise_leaves` keeps any pytree.
@@ -146,17 +149,25 @@ def load_result(
 ) -> DistillResult:
     """Read a file written by `DistillResult.save`. Nothing in it is executed.
 
-    A set with a preprocessing of your own class needs an instance of it as `preprocess`, whose
-    arrays are then read from the file; others need none.
+    The folder of a run stands for its `distilled.safetensors`. A set with a preprocessing of your
+    own class needs an instance of it as `preprocess`, whose arrays are then read from the file;
+    others need none.
 
     Raises `FileNotFoundError`, or `DataError` for a file that is damaged, truncated, or no
     distilled set.
     """
+    path = result_file(path)
     card, arrays = read_checked(path, (FORMAT, PACKED), "distilled set")
     with damage_named(path, "distilled set"):
         if "storage" in card and card["format"] != PACKED:
             raise ValueError("it is packed, and its format is not")
         return _assemble(card, arrays, preprocess)
+
+
+def result_file(path: str | os.PathLike[str]) -> Path:
+    """The file of a result, where its folder is named."""
+    path = user_path(path)
+    return path / RESULT if path.is_dir() else path
 
 
 def _assemble(

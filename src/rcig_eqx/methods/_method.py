@@ -95,6 +95,14 @@ class AbstractMethod(eqx.Module):
         return []
 
     @property
+    def turn(self) -> "tuple[int, AbstractMethod] | None":
+        """In how many steps a step will cost otherwise, and this method as it is then.
+
+        `None` where all steps to come cost the same. It tells how long a run will take.
+        """
+        return None
+
+    @property
     def adapts(self) -> bool:
         """Whether the method has numbers of its own that follow the run.
 

@@ -78,6 +78,11 @@ class Staged(AbstractMethod):
         return list(dict.fromkeys(self.first.warnings(history) + self.then.warnings(history)))
 
     @property
+    def turn(self) -> tuple[int, AbstractMethod] | None:
+        left = int(self.steps - self.done)
+        return (left, self._replaced(self.first, self.then, self.steps)) if left > 0 else None
+
+    @property
     def adapts(self) -> bool:
         return True
 

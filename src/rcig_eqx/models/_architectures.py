@@ -122,6 +122,21 @@ def default_architecture(shape: tuple[int, ...]) -> str:
     return ready[len(shape)]
 
 
+PAPER_WIDTH = 128
+_CPU_BREADTH = 32 * 32  # width times the side of an image: a pass costs about the same for all
+
+
+def cpu_width(architecture: str, shape: tuple[int, ...]) -> int | None:
+    """The width of a convnet that two CPU cores have time for; `None` for other networks.
+
+    32 for images of up to 32 pixels, and less for larger ones. A step of width w takes some
+    (w / 32)^1.8 times as long (`docs/settings.md`).
+    """
+    if architecture_name(architecture) != "convnet" or len(shape) != 3:
+        return None
+    return max(8, _CPU_BREADTH // max(32, *shape[:2]))
+
+
 def architecture_name(name: str) -> str:
     """The plain form of a name. `ValueError` for an unknown one, with the nearest."""
     plain = name.lower().replace("-", "").replace("_", "")

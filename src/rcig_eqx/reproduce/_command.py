@@ -23,7 +23,7 @@ from ._report import Report, counted
 from ._rows import ROWS, Row
 from ._tables import Ways, networks_of
 from ._targets import TARGETS, Target, find_rows
-from ._workshop import Interrupted, Workshop, dry_run
+from ._workshop import BUNDLED, Interrupted, Workshop, dry_run
 
 _ROWS = "Such as fashion_mnist/1; may be given several times, or comma-separated."
 _SCALE = "paper on an accelerator, small on a CPU"
@@ -61,6 +61,10 @@ class ReproduceOptions:
     directory: Annotated[
         Path | None, Option(help="Folder to look for data sets in first.", show_default=False)
     ] = None
+    bundled: Annotated[
+        bool,
+        Option("--bundled", help="Take the small Fashion-MNIST that comes along; its rows alone."),
+    ] = False
     dry: Annotated[
         bool, Option("--dry-run", help="Say what each row takes: compiles a step, runs none.")
     ] = False
@@ -81,7 +85,8 @@ def reproduce(asked: ReproduceOptions) -> None:
             echo(f"{row.name:<18}{row.steps:>6,} steps, paper {mean:.1f} ± {spread:.1f}   {of}")
         return
     wanted, workshop = _wanted(asked), _workshop(asked)
-    chosen = find_rows(names or wanted.rows)
+    chosen = find_rows(names or _usual_rows(asked, wanted))
+    _check_bundled(asked, chosen)
     if asked.dry:
         workshop.say("Compiling a step of each kind; a large one takes minutes.")
         for number, row in enumerate(chosen, 1):
@@ -102,7 +107,7 @@ def reproduce(asked: ReproduceOptions) -> None:
     # Sets are filed apart by what the scale's name says; their tables by what is asked of them too.
     apart = {name: getattr(asked, name) for name in ("seeds", "networks", "evaluation_steps")}
     of = [f"{name}{number}" for name, number in apart.items() if number is not None]
-    settings = [asked.settings] * (asked.settings != "library")
+    settings = [asked.settings] * (asked.settings != "library") + ["bundled"] * asked.bundled
     folder = user_path(asked.out) / "-".join([scale.name, *of, shown, *settings])
     if names:  # a table of some rows stays beside one of others
         name = "+".join(row.replace("/", "-") for row in names)
@@ -135,6 +140,22 @@ def _wanted(asked: ReproduceOptions) -> Target:
     return wanted
 
 
+def _usual_rows(asked: ReproduceOptions, wanted: Target) -> list[str]:
+    """The target's rows, or those that the bundled set has images for."""
+    return [name for name in wanted.rows if not asked.bundled or ROWS[name].dataset in BUNDLED]
+
+
+def _check_bundled(asked: ReproduceOptions, chosen: list[Row]) -> None:
+    """Raise `ValueError` for rows that the bundled set is no part of."""
+    others = [row.name for row in chosen if row.dataset not in BUNDLED]
+    if asked.bundled and (others or not chosen):
+        raise ArgumentError(
+            "bundled",
+            f"has no images for {', '.join(others) or asked.target}: leave it out, or choose rows "
+            f"of {', '.join(BUNDLED)}.",
+        )
+
+
 def _workshop(asked: ReproduceOptions) -> Workshop:
     """Where its sets are made and filed."""
     scale = asked.scale or ("small" if jax.default_backend() == "cpu" else "paper")
@@ -144,7 +165,7 @@ def _workshop(asked: ReproduceOptions) -> Workshop:
     directory = asked.directory and user_path(asked.directory)
     check_directory(directory)
     return Workshop(
-        user_path(asked.out) / "sets",
+        user_path(asked.out) / ("sets-bundled" if asked.bundled else "sets"),
         SCALES[scale].changed(**{name: getattr(asked, name) for name in _CHANGED}),
         asked.method,
         asked.settings,
@@ -153,6 +174,7 @@ def _workshop(asked: ReproduceOptions) -> Workshop:
         asked.workers,
         say=(lambda text: None) if asked.quiet else echo,
         progress=not asked.quiet,
+        bundled=asked.bundled,
     )
 
 

@@ -41,6 +41,8 @@ from ._report import counted
 from ._rows import Row
 
 _FITTED = "rcig_eqx-preprocess-1"
+BUNDLED = {"fashion_mnist": "fashion_mnist_small"}
+"""What comes along in place of the paper's data sets."""
 
 
 class Interrupted(Exception):
@@ -62,6 +64,7 @@ class Workshop:
     - `workers`: processes that read a set on disk ahead; threads of this one do if 0.
     - `say`: is given a line of text at every new piece of work.
     - `progress`: whether bars are shown.
+    - `bundled`: whether Fashion-MNIST is the small set that comes along.
     - `remarks`: what a reader of the results must know, found on the way.
     """
 
@@ -74,15 +77,21 @@ class Workshop:
     workers: int = 0
     say: Callable[[str], None] = print
     progress: bool = True
+    bundled: bool = False
     remarks: dict[str, None] = dataclasses.field(default_factory=dict)
     _sets: dict[tuple[str, str], Any] = dataclasses.field(default_factory=dict)
+
+    def _source(self, dataset: str) -> str:
+        """The data set that stands for a row's."""
+        return BUNDLED[dataset] if self.bundled else dataset
 
     def data(self, row: Row, split: str) -> Any:
         """A split of the row's data set, in memory or on disk; read once."""
         key = (row.dataset, split)
         if key not in self._sets:
             from_disk = open_records if row.dataset == "imagenet64" else load
-            self._sets[key] = from_disk(row.dataset, split, directory=self.directory)
+            source = self._source(row.dataset)
+            self._sets[key] = from_disk(source, split, directory=self.directory)
             if isinstance(self._sets[key], AbstractImages):
                 self._sets[key].workers = self.workers
             shape, facts = self._sets[key].image_shape, row.facts
@@ -98,7 +107,8 @@ class Workshop:
 
     def training_images(self) -> dict[str, int]:
         """How many there are of each data set read so far."""
-        return {name: len(x) for (name, part), x in self._sets.items() if part == "train"}
+        sets = self._sets.items()
+        return {self._source(name): len(x) for (name, part), x in sets if part == "train"}
 
     def _fitted(self, row: Row) -> AbstractPreprocess:
         """The preprocessing of the row's whole training split; fitted once, and filed.
@@ -193,7 +203,11 @@ class Workshop:
             )
         if result.interrupted and not gave_up(result.history):
             raise Interrupted
-        of = {"dataset": row.dataset, "training images": len(train), "asked": _asked(settings)}
+        of = {
+            "dataset": self._source(row.dataset),
+            "training images": len(train),
+            "asked": _asked(settings),
+        }
         result = dataclasses.replace(result, recipe=result.recipe | of)
         result.save(file)
         self._remark(what, result)

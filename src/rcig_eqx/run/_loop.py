@@ -23,8 +23,9 @@ from ..methods import AbstractMethod
 from ._checkpoint import CheckpointFolder
 from ._devices import Agreement, leads, on_mesh, shard_rows
 from ._guard import CAUSES, SOLVE, explain
-from ._memory import check_memory, memory_of
-from ._progress import Callback, Progress, ProgressBar
+from ._memory import MemoryEstimate, check_memory, memory_of
+from ._pace import Pace
+from ._progress import Callback, Progress, ProgressBar, of_steps
 from ._step import compiled_step, compiled_tune
 
 History = dict[str, list[float]]  # a number per step, by name
@@ -94,22 +95,28 @@ class Loop:
             return self.checkpoints.save(state, self.card, arrays)
 
         saved, agreed, step = first, Agreement(self.mesh), compiled_step()
+        pace = Pace(self.bar, self.steps, alone=self.mesh is None)
         if first:
-            self.bar.note(f"Going on from step {first:,} of {self.steps:,}.")
+            self.bar.note(f"Going on from {of_steps(first, self.steps)}.")
         with interruptible(say=not self.bar.console.quiet) as interrupted:
             try:
                 for number in range(first + 1, self.steps + 1):
                     batch = self._next_batch(number)
                     if number == first + 1:
-                        state, step = self._compile(state, batch)
+                        state, step, pace.memory = self._compile(state, batch)
+                        began = time.perf_counter() - before  # of the steps alone
                     with on_mesh(self.mesh):
                         state, metrics = step(batch, state)
                     flush((number, metrics))
-                    report = Progress(number, self.steps, metrics, state, so_far)
+                    seconds = time.perf_counter() - began
+                    report = Progress(
+                        number, self.steps, metrics, state, so_far, seconds, self.bar.ends_at
+                    )
                     stop = [_is_true(callback(report)) for callback in self.callbacks]
                     # This step has been read by a process that was asked for what there is so far.
                     if agreed(any(stop) or interrupted()) or gave_up(history, first, number - 1):
                         break
+                    pace.look(step, batch, state)
                     if self.checkpoints and self.checkpoints.due:
                         flush()
                         saved = number if save() else saved
@@ -123,7 +130,7 @@ class Loop:
                 if number > saved:
                     save()
             if interrupted() and number < self.steps:
-                self.bar.note(f"Stopped by a signal after step {number:,} of {self.steps:,}.")
+                self.bar.note(f"Stopped by a signal after {of_steps(number, self.steps)}.")
         if leads(self.mesh):
             say_what_fell_short(history, state.recipe.chosen()[0], first)
         return state, history
@@ -140,8 +147,10 @@ class Loop:
         labels = np.asarray(labels, np.int32)
         return tuple(shard_rows(x, self.mesh, self.batch_size) for x in (images, labels))
 
-    def _compile(self, state: State, batch: tuple[Array, ...]) -> tuple[State, Callable]:
-        """What comes before the first step: learning rates found, the step compiled.
+    def _compile(
+        self, state: State, batch: tuple[Array, ...]
+    ) -> tuple[State, Callable, MemoryEstimate | None]:
+        """What comes before the first step: learning rates found, the step compiled and measured.
 
         Called as it is and not by `filter_jit`, which waits for the device at every call.
         """
@@ -149,11 +158,12 @@ class Loop:
             if int(state.step) == 0 and state.recipe.chosen()[0].adapts:
                 state = compiled_tune()(batch, state)
             if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
-                return state, compiled_step()  # as a debugger wants it: not compiled at all
+                return state, compiled_step(), None  # as a debugger wants it: not compiled at all
             step = compiled_step().lower(batch, state).compile()
         device = self.mesh.local_devices[0] if self.mesh else None
-        check_memory(memory_of(step.compiled, batch), len(batch[0]), device)
-        return state, step
+        memory = memory_of(step.compiled, batch)
+        check_memory(memory, len(batch[0]), device)
+        return state, step, memory
 
 
 def record(history: History, numbers: Mapping[str, np.ndarray], seconds: float) -> None:
