@@ -35,6 +35,7 @@ from ..run._checkpoint import Checkpoints
 from ..run._devices import first_devices
 from ..run._loggers import LOGGERS
 from ..run._loop import received
+from ._best import PART, TESTS, KeepBestFlag, Patience, Selection, TestEvery, Validation
 from ._images import (
     Images,
     check_writable,
@@ -53,6 +54,7 @@ from ._options import (
     NORMALIZATION,
     NUM_NETWORKS,
     WIDTH,
+    Augment,
     Directory,
     Metrics,
     Networks,
@@ -121,6 +123,7 @@ class DistillOptions:
     parameterization: Annotated[
         str, Option(help=f"What is stored: {' or '.join(PARAMETERIZATIONS)}.")
     ] = "plain"
+    augment: Augment = None
     flip: Annotated[
         bool | None,
         Option(
@@ -152,6 +155,10 @@ class DistillOptions:
         list[str] | None,
         Option(help=f"Write every step down: {' or '.join(LOGGERS)}.", show_default=False),
     ] = None
+    keep_best: KeepBestFlag = False
+    validation: Validation = None
+    patience: Patience = None
+    test_every: TestEvery = None
     evaluate_: Annotated[
         bool, Option("--evaluate/--no-evaluate", help="Measure the test accuracy afterwards.")
     ] = True
@@ -196,6 +203,21 @@ class DistillOptions:
         """Whether there are checkpoints."""
         return any(self.checkpoints.glob("*.safetensors"))
 
+    @property
+    def selection(self) -> Selection | None:
+        """How the set that is kept is chosen, if not as the last one."""
+        given = self.validation, self.patience, self.test_every
+        if not self.keep_best and all(value is None for value in given):
+            return None
+        return Selection(
+            PART if self.validation is None else self.validation,
+            self.test_every or max(1, self.steps // TESTS),
+            self.patience,
+            self.evaluation_steps,
+            self.seed,
+            self.checkpoints / "best.safetensors",
+        )
+
     def say(self, text: str) -> None:
         """Print what is no outcome."""
         if not self.quiet:
@@ -229,7 +251,15 @@ def distill_command(asked: DistillOptions) -> None:
         raise FileNotFoundError(
             f"{asked.file} is there, but no checkpoint of its run: pass --overwrite to start anew."
         )
+    choice = None
+    if asked.selection is not None:
+        whole, (train, choice) = len(train), asked.selection.split(train)
+        asked.say(f"Held out {choice.images:,} of {whole:,} training images to choose a set by.")
+        strategies["callbacks"].append(choice.best)
     result = _run(asked, train, model, strategies)
+    if choice is not None:
+        result, said = choice.of(result)
+        asked.say(said)
     seed, learning_rate = asked.seed, asked.learning_rate
     of = {"dataset": shown_name(asked.dataset), "seed": seed, "learning_rate": learning_rate}
     result = dataclasses.replace(result, recipe=result.recipe | of)
@@ -239,7 +269,7 @@ def distill_command(asked: DistillOptions) -> None:
             title = f"{Path(asked.dataset).stem}, {result.recipe['images_per_class']} per class"
             picture = asked.file.with_suffix(".png")
             written.append(save_grid(result.coreset, result.class_names, picture, title=title))
-    if result.interrupted:
+    if result.interrupted and not (choice and choice.best.ended):
         done = result.recipe["steps_done"]
         echo(
             f"Stopped after step {done:,} of {asked.steps:,}. The result so far is kept; --resume "
@@ -279,6 +309,7 @@ def _strategies(asked: DistillOptions) -> dict[str, Any]:
         optimizer=coreset_optimizer(asked.learning_rate),
         parameterization=PARAMETERIZATIONS.find("parameterization", asked.parameterization)(),
         flip=asked.flip,
+        augment=True if asked.augment == "paper" else asked.augment,
     )
     check_known("initialization", asked.initialization, INITIALIZERS)
     for name in asked.metric or []:
