@@ -2,6 +2,7 @@
 distills under one."""
 
 import dataclasses
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -182,7 +183,10 @@ NETWORK = convnet_for((8, 8, 1), 2, width=2, depth=1)
 SMALL = jr.normal(jr.key(7), (12, 8, 8, 1))
 SET = Coreset(SMALL[:4], jnp.eye(2)[jnp.arange(4) % 2] - 0.5, jnp.asarray(0.1))
 BATCH = SMALL[4:], jnp.arange(8) % 2
-STILL = {"optimizer": optax.sgd(1.0), "pool": PoolSchedule(size=2, min_visit=1, max_visit=1)}
+STILL: dict[str, Any] = {
+    "optimizer": optax.sgd(1.0),
+    "pool": PoolSchedule(size=2, min_visit=1, max_visit=1),
+}
 
 
 def slid(images, *, key):
@@ -262,7 +266,7 @@ def counted(images, *, key):
     return Augment("crop_rotate_cutout", siamese=True)(images, key=key)
 
 
-def run(steps=4, augment="crop_cutout", method=FREPO, **changed):
+def run(steps=4, augment: Any = "crop_cutout", method: Any = FREPO, **changed: Any) -> Any:
     recipe = Recipe(method, NETWORK, pool=STILL["pool"], augment=augment)
     return distill(
         PIXELS, images_per_class=2, key=jr.key(0), steps=steps, recipe=recipe, batch_size=8,
@@ -283,7 +287,7 @@ def test_a_run_compiles_once_and_says_what_it_did():
 
 
 def test_a_run_goes_on_bit_for_bit(tmp_path):
-    both = {"method": staged(frepo(), rcig(), 2)}
+    both: dict[str, Any] = {"method": staged(frepo(), rcig(), 2)}
     whole = run(**both)
     run(callbacks=[lambda progress: progress.step == 3], checkpoint_dir=tmp_path, **both)
     with pytest.raises(ValueError, match=r"one: augment: .*crop_cutout.* there, .*crop_flip"):

@@ -24,7 +24,7 @@ class Herding(AbstractInitializer):
             inputs = apply_in_chunks(preprocess, images)
             features = inputs.reshape(len(inputs), -1)
             if network is not None:
-                features = np.asarray(eqx.filter_jit(_features)(network, inputs))
+                features = np.asarray(eqx.filter_jit(_features)(network, jnp.asarray(inputs)))
             chosen.append(inputs[herd(features, each)])
         images = jnp.asarray(np.concatenate(chosen), like.images.dtype)
         return eqx.tree_at(lambda c: c.images, like, images)
