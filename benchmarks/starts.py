@@ -1,8 +1,8 @@
-"""Accuracy by where a distilled set starts, and by augmentation while distilling.
+r"""Accuracy by where a distilled set starts, and by augmentation while distilling.
 
-    python benchmarks/starts.py --datasets fashion_mnist mnist cifar10 --each 1 10 --steps 500 \\
+    python benchmarks/starts.py --datasets fashion_mnist mnist cifar10 --each 1 10 --steps 500 \
         --starts real noise kmeans herding herding_features mean mean_augmented --out starts.jsonl
-    python benchmarks/starts.py --datasets cifar10 --images 2000 --each 10 --steps 500 \\
+    python benchmarks/starts.py --datasets cifar10 --images 2000 --each 10 --steps 500 \
         --augments none each alike --tested none paper --out augmentation.jsonl
 
 Distills every case for `--steps`, or until `--seconds` have passed since its first step, and trains
