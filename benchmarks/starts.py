@@ -98,7 +98,7 @@ def measure(args, case):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--datasets", nargs="+", default=["fashion_mnist"])
     parser.add_argument("--directory", help="looked in first, as by `data.load`")
     parser.add_argument("--images", type=int, help="training images, as many of each class")
