@@ -12,8 +12,8 @@ import jax.random as jr
 
 from _common import print_header
 from rcig_eqx import Coreset, data, save_grid
+from rcig_eqx._augment import OPERATIONS
 from rcig_eqx.evaluation import Augment
-from rcig_eqx.evaluation._augment import OPERATIONS
 
 
 def main():

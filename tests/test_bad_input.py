@@ -149,6 +149,7 @@ CASES: dict[str, tuple[str, str]] = {
     "evaluate_no_networks": ("ValueError", "num_networks is 0.*at least 1"),
     "evaluate_key_an_int": ("ValueError", "pass one key"),
     "evaluate_augment": ("ValueError", "augment is 3: pass True"),
+    "distill_augment": ("ValueError", "augment is 3: pass True"),
     "evaluate_augment_unknown": ("ValueError", "did you mean 'flip'"),
     "augment_mode": ("ValueError", "mode is 'any': .*one, all"),
     "evaluate_labels": ("ValueError", "did you mean 'hard'"),
@@ -396,6 +397,7 @@ def collect() -> dict[str, list[str]]:
         "evaluate_no_networks": lambda: evaluate(num_networks=0),
         "evaluate_key_an_int": lambda: evaluate(key=0),
         "evaluate_augment": lambda: evaluate(augment=3),
+        "distill_augment": lambda: r.Recipe(augment=3),  # pyright: ignore[reportArgumentType]
         "evaluate_augment_unknown": lambda: evaluate(augment="flop_crop"),
         "augment_mode": lambda: r.evaluation.Augment("flip", "any"),  # pyright: ignore[reportArgumentType]
         "evaluate_labels": lambda: evaluate(labels="hrad"),

@@ -279,6 +279,92 @@ def test_ctrl_c_keeps_the_result_so_far_and_resume_goes_on(folder, tmp_path, mon
     assert "no checkpoint of its run" in capsys.readouterr().err
 
 
+def test_the_best_set_on_held_out_images_is_kept(folder, tmp_path, capsys, monkeypatch):
+    """A scripted test of accuracies 1, 3, 2, 2 at every other step; the fourth ends the run."""
+    import rcig_eqx.evaluation._best as best
+    from rcig_eqx._cli import _distill
+
+    seen, scripted = [], iter([0.1, 0.3, 0.2, 0.2])
+    real = best.evaluate
+
+    def test(result, validation, **options):
+        report = real(result, validation, **options)
+        seen.append((result, validation))
+        return dataclasses.replace(report, accuracies=np.full(3, next(scripted)))
+
+    def final(result, test, **options):
+        seen.append((result, test))
+        return real(result, test, **options)
+
+    monkeypatch.setattr(best, "evaluate", test)
+    monkeypatch.setattr(_distill, "evaluate", final)
+    few = ["--validation", 0.2, "--patience", 2, "--test-every", 2]
+    arguments = ["distill", folder, "--steps", 50, *SMALL, *FEW, *few]
+    assert run(*arguments, "--out", tmp_path) == 0
+    text = capsys.readouterr().out
+    assert "Held out 4 of 20 training images to choose a set by." in text
+    assert "Ended early, as no later set was better. Kept the set of step 4 of 8: 30.0% on" in text
+    assert "on 4 validation images, 20.0% at the last test." in text
+    whole, left = data.load(str(folder), "train"), data.load(str(folder), "test")
+    held = seen[0][1]
+    assert np.bincount(held.labels).tolist() == [2, 2]
+    rows = {image.tobytes() for image in whole.images}
+    assert {image.tobytes() for image in held.images} <= rows  # of the train split
+    tested = [images for _, images in seen]
+    assert all(images is held for images in tested[:4])
+    assert len(tested) == 5  # and the test set once, at the end
+    np.testing.assert_array_equal(tested[-1].images, left.images)
+    kept, fourth = load_result(tmp_path / "distilled.safetensors"), seen[1][0]
+    np.testing.assert_array_equal(kept.coreset.images, fourth.coreset.images)
+    assert not np.array_equal(kept.coreset.images, seen[3][0].coreset.images)
+    np.testing.assert_array_equal(seen[-1][0].coreset.images, kept.coreset.images)
+    chosen = {"validation": 0.2, "kept_step": 4, "validation_accuracy": 0.3, "steps_done": 8}
+    assert chosen.items() <= kept.recipe.items()
+    assert len(kept.history["loss"]) == 8
+
+    # Resumed, the best of before is tested first, and stays where nothing is better.
+    scripted = iter([0.3, 0.1, 0.2])
+    assert run(*arguments, "--resume", "--out", tmp_path) == 0
+    assert "Kept the set of step 4 of 12: 30.0% on 4" in capsys.readouterr().out
+    again = load_result(tmp_path / "distilled.safetensors")
+    np.testing.assert_array_equal(again.coreset.images, kept.coreset.images)
+    # Without these images it is another run.
+    plain = ["distill", folder, "--steps", 50, *SMALL, *FEW]
+    assert run(*plain, "--resume", "--out", tmp_path) == 2
+    assert "training images" in capsys.readouterr().err
+    # Anew, the earlier best counts for nothing.
+    scripted = iter([0.05, 0.04, 0.03])
+    assert run(*arguments, "--overwrite", "--out", tmp_path) == 0
+    assert "Kept the set of step 2 of 6: 5.0% on 4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--validation", 1.5], "Error: --validation cannot be held out: part is 1.5"),
+        (["--validation", 0.01], "--validation cannot be held out: 0.01 of the 10 images of"),
+        (["--patience", 0], "Invalid value for '--patience'"),
+        (["--augment", "flop"], "augmentation is 'flop': did you mean 'flip'"),
+    ],
+)
+def test_what_cannot_be_chosen_by_is_refused_before_the_run(
+    options, said, folder, tmp_path, capsys
+):
+    assert run("distill", folder, *SMALL, *options, "--out", tmp_path / "o") == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "o" / "distilled.safetensors").exists()
+
+
+def test_a_run_is_augmented_by_name(folder, tmp_path):
+    arguments = ["--steps", 2, *SMALL, "--no-evaluate", "--quiet", "--out", tmp_path]
+    assert run("distill", folder, "--augment", "flip_crop", *arguments) == 0
+    told = load_result(tmp_path / "distilled.safetensors").recipe["augment"]
+    assert "strategy='flip_crop'" in told
+    assert run("distill", folder, "--augment", "paper", "--overwrite", *arguments) == 0
+    told = load_result(tmp_path / "distilled.safetensors").recipe["augment"]
+    assert "strategy='crop_rotate_translate_cutout'" in told
+
+
 def test_ctrl_c_during_the_evaluation_keeps_the_result(folder, out, tmp_path, monkeypatch, capsys):
     result = load_result(out / "distilled.safetensors")
 

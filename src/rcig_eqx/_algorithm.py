@@ -1,6 +1,7 @@
 """Algorithm 1: its state, and one iteration of it as a pure function."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
 
+from ._augment import as_augmentation
 from ._checks import ArgumentError
 from ._coreset import Coreset
 from ._pool import Member, choose, get_member, new_pool, set_member, visit
@@ -60,6 +62,8 @@ def init(coreset: Coreset, recipe: Recipe, *, key: PRNGKeyArray) -> State:
     dtype = coreset.labels.dtype
     coreset = jax.tree.map(lambda x: x if eqx.is_array(x) else jnp.asarray(x, dtype), coreset)
     check_parameterization(recipe.parameterization, coreset)
+    augment = as_augmentation(recipe.augment, coreset.images.shape[1:])
+    recipe = dataclasses.replace(recipe, augment=augment)
     psi = recipe.parameterization.encode(coreset)
     check_optimizer(recipe.optimizer, psi)
 
@@ -79,12 +83,13 @@ def init(coreset: Coreset, recipe: Recipe, *, key: PRNGKeyArray) -> State:
 
 
 class Drawn(NamedTuple):
-    """What a step works on: a network of the pool and its place, two keys, the outer batch."""
+    """What a step works on: a network of the pool and its place, keys, the outer batch."""
 
     place: Int[Array, "..."]
     member: Member
     key: PRNGKeyArray
     visit_key: PRNGKeyArray
+    augment_key: PRNGKeyArray
     inputs: Float[Array, "b *shape"]
     targets: Float[Array, "b classes"]
 
@@ -101,11 +106,14 @@ class Moved(NamedTuple):
 def draw(state: State, batch: Batch) -> Drawn:
     """A random network of the pool, or several where the recipe's pool asks for several a step."""
     inputs, labels = batch
-    index_key, key, visit_key = jr.split(jr.fold_in(state.key, state.step), 3)
+    step_key = jr.fold_in(state.key, state.step)
+    index_key, key, visit_key = jr.split(step_key, 3)
+    augment_key = jr.fold_in(step_key, 3)  # a fourth, which leaves the three what they were
     index = choose(state.recipe.pool, key=index_key)
     classes = state.recipe.parameterization.decode(state.psi).num_classes
     targets = jax.nn.one_hot(labels, classes, dtype=inputs.dtype)
-    return Drawn(index, get_member(state.pool, index), key, visit_key, inputs, targets)
+    inputs = state.recipe.augmented(inputs, augment_key)
+    return Drawn(index, get_member(state.pool, index), key, visit_key, augment_key, inputs, targets)
 
 
 def on_set(model: AbstractNetwork, coreset: Coreset) -> AbstractNetwork:
@@ -120,7 +128,8 @@ def move(state: State, drawn: Drawn) -> Moved:
     """ψ moved along the method's hypergradient at one network."""
     recipe, member = state.recipe, drawn.member
     method, _ = recipe.chosen()
-    coreset, pull_back = jax.vjp(recipe.parameterization.decode, state.psi)
+    shown = functools.partial(recipe.shown, key=drawn.augment_key)
+    coreset, pull_back = jax.vjp(shown, state.psi)
     problem = on_set(member.model, coreset), coreset, drawn.inputs, drawn.targets
     result = method.hypergradient(*problem, key=drawn.key)
     (gradient,) = pull_back(result.gradient)

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
+from ._augment import as_augmentation, check_augmentation
 from ._checks import ArgumentError, check_counts, check_flags, check_key
 from ._coreset import Coreset
 from ._describe import describe, described
@@ -152,9 +153,12 @@ def resolve(asked: Asked) -> Plan:
     asked_first = found[0]["steps"] if found else steps
     method = recipe.method or default_method(asked_first)
     method.check(decoded, batch_size)
+    augment = as_augmentation(recipe.augment, seen.image_shape)
+    if augment is not None:
+        check_augmentation(augment, decoded.images.shape)
     fold = method.folds if recipe.fold is None else recipe.fold
     recipe = dataclasses.replace(
-        recipe, method=method, model=model, fold=bool(fold), batch_size=batch_size
+        recipe, method=method, model=model, fold=bool(fold), batch_size=batch_size, augment=augment
     )
     settings = _settings(asked, images_per_class, recipe, start, seen, preprocess)
     same = {"images": len(train), "method": describe(method)}
@@ -355,6 +359,8 @@ def _settings(
             f"{images_per_class} images per class as {recipe.parameterization}, {per_class:,} of "
             f"{allowed:,} bits per class"
         )
+    if recipe.augment is not None:
+        spent["augment"] = described(recipe.augment)
     return spent | {
         "dataset": seen.name,
         "images_per_class": images_per_class,

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Scalar
+from jaxtyping import Array, Float, PRNGKeyArray, Scalar
 
+from ._augment import Augmentation, check_kind
 from ._checks import ArgumentError, check_counts, check_number
+from ._coreset import Coreset
 from ._pool import PoolSchedule
 from ._types import PyTree
 from .methods import AbstractMethod
@@ -173,6 +175,9 @@ def growing_average(sharpness: float = 9.0) -> GrowingAverage:
     return GrowingAverage(sharpness)
 
 
+Inputs = Float[Array, "n *shape"]
+
+
 class Recipe(eqx.Module):
     """The strategies of a run. Only an adaptive method has arrays, its learning rates.
 
@@ -196,6 +201,11 @@ class Recipe(eqx.Module):
       images (paper, appendix C), or as a `Coreset` to start from says.
     - `batch_size`: inputs of an outer batch. `None`: 64 for every 16 distilled images, at least 64
       and at most 1,024.
+    - `augment`: how the outer batch and the distilled set change at random at every step: `True`, a
+      strategy such as `"flip_crop"`, an [`Augment`][rcig_eqx.evaluation.Augment] or a function
+      `(images, *, key) -> images`, as `evaluate` takes. Both are changed with the same key, mirror
+      images of the set mirrored afterwards. The hypergradient is that of the set as it was before;
+      the networks of the pool train on that set, too.
 
     `distill` fills in what is `None`; [`init`][rcig_eqx.init] needs a method and a model.
     """
@@ -209,6 +219,7 @@ class Recipe(eqx.Module):
     fold: bool | None = None
     flip: bool | None = None
     batch_size: int | None = None
+    augment: bool | str | Augmentation | None = None
 
     def __check_init__(self) -> None:
         for name, value, right, such_as in (
@@ -223,6 +234,7 @@ class Recipe(eqx.Module):
                 raise ArgumentError(name, f"is {value!r}: pass a value such as {such_as}.")
         if self.batch_size is not None:
             check_counts(batch_size=self.batch_size)
+        check_kind(self.augment)
         try:
             weight = jax.eval_shape(self.average, jax.ShapeDtypeStruct((), jnp.int32))
         except TypeError:
@@ -240,6 +252,15 @@ class Recipe(eqx.Module):
         if self.method is None or self.model is None:
             raise ValueError("recipe lacks a method or a model: pass Recipe(method, model, ...).")
         return self.method, self.model
+
+    def augmented(self, inputs: Inputs, key: PRNGKeyArray) -> Inputs:
+        """Inputs as a step sees them. `init` has made a function of `augment`."""
+        return self.augment(inputs, key=key) if callable(self.augment) else inputs
+
+    def shown(self, psi: PyTree, key: PRNGKeyArray) -> Coreset:
+        """The set that ψ stands for, as a step sees it."""
+        coreset = self.parameterization.decode(psi)
+        return eqx.tree_at(lambda c: c.images, coreset, self.augmented(coreset.images, key))
 
 
 def default_batch_size(distilled: int) -> int:

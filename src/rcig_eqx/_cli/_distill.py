@@ -33,6 +33,7 @@ from ..run._devices import first_devices
 from ..run._loggers import LOGGERS
 from ..run._loop import received
 from ..run._progress import OPEN, of_steps
+from ._best import PART, KeepBestFlag, Patience, Selection, TestEvery, Validation, between_tests
 from ._config import SettingsFile
 from ._folder import check_free, earlier_kept
 from ._images import (
@@ -54,6 +55,7 @@ from ._options import (
     NUM_NETWORKS,
     USUAL_WIDTH,
     WIDTH,
+    Augment,
     Directory,
     Metrics,
     Networks,
@@ -121,6 +123,7 @@ class RunOptions:
     parameterization: Annotated[
         str, Option(help=f"What is stored: {' or '.join(PARAMETERIZATIONS)}.")
     ] = "plain"
+    augment: Augment = None
     flip: Annotated[
         bool | None,
         Option(
@@ -218,6 +221,10 @@ class DistillOptions(RunOptions):
             show_default=False,
         ),
     ] = None
+    keep_best: KeepBestFlag = False
+    validation: Validation = None
+    patience: Patience = None
+    test_every: TestEvery = None
     checkpoint_every: Annotated[
         float, Option(help="Seconds between checkpoints, in <out>/checkpoints.")
     ] = Checkpoints.every
@@ -244,6 +251,21 @@ class DistillOptions(RunOptions):
     def kept(self) -> bool:
         """Whether there are checkpoints."""
         return any(self.checkpoints.glob("*.safetensors"))
+
+    @property
+    def selection(self) -> Selection | None:
+        """How the set that is kept is chosen, if not as the last one."""
+        given = self.validation, self.patience, self.test_every
+        if not self.keep_best and all(value is None for value in given):
+            return None
+        return Selection(
+            PART if self.validation is None else self.validation,
+            self.test_every or between_tests(self.outer_steps),
+            self.patience,
+            self.evaluation_steps,
+            self.seed,
+            self.checkpoints / "best.safetensors",
+        )
 
 
 @releasing()
@@ -275,10 +297,18 @@ def distill_command(asked: DistillOptions) -> None:
         raise FileNotFoundError(
             f"{asked.file} is there, but no checkpoint of its run: pass --overwrite to start anew."
         )
+    choice = None
+    if asked.selection is not None:
+        whole, (train, choice) = len(train), asked.selection.split(train)
+        asked.say(f"Held out {choice.images:,} of {whole:,} training images to choose a set by.")
+        strategies["callbacks"].append(choice.best)
     settings = SettingsFile(asked, width=width, images_per_class=asked.count)
     strategies["callbacks"] += [settings, *([limit] if limit else [])]
     result = _run(asked, train, model, strategies)
     settings()
+    if choice is not None:
+        result, said = choice.of(result)
+        asked.say(said)
     seed, learning_rate = asked.seed, asked.learning_rate
     of = {"dataset": shown_name(asked.dataset), "seed": seed, "learning_rate": learning_rate}
     if limit and limit.reached and not received:  # it ended as asked
@@ -290,7 +320,7 @@ def distill_command(asked: DistillOptions) -> None:
             title = f"{Path(asked.dataset).stem}, {result.recipe['images_per_class']} per class"
             picture = asked.file.with_suffix(".png")
             written.append(save_grid(result.coreset, result.class_names, picture, title=title))
-    if result.interrupted:
+    if result.interrupted and not (choice and choice.best.ended):
         step = of_steps(result.recipe["steps_done"], asked.outer_steps)
         echo(
             f"Stopped after {step}. The result so far is kept; rcig-eqx distill --resume --out "
@@ -318,6 +348,7 @@ def _strategies(asked: DistillOptions) -> dict[str, Any]:
         optimizer=coreset_optimizer(asked.learning_rate),
         parameterization=PARAMETERIZATIONS.find("parameterization", asked.parameterization)(),
         flip=asked.flip,
+        augment=True if asked.augment == "paper" else asked.augment,
     )
     check_known("initialization", asked.initialization, INITIALIZERS)
     for name in asked.metric or []:

@@ -34,6 +34,14 @@ Directory = Annotated[
 ]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Print the outcome only.")]
 
+Augment = Annotated[
+    str | None,
+    Option(
+        help="Change the real images and the distilled ones at random at every step: 'paper' for "
+        "the paper's augmentation, or operations such as flip_crop.",
+        show_default=False,
+    ),
+]
 EvaluationSteps = Annotated[
     int | None,
     Option(

@@ -1,6 +1,6 @@
 """Fresh networks trained on a distilled set, and what they say of it."""
 
-from ._augment import Augment as Augment, paper_strategy as paper_strategy
+from .._augment import Augment as Augment, paper_strategy as paper_strategy
 from ._judge import judge as judge
 from ._judgement import Judgement as Judgement
 from ._metrics import (

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from .._checks import check_counts, check_key
-from ..data import Dataset
+from ..data import AbstractImages, Dataset
 from ..data._paths import user_path
 from ..io._result import DistillResult, load_result
 from ..run._progress import Progress
@@ -37,12 +37,12 @@ class KeepBest:
       already, as of a run that is resumed, is tested first and stays if nothing is better.
 
     `result` is the best so far as a `DistillResult`, `None` before the first test; `history` has
-    `(step, Evaluation)` of every test.
+    `(step, Evaluation)` of every test. `ended` tells whether patience has ended the run.
     """
 
     def __init__(
         self,
-        validation: Dataset,
+        validation: Dataset | AbstractImages,
         *,
         every: int,
         key: PRNGKeyArray,
@@ -55,12 +55,13 @@ class KeepBest:
         check_key(key)
         if patience is not None:
             check_counts(patience=patience)
-        if not isinstance(validation, Dataset):
+        if not isinstance(validation, Dataset | AbstractImages):
             raise ValueError(
                 f"validation is a {type(validation).__name__}: pass a Dataset, as hold_out returns."
             )
         self.result: DistillResult | None = None
         self.history: list[tuple[int, Evaluation]] = []
+        self.ended = False
         self._validation, self._every, self._key = validation, every, key
         self._patience, self._path = patience, None if path is None else user_path(path)
         self._options: Any = {"num_networks": num_networks, "progress": False, "baseline": False}
@@ -70,21 +71,24 @@ class KeepBest:
         """Test, where one is due; `True` once patience is at its end."""
         if progress.step % self._every and progress.step < progress.steps:
             return False
-        if not self.history and self._path is not None and self._path.exists():
-            earlier = load_result(self._path)
-            self._test(earlier.recipe["steps_done"], earlier)
-        result = progress.result()
-        if self._test(progress.step, result) and self._path is not None:
-            result.save(self._path)
+        self.test(progress.result())
         best = int(np.argmax([report.mean for _, report in self.history]))
         since = len(self.history) - 1 - best
-        return self._patience is not None and since >= self._patience
+        self.ended = self._patience is not None and since >= self._patience
+        return self.ended
 
-    def _test(self, step: int, result: DistillResult) -> bool:
+    def test(self, result: DistillResult) -> None:
+        """Test a set, and keep it if it is better than all before, one in `path` included."""
+        if not self.history and self._path is not None and self._path.exists():
+            self._is_better(load_result(self._path))
+        if self._is_better(result) and self._path is not None:
+            result.save(self._path)
+
+    def _is_better(self, result: DistillResult) -> bool:
         """Whether a result is better than all before; the first one is."""
         report = evaluate(result, self._validation, key=self._key, **self._options)
         better = all(report.mean > earlier.mean for _, earlier in self.history)
-        self.history.append((step, report))
+        self.history.append((result.recipe["steps_done"], report))
         if better:
             self.result = result
         return better

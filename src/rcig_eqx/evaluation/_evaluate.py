@@ -9,6 +9,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Int, PRNGKeyArray
 
+from .._augment import Augmentation, as_augmentation
 from .._backend import networks_at_once, usual_settings
 from .._checks import ArgumentError, check_counts, check_key, check_known
 from .._coreset import Coreset, check_coreset, hard_labels
@@ -21,7 +22,6 @@ from ..io._result import DistillResult
 from ..models import MakeModel, network_for
 from ..models._architectures import NETWORKS, architecture_name, default_architecture
 from ..models._check import check_model
-from ._augment import Augmentation, as_augmentation
 from ._classes import match_classes
 from ._measure import Trial, measure, warn
 from ._metrics import Metric, find_metrics

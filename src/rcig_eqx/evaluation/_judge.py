@@ -9,6 +9,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Int, PRNGKeyArray
 
+from .._augment import Augmentation, as_augmentation, describe_augmentation
 from .._backend import available_memory, networks_at_once, usual_settings
 from .._checks import ArgumentError, check_counts, check_key, check_number
 from .._coreset import Coreset, check_coreset, has_hard_labels
@@ -19,7 +20,6 @@ from ..data._preprocess import to_unit
 from ..models import MakeModel
 from ..models._check import check_model
 from ._attacks import ATTACK, Robustness
-from ._augment import Augmentation, as_augmentation, describe_augmentation
 from ._evaluate import (
     Images,
     check_fit,

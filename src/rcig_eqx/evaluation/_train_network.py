@@ -11,12 +11,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray, Scalar
 
+from .._augment import Augmentation, describe_augmentation
 from .._losses import InnerLoss
 from .._types import PyTree
 from ..models import AbstractNetwork, MakeModel
 from ..models._architectures import describe_network
 from ..models._training import running_rate, split_for_training, training_outputs, training_step
-from ._augment import Augmentation, describe_augmentation
 
 TEST_BATCH = 500
 

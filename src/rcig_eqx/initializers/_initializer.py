@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from .._checks import ArgumentError
 from .._coreset import Coreset, check_finite
 from ..data import AbstractPreprocess, Dataset
 
@@ -14,7 +15,7 @@ from ..data import AbstractPreprocess, Dataset
 class AbstractInitializer(eqx.Module):
     """Where a distilled set starts.
 
-    Subclass it to start from cluster centers, herded images, or a generator's.
+    Subclass it to start from images of your own, such as a generator's.
     """
 
     @property
@@ -41,6 +42,22 @@ class AbstractInitializer(eqx.Module):
         - `preprocess`: what real images go through.
         - `key`: source of all randomness.
         """
+
+
+def images_of_classes(train: Dataset, like: Coreset) -> list[np.ndarray]:
+    """The training images of each class `[m *shape]`, as they are.
+
+    `ValueError` where a class has fewer than are to be started from.
+    """
+    each = len(like.images) // like.num_classes
+    members = [train.images[train.labels == c] for c in range(like.num_classes)]
+    if (least := min(map(len, members))) < each:
+        name = train.class_names[int(np.argmin([len(m) for m in members]))]
+        raise ArgumentError(
+            "images_per_class",
+            f"is {each}, and {name!r} has {least} images to start from: ask for at most as many.",
+        )
+    return members
 
 
 class Given(AbstractInitializer):

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from .._checks import ArgumentError
 from ..data import apply_in_chunks
-from ._initializer import AbstractInitializer
+from ._initializer import AbstractInitializer, images_of_classes
 
 
 class KMeans(AbstractInitializer):
@@ -18,15 +17,8 @@ class KMeans(AbstractInitializer):
     def __call__(self, train, like, preprocess, *, key):
         cluster, each = _sklearn_cluster(), len(like.images) // like.num_classes
         seeds = np.asarray(jr.bits(key, (like.num_classes,), jnp.uint32)).tolist()
-        members = [train.images[train.labels == c] for c in range(like.num_classes)]
-        if (least := min(map(len, members))) < each:
-            name = train.class_names[int(np.argmin([len(m) for m in members]))]
-            raise ArgumentError(
-                "images_per_class",
-                f"is {each}, and {name!r} has {least} images to cluster: ask for at most as many.",
-            )
         centers = []
-        for images, seed in zip(members, seeds, strict=True):
+        for images, seed in zip(images_of_classes(train, like), seeds, strict=True):
             flat = apply_in_chunks(preprocess, images).reshape(len(images), -1)
             means = cluster.KMeans(each, n_init=1, random_state=seed).fit(flat).cluster_centers_
             centers.append(means.reshape(each, *images.shape[1:]))

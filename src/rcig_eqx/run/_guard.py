@@ -1,5 +1,6 @@
 """The guard around a step: what is not finite is rejected, said why, and followed by a larger λ."""
 
+import functools
 from collections.abc import Mapping
 
 import equinox as eqx
@@ -68,7 +69,8 @@ def guarded_move(state: State, drawn: Drawn) -> Moved:
     The statistics tell `rejected`, `cause`, `condition`, and the `network` that they are of.
     """
     recipe, inputs = state.recipe, drawn.inputs
-    coreset, pull_back = jax.vjp(recipe.parameterization.decode, state.psi)
+    shown = functools.partial(recipe.shown, key=drawn.augment_key)
+    coreset, pull_back = jax.vjp(shown, state.psi)
     method = raise_l2(recipe.chosen()[0], state.raises, coreset.labels.dtype)
 
     def at(member: Member, key: PRNGKeyArray) -> tuple[Hypergradient, Bool[Array, ""]]:

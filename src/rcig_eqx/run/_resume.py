@@ -24,7 +24,7 @@ _THREADS = ("XLA_FLAGS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THR
 # What an earlier version recorded in other words, or not at all.
 _REWORDED = ("optimizer", "average", "parameterization", "initialization")
 _SKETCHED = ("training images", "starting state")
-_STRATEGIES = ("method", "model", "optimizer", "pool", "average", "parameterization")
+_STRATEGIES = ("method", "model", "optimizer", "pool", "average", "parameterization", "augment")
 _CLOSE = 0.01  # of the norm: what versions and threads leave between the same numbers
 
 
@@ -52,7 +52,11 @@ def run_card(
         "training images": digest([len(train), seen.images, seen.labels, *marks]),
         "starting state": digest(start),
         "sketch": dict(zip(_SKETCHED, ([sketch(seen.images)], [*map(sketch, start)]), strict=True)),
-        "functions": {name: identity_of(getattr(recipe, name)) for name in _STRATEGIES},
+        "functions": {  # an earlier version had no augmentation to record
+            name: identity_of(strategy)
+            for name in _STRATEGIES
+            if (strategy := getattr(recipe, name)) is not None
+        },
         "versions": _versions(),
         "machine": _machine(),
     }

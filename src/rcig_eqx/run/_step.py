@@ -27,7 +27,7 @@ def tune(state: State, batch: Batch) -> State:
     member = drawn.member
     if state.recipe.pool.networks_per_step > 1:
         member = get_member(member, jnp.zeros((), jnp.int32))
-    coreset = state.recipe.parameterization.decode(state.psi)
+    coreset = state.recipe.shown(state.psi, drawn.augment_key)
     tuned = method.tune(on_set(member.model, coreset), coreset, drawn.inputs, drawn.targets)
     return replicate(eqx.tree_at(lambda s: s.recipe.method, state, tuned))
 

@@ -1,4 +1,4 @@
-"""Random changes to images while a network trains on them, by the field's strategy strings."""
+"""Random changes to images during training or distilling, by the field's strategy strings."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ import jax.random as jr
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from .._checks import ArgumentError, check_known
+from ._checks import ArgumentError, check_flags, check_known
 
 OPERATIONS = ("flip", "color", "crop", "rotate", "scale", "translate", "cutout")
 
@@ -41,6 +41,8 @@ class Augment(eqx.Module):
     - `scale`: shrinks or stretches each side by up to this factor.
     - `translate`: moves by up to this part of each side, in fractions of a pixel.
     - `cutout`: blanks a rectangle of this part of each side, centered anywhere in the frame.
+    - `siamese`: changes all images of a call in the same way. Two calls with the same key, as of a
+      distilled set and of real images, then make the same change, as the paper does.
 
     The names and sizes are those of the reference of that paper, but for `translate`, which it
     has not. Raises `ValueError` for an unknown operation, and names the nearest.
@@ -57,6 +59,7 @@ class Augment(eqx.Module):
     scale: float = eqx.field(static=True, default=1.2, kw_only=True)
     translate: float = eqx.field(static=True, default=0.125, kw_only=True)
     cutout: float = eqx.field(static=True, default=0.5, kw_only=True)
+    siamese: bool = eqx.field(static=True, default=False, kw_only=True)
 
     def __check_init__(self) -> None:
         for name in self.operations:
@@ -64,6 +67,7 @@ class Augment(eqx.Module):
             if self.operations.count(name) > 1:
                 raise ValueError(f"strategy {self.strategy!r} has {name!r} twice: name it once.")
         check_known("mode", self.mode, ("one", "all"))
+        check_flags(siamese=self.siamese)
 
     @property
     def operations(self) -> tuple[str, ...]:
@@ -73,13 +77,17 @@ class Augment(eqx.Module):
     def __call__(
         self, images: Float[Array, "n h w c"], *, key: PRNGKeyArray
     ) -> Float[Array, "n h w c"]:
-        """The images, each changed at random."""
+        """The images, changed at random. `ValueError` for inputs that are no images."""
+        if images.ndim != 4:
+            raise _no_images(images.shape[1:])
         choice, key = jr.split(key)
         count = len(self.operations)
         chosen = jnp.ones(count, bool)
         if self.mode == "one":
             chosen = jnp.arange(count) == jr.randint(choice, (), 0, count)
         on = dict(zip(self.operations, chosen, strict=True))
+        if self.siamese:
+            return jax.vmap(lambda image: self._change(image, on, key))(images)
         keys = jr.split(key, len(images))
         return jax.vmap(lambda image, key: self._change(image, on, key))(images, keys)
 
@@ -164,25 +172,56 @@ def paper_strategy(channels: int) -> str:
 def as_augmentation(
     augment: bool | str | Augmentation | None, shape: tuple[int, ...]
 ) -> Augmentation | None:
-    """What `evaluate(augment=…)` takes as a function, or `None` for none."""
+    """What `augment=` of `evaluate` or a `Recipe` says, as a function; `None` for none."""
     if augment is None or augment is False:
         return None
     if len(shape) != 3 and (augment is True or isinstance(augment, str | Augment)):
-        raise ArgumentError(
-            "augment",
-            f"changes images [h w c], and each input is {list(shape)}: pass a function (inputs, *, "
-            "key) -> inputs, or leave it out.",
-        )
+        raise _no_images(shape)
     if augment is True:
         augment = paper_strategy(shape[2])
     if isinstance(augment, str):
         return Augment(augment)
-    if not callable(augment):
-        raise ValueError(
-            f"augment is {augment!r}: pass True, a strategy such as 'flip_crop', or a function "
-            "(images, *, key) -> images."
-        )
+    check_kind(augment)
     return augment
+
+
+def check_kind(augment: Any) -> None:
+    """Raise `ValueError` for what says no augmentation, or an unknown operation."""
+    if isinstance(augment, str):
+        Augment(augment)
+    elif not (augment is None or isinstance(augment, bool) or callable(augment)):
+        raise ArgumentError(
+            "augment",
+            f"is {augment!r}: pass True, a strategy such as 'flip_crop', or a function "
+            "(images, *, key) -> images.",
+        )
+
+
+def check_augmentation(augment: Augmentation, shape: tuple[int, ...]) -> None:
+    """Raise `ValueError` unless inputs [n *shape] keep shape and type: a dry run, no numbers."""
+    inputs = jax.ShapeDtypeStruct(shape, jnp.float32)
+    takes = "pass a function (inputs, *, key) -> inputs"
+    try:
+        made = eqx.filter_eval_shape(augment, inputs, key=jr.key(0))
+    except ArgumentError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ArgumentError("augment", f"cannot be called ({error}): {takes}.") from error
+    got = getattr(made, "shape", None), getattr(made, "dtype", None)
+    if got != (inputs.shape, inputs.dtype):
+        raise ArgumentError(
+            "augment",
+            f"made {got[1]} {got[0]} of {inputs.dtype} {inputs.shape}: {takes} of the same shape "
+            "and type.",
+        )
+
+
+def _no_images(shape: tuple[int, ...]) -> ArgumentError:
+    return ArgumentError(
+        "augment",
+        f"changes images [h w c], and each input is {list(shape)}: pass a function (inputs, *, "
+        "key) -> inputs, or leave it out.",
+    )
 
 
 def describe_augmentation(augment: Augmentation) -> dict[str, Any]:
