@@ -196,6 +196,8 @@ class Recipe(eqx.Module):
       images (paper, appendix C), or as a `Coreset` to start from says.
     - `batch_size`: inputs of an outer batch. `None`: 64 for every 16 distilled images, at least 64
       and at most 1,024.
+    - `balanced`: whether an outer batch has as many inputs of each class. `None`: where the largest
+      class has more than three times as many as the smallest.
 
     `distill` fills in what is `None`; [`init`][rcig_eqx.init] needs a method and a model.
     """
@@ -209,6 +211,7 @@ class Recipe(eqx.Module):
     fold: bool | None = None
     flip: bool | None = None
     batch_size: int | None = None
+    balanced: bool | None = None
 
     def __check_init__(self) -> None:
         for name, value, right, such_as in (
@@ -218,6 +221,7 @@ class Recipe(eqx.Module):
             ("parameterization", self.parameterization, AbstractParameterization, "plain()"),
             ("fold", self.fold, bool | np.bool_ | None, "True, False or None"),
             ("flip", self.flip, bool | np.bool_ | None, "True, False or None"),
+            ("balanced", self.balanced, bool | np.bool_ | None, "True, False or None"),
         ):
             if not isinstance(value, right):
                 raise ArgumentError(name, f"is {value!r}: pass a value such as {such_as}.")

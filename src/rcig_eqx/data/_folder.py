@@ -2,13 +2,15 @@
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
 
+from .._console import track
+from ._archives import ordered
 from ._dataset import DataError
 from ._images import AbstractImages
 from ._names import class_names_of, nfc
@@ -28,6 +30,8 @@ class ImageFolder(AbstractImages):
     - `channels`: 1 reads every image as gray, 3 as RGB; by default, what the first image is.
     - `size`: the middle square of every image at so many pixels, as
         `resize` makes it; as they are if `None`.
+    - `skip_corrupt`: pass over images that cannot be read, and warn of them by name and number. All
+        are decoded once for it.
 
     `folder[i]` is `(image uint8 [h w c], label)`; without `size`, all images must have one.
     `.labels` [n], `.class_names` and `.files` are known without decoding. Files are of the formats
@@ -46,6 +50,7 @@ class ImageFolder(AbstractImages):
         *,
         channels: Literal[1, 3] | None = None,
         size: int | None = None,
+        skip_corrupt: bool = False,
     ):
         check_size(size)
         check_channels(channels)
@@ -81,6 +86,8 @@ class ImageFolder(AbstractImages):
         counts = [len(inside) for inside in files]
         self.labels = np.repeat(np.arange(len(files), dtype=np.int32), counts)
         self._channels, self._size = channels, size
+        if skip_corrupt:
+            self._skip(self.corrupt())
         height, width, depth = self._decode(self.files[0]).shape
         self.image_shape = (height, width, depth)
 
@@ -107,6 +114,42 @@ class ImageFolder(AbstractImages):
                 f"{_size(self.image_shape)}: make all images alike, or {' or '.join(fixes)}."
             )
         return image
+
+    def corrupt(self, *, progress: bool = False) -> dict[int, str]:
+        """What is wrong with each image that cannot be read, by number. All are decoded for it."""
+        told = ordered(self._fault, self.files)
+        faults = track(told, "looking for corrupt images", len(self), shown=progress)
+        return {index: fault for index, fault in enumerate(faults) if fault}
+
+    def _fault(self, file: Path) -> str | None:
+        try:
+            self._decode(file)
+        except DataError as error:
+            return str(error)
+        return None
+
+    def _skip(self, corrupt: Collection[int]) -> None:
+        """Leave images out, and say so."""
+        if not corrupt:
+            return
+        root, kept = self.files[0].parents[1], np.delete(np.arange(len(self)), list(corrupt))
+        empty = set(range(self.num_classes)) - set(self.labels[kept].tolist())
+        if empty:
+            raise DataError(
+                f"{root / self.class_names[min(empty)]} holds no image that can be read: put "
+                "images into it or remove it."
+            )
+        warnings.warn(
+            f"{self.name}: {self.named(corrupt)} cannot be read and are passed over.",
+            stacklevel=3,
+        )
+        self.files, self.labels = [self.files[i] for i in kept], self.labels[kept]
+
+    def named(self, numbers: Collection[int]) -> str:
+        """So many of all images, and the names of the first few."""
+        first = [f"{self.files[i].parent.name}/{self.files[i].name}" for i in sorted(numbers)[:3]]
+        more = f" and {len(numbers) - 3} more" * (len(numbers) > 3)
+        return f"{len(numbers)} of {len(self)} images ({', '.join(first)}{more})"
 
     def _decode(self, file: Path) -> UInt8[np.ndarray, "h w c"]:
         return decode(file, file, channels=self._channels, size=self._size)
