@@ -35,13 +35,12 @@ from ..run._checkpoint import Checkpoints
 from ..run._devices import first_devices
 from ..run._loggers import LOGGERS
 from ..run._loop import received
+from ._held_out import Split, to_distill
 from ._images import (
     Images,
     check_writable,
     echo_paths,
     evaluation_key,
-    load_split,
-    load_test,
     say_networks,
     say_stored,
     shown_name,
@@ -53,12 +52,18 @@ from ._options import (
     NORMALIZATION,
     NUM_NETWORKS,
     WIDTH,
+    Balanced,
+    Channels,
     Directory,
+    HoldOut,
     Metrics,
     Networks,
     Quiet,
     Seed,
+    Size,
+    SkipCorrupt,
 )
+from ._photos import Reading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +134,11 @@ class DistillOptions:
             show_default="flip up to 1,000 RGB images",
         ),
     ] = None
+    balanced: Balanced = None
+    size: Size = None
+    channels: Channels = None
+    hold_out: HoldOut = None
+    skip_corrupt: SkipCorrupt = False
     devices: Annotated[
         int | None, Option(min=1, help="Share every batch among so many.", show_default="one")
     ] = None
@@ -172,7 +182,7 @@ class DistillOptions:
         return user_path(self.out or Path("runs") / f"{Path(self.dataset).stem}-{size}")
 
     @property
-    def size(self) -> str:
+    def amount(self) -> str:
         """What was asked for, in words."""
         return self.storage or f"{self.count} per class"
 
@@ -211,7 +221,10 @@ def distill_command(asked: DistillOptions) -> None:
     hold(asked.folder)
     _check_free(asked)
     strategies = _strategies(asked)
-    train = load_split(asked.dataset, "train", asked.directory)
+    reading = Reading(
+        asked.directory, asked.size, asked.channels, asked.skip_corrupt, quiet=asked.quiet
+    )
+    train, split = to_distill(asked.dataset, reading, asked.hold_out, test=asked.evaluate_)
     if isinstance(train, AbstractImages):
         train.workers = asked.workers
     model = network_for(
@@ -222,9 +235,10 @@ def distill_command(asked: DistillOptions) -> None:
         depth=asked.depth,
         normalization=asked.normalization,
     )
-    test = load_test(asked.dataset, asked.directory) if asked.evaluate_ else None
-    if test is not None:
-        match_classes(test, train.class_names, train.num_classes)  # before the run, not after it
+    if split.test is not None:
+        match_classes(
+            split.test, train.class_names, train.num_classes
+        )  # before the run, not after it
     if asked.resume and asked.file.exists() and not asked.kept:
         raise FileNotFoundError(
             f"{asked.file} is there, but no checkpoint of its run: pass --overwrite to start anew."
@@ -232,7 +246,7 @@ def distill_command(asked: DistillOptions) -> None:
     result = _run(asked, train, model, strategies)
     seed, learning_rate = asked.seed, asked.learning_rate
     of = {"dataset": shown_name(asked.dataset), "seed": seed, "learning_rate": learning_rate}
-    result = dataclasses.replace(result, recipe=result.recipe | of)
+    result = dataclasses.replace(result, recipe=result.recipe | of | split.recipe)
     written = [result.save(asked.file)]
     if has_pictures(result.coreset):
         with drawing():
@@ -247,8 +261,8 @@ def distill_command(asked: DistillOptions) -> None:
         )
         echo_paths(written)
         raise Exit(128 + (received or [signal.SIGINT])[-1])
-    if test is not None:
-        written.append(_evaluated(asked, result, test, written))
+    if split.test is not None:
+        written.append(_evaluated(asked, result, split, written))
     elif asked.evaluate_:
         asked.say(
             f"{asked.dataset} has no test split: not evaluated. See rcig-eqx evaluate --data."
@@ -279,6 +293,7 @@ def _strategies(asked: DistillOptions) -> dict[str, Any]:
         optimizer=coreset_optimizer(asked.learning_rate),
         parameterization=PARAMETERIZATIONS.find("parameterization", asked.parameterization)(),
         flip=asked.flip,
+        balanced=asked.balanced,
     )
     check_known("initialization", asked.initialization, INITIALIZERS)
     for name in asked.metric or []:
@@ -298,7 +313,7 @@ def _run(
     sweep(asked.folder, asked.file.name)
     asked.say(
         f"Distilling {asked.dataset} ({len(train):,} {noun(train.image_shape)}, "
-        f"{train.num_classes} classes) to {asked.size} in {asked.steps:,} "
+        f"{train.num_classes} classes) to {asked.amount} in {asked.steps:,} "
         "steps. Ctrl-C stops and keeps the result; --resume goes on."
     )
     with _earlier_kept(asked):
@@ -342,11 +357,13 @@ def _earlier_kept(asked: DistillOptions) -> Iterator[None]:
 
 
 def _evaluated(
-    asked: DistillOptions, result: DistillResult, test: Images, written: list[Path]
+    asked: DistillOptions, result: DistillResult, split: Split, written: list[Path]
 ) -> Path:
     """The file of the result's evaluation, which is printed."""
+    test = split.test
+    assert test is not None, "there are test images"
     fresh = say_networks(fresh_network(result), asked.networks)
-    asked.say(f"Evaluating {say_stored(result)} on {len(test):,} test images with {fresh}.")
+    asked.say(f"Evaluating {say_stored(result)} on {len(test):,} {split.name} images with {fresh}.")
     try:
         report = evaluate(
             result,
@@ -362,6 +379,6 @@ def _evaluated(
         echo_paths(written)
         raise Exit(128 + signal.SIGINT) from None
     path = asked.folder / "evaluation.json"
-    write_report(path, result, report, asked.dataset, "test", test, asked.seed)
+    write_report(path, result, report, asked.dataset, split.name, test, asked.seed)
     echo(f"\n{report}\n")
     return path

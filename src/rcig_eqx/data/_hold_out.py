@@ -4,6 +4,7 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 
+from .._checks import ArgumentError
 from ._adapt import Foreign, as_images
 from ._dataset import Dataset
 from ._images import AbstractImages
@@ -29,16 +30,17 @@ def hold_out(train: Any, part: float, *, seed: int) -> tuple[Any, Any]:
     """
     images = as_images(train)
     if not 0 < part < 1:
-        raise ValueError(f"part is {part}: choose a fraction between 0 and 1, such as 0.1.")
+        raise ArgumentError("part", f"is {part}: choose a fraction between 0 and 1, such as 0.1.")
     rng = np.random.default_rng(seed)
     held: list[np.ndarray] = []
     for number, name in enumerate(images.class_names):
         members = np.flatnonzero(images.labels == number)
         count = max(1, round(part * len(members)))
         if not count < len(members):
-            raise ValueError(
-                f"{part} of the {len(members)} images of {name!r} leaves none on one side: choose "
-                "another part, or add images."
+            raise ArgumentError(
+                "part",
+                f"is {part}, which of the {len(members)} images of {name!r} leaves none on one "
+                "side: choose another part, or add images.",
             )
         held.append(rng.choice(members, count, replace=False))
     chosen = np.sort(np.concatenate(held))

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from .._checks import ArgumentError
 from ._dataset import DataError
 from ._pictures import formats, gray_or_rgb, pillow
 
@@ -71,13 +72,13 @@ def with_channels(
 def check_channels(channels: Any) -> None:
     """Raise `ValueError` for a number of channels that images are not read with."""
     if isinstance(channels, bool) or channels not in (None, 1, 3):
-        raise ValueError(f"channels is {channels!r}: pass 1 for gray, 3 for RGB, or None.")
+        raise ArgumentError("channels", f"is {channels!r}: pass 1 for gray or 3 for RGB.")
 
 
 def check_size(size: Any) -> None:
     """Raise `ValueError` for a size that no image can have."""
     if size is not None and (not isinstance(size, int | np.integer) or size < 1):
-        raise ValueError(f"size is {size!r}: choose a whole number of pixels, such as 64.")
+        raise ArgumentError("size", f"is {size!r}: choose a whole number of pixels, such as 64.")
 
 
 def _picture(image: UInt8[np.ndarray, "h w c"]) -> Any:
