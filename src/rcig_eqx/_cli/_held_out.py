@@ -79,7 +79,7 @@ def to_test(
         if mark_of(_place(data), train) == held["images"]:
             rest, test = hold_out(train, held["part"], seed=held["seed"])
             return Split(data, HELD, test, rest)
-        if shown_name(data) == distilled:
+        if Path(shown_name(data)) == Path(distilled):
             raise ValueError(
                 f"{data} has changed since it was distilled, so its held-out images are not known: "
                 "pass other images as --data, or --split train to test on all."
@@ -103,7 +103,7 @@ def reading_of(found: Any, directory: Path | None, *, skip_corrupt: bool, quiet:
 
 
 def _place(data: str) -> Path | None:
-    """The file or folder of a data set's training split, `None` of records and a set with a name."""
+    """The file or folder of a training split, `None` of records and a set with a name."""
     path = user_path(data)
     if data in DATASETS or not path.is_dir() or (path / IMAGES).is_file():
         return None

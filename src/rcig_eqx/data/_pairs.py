@@ -45,7 +45,7 @@ def class_names_of_pairs(value: Any) -> Any:
     )
 
 
-def labels_of_pairs(value: Any, label: int) -> Shaped[np.ndarray, " n"]:
+def labels_of_pairs(value: Any, label: int) -> Shaped[np.ndarray, "..."]:
     """The labels, as numbers or text: those a data set keeps apart, if they are those it gives.
 
     Otherwise every pair is read once.

@@ -4,7 +4,7 @@ import io
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 
 from .._checks import ArgumentError
 from ._dataset import DataError
@@ -54,9 +54,9 @@ def decode(
 
 
 def with_channels(
-    image: UInt8[np.ndarray, "h w c"], where: Any, channels: int | None
-) -> UInt8[np.ndarray, "h w d"]:
-    """The image with so many channels, 1 or 3, as it is if `None`.
+    image: Shaped[np.ndarray, "h w c"], where: Any, channels: int | None
+) -> Shaped[np.ndarray, "h w d"]:
+    """The image, uint8 or floats, with so many channels, 1 or 3, as it is if `None`.
 
     `DataError` names `where` it is if it has neither 1 nor 3.
     """
@@ -66,7 +66,14 @@ def with_channels(
         raise DataError(
             f"{where} has {image.shape[2]} channels: leave channels= out, or pass images of 1 or 3."
         )
-    return np.repeat(image, 3, axis=2) if channels == 3 else _pixels(_picture(image).convert("L"))
+    if channels == 3:
+        return np.repeat(image, 3, axis=2)
+    if image.dtype != np.uint8:
+        return (image @ np.array(_LUMA, image.dtype))[..., None]
+    return _pixels(_picture(image).convert("L"))
+
+
+_LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in what pillow makes gray
 
 
 def check_channels(channels: Any) -> None:
