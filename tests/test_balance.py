@@ -28,7 +28,7 @@ RUN: dict[str, Any] = {
 
 
 def run(train: Any = TRAIN, **changed):
-    return distill(train, **(RUN | {"progress": False} | changed))
+    return distill(train, **{**RUN, "progress": False, **changed})
 
 
 @pytest.fixture

@@ -92,7 +92,7 @@ def pairs_of(torch, kind, labels=LABELS, pixels=PIXELS, **attributes) -> Any:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_data_set_of_pytorch_is_a_set_on_disk(torch, kind, tmp_path):
     data = pairs_of(torch, kind, classes=NAMES)
-    images = as_images(data)
+    images: Any = as_images(data)
     assert (images.name, images.class_names, len(images)) == ("Pets", tuple(NAMES), 9)
     np.testing.assert_array_equal(images.labels, LABELS)
     scale = 255 if kind == "float tensor" else 1
@@ -151,7 +151,7 @@ def test_parts_and_loaders_of_pytorch_itself():
     assert as_images(part).labels.tolist() == [2, 0, 1]
     assert as_images(part).class_names == tuple(NAMES)
     with pytest.warns(UserWarning, match="DataLoader was passed: its dataset is taken"):
-        images = as_images(torch.utils.data.DataLoader(part, 2, shuffle=True))
+        images: Any = as_images(torch.utils.data.DataLoader(part, 2, shuffle=True))
     np.testing.assert_array_equal(images[0][0], PIXELS[8])
 
 

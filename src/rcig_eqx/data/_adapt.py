@@ -128,15 +128,14 @@ def adapted(value: Any, split: str = "train") -> Any:
     """
     if not is_foreign(value):
         return value
-    if isinstance(value, Mapping):
-        value = _chosen(value, split)
-    if is_loader(value):
+    one: Any = _chosen(value, split) if isinstance(value, Mapping) else value
+    if is_loader(one):
         warnings.warn(
-            f"a {type(value).__name__} was passed: its dataset is taken, in batches of our own.",
+            f"a {type(one).__name__} was passed: its dataset is taken, in batches of our own.",
             stacklevel=2,
         )
-        return adapted(value.dataset, split)
-    return adapt(value)
+        return adapted(one.dataset, split)
+    return adapt(one)
 
 
 _SAME = {"test": ("test", "validation", "valid", "val")}

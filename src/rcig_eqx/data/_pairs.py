@@ -58,14 +58,13 @@ def labels_of_pairs(value: Any, label: int) -> Shaped[np.ndarray, "..."]:
 
 
 def _kept(value: Any) -> Any:
-    """The labels that a data set of torchvision keeps, or a part of one."""
-    found = next((getattr(value, x) for x in ("targets", "labels") if hasattr(value, x)), None)
-    whole, indices = getattr(value, "dataset", None), getattr(value, "indices", None)
-    if found is None and whole is not None and indices is not None:
-        of_whole = _kept(whole)
-        found = None if of_whole is None else [of_whole[i] for i in indices]
-    sized = hasattr(found, "__len__") and hasattr(found, "__getitem__")
-    return found if sized and len(found) == len(value) else None
+    """The labels that a data set of torchvision keeps, or a part of one, if any."""
+    found: Any = next((getattr(value, x) for x in ("targets", "labels") if hasattr(value, x)), None)
+    if found is None and hasattr(value, "dataset") and hasattr(value, "indices"):
+        of_whole = _kept(value.dataset)
+        found = None if of_whole is None else [of_whole[i] for i in value.indices]
+    indexed = hasattr(found, "__len__") and hasattr(found, "__getitem__")
+    return found if indexed and len(found) == len(value) else None
 
 
 def _plain(label: Any) -> Any:
