@@ -63,8 +63,12 @@ def _kept(value: Any) -> Any:
     if found is None and hasattr(value, "dataset") and hasattr(value, "indices"):
         of_whole = _kept(value.dataset)
         found = None if of_whole is None else [of_whole[i] for i in value.indices]
-    indexed = hasattr(found, "__len__") and hasattr(found, "__getitem__")
-    return found if indexed and len(found) == len(value) else None
+    return found if _has_items(found, len(value)) else None
+
+
+def _has_items(value: Any, count: int) -> bool:
+    """Whether it is so many values by number."""
+    return hasattr(value, "__getitem__") and hasattr(value, "__len__") and len(value) == count
 
 
 def _plain(label: Any) -> Any:
