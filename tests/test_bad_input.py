@@ -25,7 +25,9 @@ CASES: dict[str, tuple[str, str]] = {
     "labels_out_of_range": ("ValueError", r"must lie in 0\.\.1"),
     "labels_of_other_length": ("ValueError", "one integer label per image"),
     "class_names_twice": ("ValueError", "duplicates: a"),
-    "class_too_small": ("ValueError", r"too few are there of '1' \(2\): ask for fewer or add"),
+    "class_too_small": ("ValueError", r"too few are there of 'b' \(2\): ask for fewer or add"),
+    "balanced_a_number": ("ValueError", "balanced is 1: pass a value such as True, False or None"),
+    "balanced_grain": ("ValueError", "balanced needs a set whose labels are known"),
     "train_a_bare_array": ("ValueError", r"pass a Dataset, \(images, labels\)"),
     "images_per_class_0": ("ValueError", "images_per_class is 0.*at least 1"),
     "images_per_class_float": ("ValueError", "images_per_class is 1.5.*whole number"),
@@ -183,6 +185,7 @@ def collect() -> dict[str, list[str]]:
     import tempfile
 
     import equinox as eqx
+    import grain
     import jax
     import jax.numpy as jnp
     import jax.random as jr
@@ -257,7 +260,14 @@ def collect() -> dict[str, list[str]]:
         "labels_out_of_range": lambda: r.data.Dataset(images, labels + 1, ("a", "b")),
         "labels_of_other_length": lambda: distill((images, labels[1:])),
         "class_names_twice": lambda: r.data.Dataset(images, labels, ("a", "a")),
-        "class_too_small": lambda: distill((images, few), images_per_class=3),
+        "class_too_small": lambda: r.data.Dataset(images, few, ("a", "b")).per_class(
+            3, np.random.default_rng(0)
+        ),
+        "balanced_a_number": lambda: r.Recipe(balanced=1),  # pyright: ignore
+        "balanced_grain": lambda: distill(
+            grain.MapDataset.range(12).map(lambda i: (images[i], labels[i])),
+            recipe=r.Recipe(balanced=True),
+        ),
         "train_a_bare_array": lambda: distill(images),
         "images_per_class_0": lambda: distill(images_per_class=0),
         "images_per_class_float": lambda: distill(images_per_class=1.5),

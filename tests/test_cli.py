@@ -381,7 +381,7 @@ def test_ctrl_c_during_the_evaluation_keeps_the_result(folder, out, tmp_path, mo
 
 def test_one_split_is_distilled_and_can_be_evaluated_on(folder, tmp_path, capsys, monkeypatch):
     options = ["--width", 2, "--depth", 1, "--steps", 1, "--out", tmp_path]  # a small set: batch 20
-    assert run("distill", folder / "train.npz", *options) == 0
+    assert run("distill", folder / "train.npz", *options, "--hold-out", 0) == 0
     assert "no test split: not evaluated" in capsys.readouterr().out
     assert not (tmp_path / "evaluation.json").exists()
     result = tmp_path / "distilled.safetensors"
@@ -603,7 +603,13 @@ ERRORS = {
     "out is below a file": ("distill --out {folder}/train.npz/x", "Cannot write to .*another"),
     "learning rate": ("distill --learning-rate -1", "--learning-rate is -1.0: it must be positive"),
     "no images": ("distill {folder} -n 0 --out {out}", "--images-per-class is 0"),
-    "more than there are": ("distill {folder} -n 99 --batch-size 5 --out {out}", "too few"),
+    "all held out": ("distill {folder} --hold-out 1.5 --out {out}", "--hold-out is 1.5: choose a"),
+    "no size": ("distill {folder} --size 0 --out {out}", "--size is 0: choose a whole number"),
+    "channels": ("distill {folder} --channels 2 --out {out}", "--channels is 2: pass 1 for gray"),
+    "nothing held out": (
+        "evaluate {result} --data {folder} --split held-out",
+        "No images of .* were held out: leave out --split",
+    ),
     "batch": ("distill {folder} --batch-size 21 --out {out}", r"--batch-size is 21: .* 1\.\.20"),
     "devices": ("distill {folder} --devices 999", "JAX sees 1 of them: pass at most"),
     "a figure's own method": (

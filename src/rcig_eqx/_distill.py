@@ -19,6 +19,7 @@ from ._plan import Asked, Plan, Train, resolve
 from ._recipe import Optimizer, Recipe
 from ._types import Device, PyTree
 from .data import AbstractImages, AbstractPreprocess, DataError, Dataset, apply_in_chunks, stream
+from .data._arrays import numbered
 from .initializers import AbstractInitializer
 from .io._lock import releasing
 from .io._result import DistillResult
@@ -59,11 +60,13 @@ def distill(
 
     **Arguments:**
 
-    - `train`: a `Dataset`, a pair `(images [n h w c], labels [n])`; a set that stays on disk: a
-      folder of images as an `ImageFolder`, `Records`, a Hugging Face dataset or a TFDS data
-      source; or a grain `MapDataset` of `(image, label)` pairs. The preprocessing is fitted on all
-      images, those on disk being read once for it, and on 10,000 of a `MapDataset`; of what is on
-      disk, starting images come from some 10,000.
+    - `train`: a `Dataset`, a pair `(images [n h w c], labels [n])` of arrays or of tensors of
+      PyTorch, which are n c h w; a set that stays on disk: a folder of images as an `ImageFolder`,
+      `Records`, a Hugging Face dataset (of a `DatasetDict` its train split) or a TFDS data
+      source; a PyTorch `Dataset` of `(image, label)` pairs or the one of a `DataLoader`; a list of
+      such pairs; or a grain `MapDataset` of them. Labels are class numbers or text. The
+      preprocessing is fitted on all images, those on disk being read once for it, and on 10,000 of
+      a `MapDataset`; of what is on disk, starting images come from some 10,000.
     - `images_per_class`: how many synthetic images each class gets.
     - `storage`: a budget instead, such as `"1 image per class"` in float32 with its labels, or
       `Bits(25_408)` per class. It is spent on more images of fewer pixels and bits, or on as many
@@ -143,6 +146,8 @@ def _run(plan: Plan) -> DistillResult:
     with ProgressBar(enabled=plan.progress and leads(mesh)) as bar:
         if "storage" in plan.settings:
             bar.note(f"Storage: {plan.settings['storage']}.")
+        if plan.balance.note:
+            bar.note(plan.balance.note)
         if folder is not None and folder.resume and plan.found is None:
             bar.note(f"No checkpoint in {folder.folder} yet: starting at the beginning.")
         loop = Loop(
@@ -188,6 +193,7 @@ def _batches(plan: Plan, start: int) -> Iterator[tuple[Any, Any]]:
     """Preprocessed batches from number `start` on; sets in memory are preprocessed at once."""
     train, preprocess, mesh, size = plan.train, plan.preprocess, plan.mesh, plan.batch_size
     order = {"seed": plan.seed, "start": start, "rows": own_rows(mesh, size) if mesh else None}
+    order["balanced"] = plan.balance.balanced
     if isinstance(train, Dataset) and not isinstance(train.images, np.memmap):
         images = apply_in_chunks(preprocess, train.images)
         return stream((images, train.labels), size, **order)
@@ -196,16 +202,17 @@ def _batches(plan: Plan, start: int) -> Iterator[tuple[Any, Any]]:
     if mesh:  # the preprocessing once, not with every batch
         preprocess = place(preprocess, mesh)
         raw = ((shard_rows(x, mesh, size), y) for x, y in raw)
-    return _preprocessed(raw, preprocess, plan.seen.num_classes)
+    return _preprocessed(raw, preprocess, plan.seen.class_names)
 
 
 def _preprocessed(
-    batches: Iterator[Any], preprocess: AbstractPreprocess, num_classes: int
+    batches: Iterator[Any], preprocess: AbstractPreprocess, class_names: tuple[str, ...]
 ) -> Iterator[tuple[Array, np.ndarray]]:
     """Batches of a set on disk, preprocessed on the device; their labels are seen here first."""
-    transform = eqx.filter_jit(preprocess)
+    transform, num_classes = eqx.filter_jit(preprocess), len(class_names)
     for images, labels in batches:
-        labels = np.asarray(labels)  # a reading process sends grain's own kind of array
+        # A reading process sends grain's own kind of array.
+        labels, _ = numbered(np.asarray(labels), class_names)
         if labels.max() >= num_classes:
             raise DataError(
                 f"A label is {labels.max()}, but the images looked at before the run had "

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from ._augment import as_augmentation, check_augmentation
+from ._balance import Balance, balance, few_images
 from ._checks import ArgumentError, check_counts, check_flags, check_key
 from ._coreset import Coreset
 from ._describe import describe, described
@@ -29,7 +31,7 @@ from .data import (
     sample,
     to_state,
 )
-from .data._adapt import Examples, adapted, is_foreign
+from .data._adapt import Foreign, adapted, is_foreign
 from .data._dataset import noun
 from .initializers import INITIALIZERS, AbstractInitializer, Given, check_start, real_coreset
 from .methods import AbstractMethod, default_method, frepo
@@ -50,7 +52,7 @@ from .run._devices import (
 from .run._progress import Callback
 from .run._resume import Found, as_fitted, look
 
-Train = Dataset | AbstractImages | grain.MapDataset[Any] | Examples | tuple[Any, Any]
+Train = Dataset | AbstractImages | grain.MapDataset[Any] | Foreign | tuple[Any, Any]
 
 # Of the many small images in a storage budget, a step works on part of the real ones and of the
 # distilled ones: more steps for the same time (`benchmarks/storage.py`).
@@ -91,6 +93,7 @@ class Plan:
       further ones.
     - `preprocess`: fitted.
     - `seed`: of the order of the batches; `init_key`: of the first state.
+    - `balance`: of the classes, in the set and in outer batches.
     - `mesh`: of several devices, if there are.
     - `folder`: where checkpoints are kept, if anywhere; `found`: the one to go on from.
     - `asked_first`: the steps that the run was asked for when it began.
@@ -110,6 +113,7 @@ class Plan:
     fold: bool
     seed: int
     init_key: PRNGKeyArray
+    balance: Balance
     mesh: Mesh | None
     folder: CheckpointFolder | None
     found: Found | None
@@ -134,6 +138,7 @@ def resolve(asked: Asked) -> Plan:
         check_batch_size(recipe.batch_size, len(train), mesh)
     seen, recipe, images_per_class = _size(asked, train, recipe, seed)
     count = images_per_class * seen.num_classes
+    classes = balance(train, seen, recipe.balanced)
     batch_size = recipe.batch_size
     if batch_size is None:
         usual = default_batch_size(count) if asked.storage is None else _STORED_BATCH
@@ -158,8 +163,9 @@ def resolve(asked: Asked) -> Plan:
         check_augmentation(augment, decoded.images.shape)
     fold = method.folds if recipe.fold is None else recipe.fold
     recipe = dataclasses.replace(
-        recipe, method=method, model=model, fold=bool(fold), batch_size=batch_size, augment=augment
-    )
+        recipe, method=method, model=model, fold=bool(fold), batch_size=batch_size,
+        augment=augment, balanced=classes.balanced,
+    )  # fmt: skip
     settings = _settings(asked, images_per_class, recipe, start, seen, preprocess)
     same = {"images": len(train), "method": describe(method)}
     same["steps there"] = there = found[1]["history.seconds"].size if found else 0
@@ -172,9 +178,12 @@ def resolve(asked: Asked) -> Plan:
                 "steps",
                 f"is {steps}, and {folder.folder} has {there} already: ask for at least as many.",
             )
+    if leads(mesh) and (said := few_images(seen, images_per_class)):
+        warnings.warn(said, stacklevel=5)
     return Plan(
         train, seen, recipe, start, baseline, draws, preprocess, steps, batch_size, bool(fold),
-        seed, init_key, mesh, folder, found, asked_first, settings, asked.callbacks, asked.progress,
+        seed, init_key, classes, mesh, folder, found, asked_first, settings, asked.callbacks,
+        asked.progress,
     )  # fmt: skip
 
 
@@ -211,7 +220,7 @@ def _check_kinds(asked: Asked) -> None:
         raise ArgumentError(
             "train",
             f"is a {type(train).__name__}: pass a Dataset, (images, labels), an ImageFolder, "
-            "Records, or a grain.MapDataset.",
+            "Records, a data set of Hugging Face or PyTorch, or a grain.MapDataset.",
         )
     if (asked.images_per_class is None) == (asked.storage is None):
         both = "is missing" if asked.storage is None else "and storage both say how much to store"
@@ -312,6 +321,7 @@ def _further_draws(
     each = len(baseline.images) // seen.num_classes
     smallest = int(np.bincount(seen.labels, minlength=seen.num_classes).min())
     count = min(_DRAWS - 1, smallest // each - 1, _DRAWS_BYTES // baseline.images.nbytes)
+    count = max(0, count)
     draws = [real_coreset(seen, each, preprocess, key=k).images for k in jr.split(key, count)]
     return np.array(draws, np.float32) if draws else None
 
@@ -361,6 +371,7 @@ def _settings(
         )
     if recipe.augment is not None:
         spent["augment"] = described(recipe.augment)
+    spent |= {"balanced": True} if recipe.balanced else {}  # as earlier versions recorded
     return spent | {
         "dataset": seen.name,
         "images_per_class": images_per_class,

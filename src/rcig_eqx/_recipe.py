@@ -206,6 +206,8 @@ class Recipe(eqx.Module):
       `(images, *, key) -> images`, as `evaluate` takes. Both are changed with the same key, mirror
       images of the set mirrored afterwards. The hypergradient is that of the set as it was before;
       the networks of the pool train on that set, too.
+    - `balanced`: whether an outer batch has as many inputs of each class. `None`: where the largest
+      class has more than three times as many as the smallest.
 
     `distill` fills in what is `None`; [`init`][rcig_eqx.init] needs a method and a model.
     """
@@ -220,6 +222,7 @@ class Recipe(eqx.Module):
     flip: bool | None = None
     batch_size: int | None = None
     augment: bool | str | Augmentation | None = None
+    balanced: bool | None = None
 
     def __check_init__(self) -> None:
         for name, value, right, such_as in (
@@ -229,6 +232,7 @@ class Recipe(eqx.Module):
             ("parameterization", self.parameterization, AbstractParameterization, "plain()"),
             ("fold", self.fold, bool | np.bool_ | None, "True, False or None"),
             ("flip", self.flip, bool | np.bool_ | None, "True, False or None"),
+            ("balanced", self.balanced, bool | np.bool_ | None, "True, False or None"),
         ):
             if not isinstance(value, right):
                 raise ArgumentError(name, f"is {value!r}: pass a value such as {such_as}.")

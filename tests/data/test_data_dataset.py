@@ -309,6 +309,6 @@ def test_data_error_is_a_value_error():
     assert issubclass(DataError, ValueError)
 
 
-def test_a_set_on_disk_is_read_before_it_is_held_out(unhooked):
-    with pytest.raises(ValueError, match=r"pass a Dataset, such as folder.read\(\)"):
-        hold_out(object(), 0.5, seed=0)  # pyright: ignore[reportArgumentType]
+def test_what_is_no_labeled_set_has_no_part_to_hold_out(unhooked):
+    with pytest.raises(ValueError, match="object is no labeled set: pass a Dataset"):
+        hold_out(object(), 0.5, seed=0)  # pyright: ignore

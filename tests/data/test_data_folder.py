@@ -344,3 +344,32 @@ def test_layout_errors(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty holds no images"):
         ImageFolder(tmp_path)
+
+
+def spoiled(folder, *names):
+    """Files cut short."""
+    for name in names:
+        (folder / name).write_bytes((folder / name).read_bytes()[:60])
+
+
+def test_corrupt_images_are_named_counted_and_passed_over_on_request(tmp_path):
+    pixels = write_images(tmp_path, {"a": 3, "b": 4})
+    spoiled(tmp_path, "a/000.png", "b/001.png", "b/002.png", "b/003.png")
+    with pytest.raises(DataError, match=r"a/000\.png cannot be read"):
+        ImageFolder(tmp_path)
+    named = (
+        r"4 of 7 images \(a/000\.png, b/001\.png, b/002\.png and 1 more\) cannot be read and are"
+    )
+    with pytest.warns(UserWarning, match=named):
+        folder = ImageFolder(tmp_path, skip_corrupt=True)
+    np.testing.assert_array_equal(folder.labels, [0, 0, 1])
+    assert [file.name for file in folder.files] == ["001.png", "002.png", "000.png"]
+    np.testing.assert_array_equal(folder.read().images[2], pixels["b"][0])
+    spoiled(tmp_path, "b/000.png")
+    with pytest.raises(DataError, match="b holds no image that can be read: put images into it"):
+        ImageFolder(tmp_path, skip_corrupt=True)
+
+
+def test_sound_images_are_passed_over_by_no_request(tmp_path):
+    write_images(tmp_path, {"a": 2, "b": 2})
+    assert len(ImageFolder(tmp_path, skip_corrupt=True)) == 4

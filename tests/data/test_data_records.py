@@ -143,7 +143,7 @@ def test_a_full_disk_is_said_beforehand(tmp_path, monkeypatch):
 def test_a_disk_that_fills_up_meanwhile_is_said(tmp_path, monkeypatch):
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full on this system")
-    monkeypatch.setattr(_records, "_IMAGES", "/dev/full")
+    monkeypatch.setattr(_records, "IMAGES", "/dev/full")
     with pytest.raises(OSError, match=r"records of pets to .*No space left on device"):
         write_records(in_memory(n=3000), tmp_path / "x", progress=False)
     assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from official_files import write_images
-from rcig_eqx.data import Dataset, ImageFolder, sample, stream
+from rcig_eqx.data import Dataset, ImageFolder, sample, stream, write_records
 
 N, BATCH = 23, 5
 PER_EPOCH = N // BATCH
@@ -226,6 +226,83 @@ def test_processes_together_read_the_batches_of_one(train):
         for expected, mine in zip(next(whole), zip(*pieces, strict=True), strict=True):
             assert [len(piece) for piece in mine] == [2, BATCH - 2]
             np.testing.assert_array_equal(np.concatenate(mine), expected)
+
+
+UNEQUAL = np.array([0] * 15 + [1] * 5 + [3] * 3, np.int32)  # class 2 has none
+
+
+def unequal(kind, tmp_path):
+    images, _ = numbered()
+    if kind == "memory":
+        return images, UNEQUAL
+    return write_records(Dataset(images, UNEQUAL, ("a", "b", "c", "d")), tmp_path / "r",
+                         progress=False)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_balanced_batches_have_as_many_of_each_class(kind, tmp_path):
+    batches = stream(unequal(kind, tmp_path), 7, seed=0, balanced=True)
+    taken: dict[int, list[int]] = {0: [], 1: [], 3: []}
+    for _ in range(30):
+        images, labels = next(batches)
+        numbers = images[:, 0, 0, 0].astype(int)
+        np.testing.assert_array_equal(labels, UNEQUAL[numbers])
+        counts = np.bincount(labels, minlength=4)[[0, 1, 3]]
+        assert counts.sum() == 7
+        assert counts.min() >= 2
+        for number, label in zip(numbers.tolist(), labels.tolist(), strict=True):
+            taken[label].append(number)
+    assert {len(numbers) for numbers in taken.values()} == {70}
+    for label, numbers in taken.items():  # each image once before one comes again
+        members = np.flatnonzero(label == UNEQUAL).tolist()
+        rounds = [numbers[i : i + len(members)] for i in range(0, 70, len(members))]
+        assert all(sorted(r) == members for r in rounds if len(r) == len(members))
+        assert len({tuple(r) for r in rounds}) > 1  # in a new order
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_balanced_batches_are_told_by_their_number(kind, tmp_path):
+    data = unequal(kind, tmp_path)
+
+    def batches(**options):
+        return stream(data, 6, seed=4, balanced=True, **options)
+
+    first = batches()
+    whole = [next(first) for _ in range(12)]
+    later = batches(start=9)
+    for images, labels in whole[9:]:
+        again = next(later)
+        np.testing.assert_array_equal(again[0], images)
+        np.testing.assert_array_equal(again[1], labels)
+    running = batches()
+    for _ in range(5):
+        next(running)
+    saved, fresh = running.get_state(), batches()
+    fresh.set_state(saved)
+    np.testing.assert_array_equal(next(fresh)[0], whole[5][0])
+    parts = [batches(rows=rows) for rows in (slice(0, 2), slice(2, 6))]
+    for expected in whole:
+        pieces = [next(part) for part in parts]
+        for mine, all_ in zip(zip(*pieces, strict=True), expected, strict=True):
+            np.testing.assert_array_equal(np.concatenate(mine), all_)
+    other = next(stream(data, 6, seed=5, balanced=True))[0]
+    assert not np.array_equal(other, whole[0][0])
+
+
+def test_balanced_batches_smaller_than_the_classes_take_turns():
+    images, _ = numbered()
+    labels = (np.arange(N) % 5).astype(np.int32)
+    batches = stream((images, labels), 3, seed=0, balanced=True)
+    seen = np.concatenate([next(batches)[1] for _ in range(10)])
+    assert seen.tolist() == [0, 1, 2, 3, 4] * 6
+
+
+def test_what_cannot_be_balanced(tmp_path):
+    with pytest.raises(ValueError, match="balanced needs labels known before the run"):
+        stream(from_grain_pairs(tmp_path), BATCH, seed=0, balanced=True)
+    images, labels = numbered()
+    with pytest.raises(ValueError, match=r"balanced needs class numbers: labels are float64"):
+        stream((images, np.eye(3)[labels]), BATCH, seed=0, balanced=True)
 
 
 def test_a_process_decodes_its_own_rows_alone():

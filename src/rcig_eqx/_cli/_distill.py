@@ -36,13 +36,12 @@ from ..run._progress import OPEN, of_steps
 from ._best import PART, KeepBestFlag, Patience, Selection, TestEvery, Validation, between_tests
 from ._config import SettingsFile
 from ._folder import check_free, earlier_kept
+from ._held_out import Split, to_distill
 from ._images import (
     Images,
     check_writable,
     echo_paths,
     evaluation_key,
-    load_split,
-    load_test,
     say_networks,
     say_stored,
     shown_name,
@@ -56,12 +55,18 @@ from ._options import (
     USUAL_WIDTH,
     WIDTH,
     Augment,
+    Balanced,
+    Channels,
     Directory,
+    HoldOut,
     Metrics,
     Networks,
     Quiet,
     Seed,
+    Size,
+    SkipCorrupt,
 )
+from ._photos import Reading
 from ._time import steps_to_take, time_limit, width_for
 
 
@@ -132,6 +137,11 @@ class RunOptions:
             show_default="flip up to 1,000 RGB images",
         ),
     ] = None
+    balanced: Balanced = None
+    size: Size = None
+    channels: Channels = None
+    hold_out: HoldOut = None
+    skip_corrupt: SkipCorrupt = False
     devices: Annotated[
         int | None, Option(min=1, help="Share every batch among so many.", show_default="one")
     ] = None
@@ -160,7 +170,7 @@ class RunOptions:
         return f"{Path(self.dataset).stem}-{size}"
 
     @property
-    def size(self) -> str:
+    def amount(self) -> str:
         """What was asked for, in words."""
         return self.storage or f"{self.count} per class"
 
@@ -277,7 +287,10 @@ def distill_command(asked: DistillOptions) -> None:
     hold(asked.folder)
     check_free(asked)
     strategies, limit = _strategies(asked), time_limit(asked)
-    train = load_split(asked.dataset, "train", asked.directory)
+    reading = Reading(
+        asked.directory, asked.size, asked.channels, asked.skip_corrupt, quiet=asked.quiet
+    )
+    train, split = to_distill(asked.dataset, reading, asked.hold_out, test=asked.evaluate_)
     if isinstance(train, AbstractImages):
         train.workers = asked.workers
     architecture = asked.architecture or default_architecture(train.image_shape)
@@ -290,9 +303,10 @@ def distill_command(asked: DistillOptions) -> None:
         depth=asked.depth,
         normalization=asked.normalization,
     )
-    test = load_test(asked.dataset, asked.directory) if asked.evaluate_ else None
-    if test is not None:
-        match_classes(test, train.class_names, train.num_classes)  # before the run, not after it
+    if split.test is not None:
+        match_classes(
+            split.test, train.class_names, train.num_classes
+        )  # before the run, not after it
     if asked.resume and asked.file.exists() and not asked.kept:
         raise FileNotFoundError(
             f"{asked.file} is there, but no checkpoint of its run: pass --overwrite to start anew."
@@ -313,7 +327,7 @@ def distill_command(asked: DistillOptions) -> None:
     of = {"dataset": shown_name(asked.dataset), "seed": seed, "learning_rate": learning_rate}
     if limit and limit.reached and not received:  # it ended as asked
         of |= {"steps": result.recipe["steps_done"], "minutes": limit.minutes}
-    result = dataclasses.replace(result, recipe=result.recipe | of)
+    result = dataclasses.replace(result, recipe=result.recipe | of | split.recipe)
     written = [result.save(asked.file)]
     if has_pictures(result.coreset):
         with drawing():
@@ -331,8 +345,8 @@ def distill_command(asked: DistillOptions) -> None:
     if limit:
         taken = float(result.history["seconds"][-1]) / 60
         echo(f"Reached step {result.recipe['steps_done']:,} in {taken:.1f} min.")
-    if test is not None:
-        written.append(_evaluated(asked, result, test, written))
+    if split.test is not None:
+        written.append(_evaluated(asked, result, split, written))
     elif asked.evaluate_:
         asked.say(
             f"{asked.dataset} has no test split: not evaluated. See rcig-eqx evaluate --data."
@@ -349,6 +363,7 @@ def _strategies(asked: DistillOptions) -> dict[str, Any]:
         parameterization=PARAMETERIZATIONS.find("parameterization", asked.parameterization)(),
         flip=asked.flip,
         augment=True if asked.augment == "paper" else asked.augment,
+        balanced=asked.balanced,
     )
     check_known("initialization", asked.initialization, INITIALIZERS)
     for name in asked.metric or []:
@@ -368,7 +383,7 @@ def _run(
     sweep(asked.folder, asked.file.name)
     asked.say(
         f"Distilling {asked.dataset} ({len(train):,} {noun(train.image_shape)}, "
-        f"{train.num_classes} classes) to {asked.size} {asked.length}. Ctrl-C stops and keeps "
+        f"{train.num_classes} classes) to {asked.amount} {asked.length}. Ctrl-C stops and keeps "
         "the result; --resume goes on."
     )
     with earlier_kept(asked):
@@ -389,11 +404,13 @@ def _run(
 
 
 def _evaluated(
-    asked: DistillOptions, result: DistillResult, test: Images, written: list[Path]
+    asked: DistillOptions, result: DistillResult, split: Split, written: list[Path]
 ) -> Path:
     """The file of the result's evaluation, which is printed."""
+    test = split.test
+    assert test is not None, "there are test images"
     fresh = say_networks(fresh_network(result), asked.networks)
-    asked.say(f"Evaluating {say_stored(result)} on {len(test):,} test images with {fresh}.")
+    asked.say(f"Evaluating {say_stored(result)} on {len(test):,} {split.name} images with {fresh}.")
     try:
         report = evaluate(
             result,
@@ -409,6 +426,6 @@ def _evaluated(
         echo_paths(written)
         raise Exit(128 + signal.SIGINT) from None
     path = asked.folder / "evaluation.json"
-    write_report(path, result, report, asked.dataset, "test", test, asked.seed)
+    write_report(path, result, report, asked.dataset, split.name, test, asked.seed)
     echo(f"\n{report}\n")
     return path

@@ -12,6 +12,7 @@ from ..evaluation._report import Evaluation
 from ..io._export import check_place, export
 from ..io._result import DistillResult, load_result, result_file
 from ..io._terminal import echo
+from ._held_out import reading_of, to_test
 from ._images import (
     check_writable,
     echo_paths,
@@ -19,7 +20,6 @@ from ._images import (
     read_report,
     say_networks,
     say_stored,
-    test_images,
     write_report,
 )
 from ._options import (
@@ -34,6 +34,7 @@ from ._options import (
     Networks,
     Quiet,
     Seed,
+    SkipCorrupt,
     Width,
 )
 
@@ -49,7 +50,9 @@ class EvaluateOptions:
     ] = None
     split: Annotated[
         str | None,
-        Option(help="Its split.", show_default="test; all of a file or folder without splits"),
+        Option(
+            help="Its split.", show_default="held-out images or test; all of a set of one split"
+        ),
     ] = None
     networks: Networks = NUM_NETWORKS
     steps: EvaluationSteps = None
@@ -73,6 +76,7 @@ class EvaluateOptions:
         Literal["learned", "hard"], Option(help="Hard ones are the class each ranks first.")
     ] = "learned"
     metric: Metrics = None
+    skip_corrupt: SkipCorrupt = False
     seed: Seed = 0
     directory: Directory = None
     json_: Json = None
@@ -82,7 +86,10 @@ class EvaluateOptions:
 def evaluate_command(asked: EvaluateOptions) -> None:
     """Train fresh networks on a distilled set and test them on real images."""
     result = load_result(asked.file)
-    data, split, test = test_images(result, asked.data, asked.split, asked.directory)
+    reading = reading_of(
+        result, asked.directory, skip_corrupt=asked.skip_corrupt, quiet=asked.quiet
+    )
+    data, split, test, *_ = to_test(result, asked.data, asked.split, reading)
     if test is None:
         raise ValueError(f"{data} has no test split: name other images with --data.")
     json_ = asked.json_ and user_path(asked.json_)
@@ -168,7 +175,8 @@ def export_command(asked: ExportOptions) -> None:
 
 def _measured(asked: ExportOptions, result: DistillResult) -> Evaluation | None:
     """Accuracies for the card, `None` where what was distilled has no test split."""
-    data, _, test = test_images(result, None, None, asked.directory)
+    reading = reading_of(result, asked.directory, skip_corrupt=False, quiet=asked.quiet)
+    data, _, test, *_ = to_test(result, None, None, reading)
     if test is None:
         if not asked.quiet:
             echo(f"{data} has no test split: the card states no accuracy.")

@@ -6,20 +6,19 @@ from pathlib import Path
 
 import jax.random as jr
 
-from ..data import AbstractImages, DataError, Dataset, load, open_records
-from ..data._load import DATASETS, TOO_LARGE
+from ..data import DataError, Records, load, open_records
+from ..data._load import DATASETS, TOO_LARGE, place_of_split
 from ..data._paths import user_path
+from ..data._records import IMAGES
 from ..evaluation._report import Evaluation
 from ..io._export import CARD
 from ..io._files import write_atomically
 from ..io._load_export import Export, load_export
-from ..io._published._load import Published
 from ..io._result import RESULT, DistillResult, load_result
 from ..io._terminal import echo
 from ..models import MakeModel
 from ..models._check import describe_model
-
-Images = Dataset | AbstractImages
+from ._photos import Images, Reading, photos, sized
 
 
 def read_set(path: Path) -> DistillResult | Export:
@@ -50,38 +49,25 @@ def say_networks(make_model: MakeModel, networks: int) -> str:
     return f"{fresh} ({kind['name']}, {normalized} normalization)"
 
 
-def test_images(
-    result: DistillResult | Export | Published,
-    data: str | None,
-    split: str | None,
-    directory: Path | None,
-) -> tuple[str, str, Images | None]:
-    """Name, split and images to test on; images `None` if what was distilled has no test split."""
-    distilled = str(getattr(result, "recipe", {}).get("dataset"))
-    if data is None and distilled not in DATASETS and not user_path(distilled).exists():
-        raise ValueError(
-            f"The set was distilled from {distilled}, which is not here: pass its path as "
-            "--data of rcig-eqx evaluate or judge."
-        )
-    data = data or distilled
-    test = load_split(data, split, directory) if split else load_test(data, directory)
-    if test is None and data != distilled:
-        return data, "train", load_split(data, "train", directory)
-    return data, split or "test", test
-
-
-def load_split(dataset: str, split: str, directory: Path | None) -> Images:
-    """A split in memory, or on disk, written there the first time, if it is too large."""
-    directory = directory and user_path(directory)
+def load_split(dataset: str, split: str, reading: Reading) -> Images:
+    """A split in memory, or on disk where it is too large or written as records."""
+    directory = reading.directory and user_path(reading.directory)
     if dataset == TOO_LARGE:
         return open_records(dataset, split, directory=directory)
-    return load(dataset, split, directory=directory)
+    path = user_path(dataset)
+    if dataset not in DATASETS and path.is_dir():
+        if (path / IMAGES).is_file() and split == "train":
+            return sized(Records(path), reading)
+        place = place_of_split(path, split)
+        if place.is_dir():
+            return photos(place, reading)
+    return sized(load(dataset, split, directory=directory), reading)
 
 
-def load_test(dataset: str, directory: Path | None) -> Images | None:
+def load_test(dataset: str, reading: Reading) -> Images | None:
     """The test images, or `None` for a file or folder that has none."""
     try:
-        return load_split(dataset, "test", directory)
+        return load_split(dataset, "test", reading)
     except DataError:
         raise
     except ValueError:

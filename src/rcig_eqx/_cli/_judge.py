@@ -20,6 +20,7 @@ from ..io._published._load import Published, load_published
 from ..io._published._pytorch import CONSTANTS
 from ..io._result import DistillResult
 from ..io._terminal import echo
+from ._held_out import HELD, reading_of, to_test
 from ._images import (
     check_writable,
     echo_paths,
@@ -29,7 +30,6 @@ from ._images import (
     read_set,
     say_networks,
     shown_name,
-    test_images,
 )
 from ._options import (
     NUM_NETWORKS,
@@ -39,8 +39,10 @@ from ._options import (
     Networks,
     Quiet,
     Seed,
+    SkipCorrupt,
     Width,
 )
+from ._photos import Reading
 
 PREPROCESSING = {"standardize": standardize, "zca": zca}
 _EPOCHS: int = inspect.signature(judge).parameters["epochs"].default
@@ -113,6 +115,7 @@ class JudgeOptions:
         ),
     ] = None
     epochs: Annotated[int, Option(min=1, help="Of the training on all of the data.")] = _EPOCHS
+    skip_corrupt: SkipCorrupt = False
     seed: Seed = 0
     directory: Directory = None
     json_: Json = None
@@ -137,7 +140,8 @@ def _published(asked: JudgeOptions) -> tuple[Published, Dataset | AbstractImages
     preprocess = asked.preprocess
     if preprocess is not None:
         check_known("preprocess", preprocess, [*PREPROCESSING, *CONSTANTS])
-    train = load_split(asked.data, "train", asked.directory)
+    reading = Reading(asked.directory, skip_corrupt=asked.skip_corrupt, quiet=asked.quiet)
+    train = load_split(asked.data, "train", reading)
     found = load_published(
         asked.set_,
         preprocess=PREPROCESSING[preprocess](train) if preprocess in PREPROCESSING else preprocess,
@@ -158,11 +162,12 @@ def _published(asked: JudgeOptions) -> tuple[Published, Dataset | AbstractImages
 def judge_command(asked: JudgeOptions) -> None:
     """Judge a distilled set against real images, and compute the scores of benchmarks."""
     found, train = (_ours(asked), None) if is_ours(asked.set_) else _published(asked)
-    data, split, test = test_images(found, asked.data, None, asked.directory)
-    if test is None or split != "test" or user_path(data).is_file():
+    reading = reading_of(found, asked.directory, skip_corrupt=asked.skip_corrupt, quiet=asked.quiet)
+    data, split, test, rest, _ = to_test(found, asked.data, None, reading)
+    if test is None or not (split == HELD or (split == "test" and not user_path(data).is_file())):
         raise ValueError(f"{data} has no train and test split: name a set of both with --data.")
     if train is None:
-        train = load_split(data, "train", asked.directory)
+        train = load_split(data, "train", reading) if rest is None else rest
     json_, markdown = (path and user_path(path) for path in (asked.json_, asked.markdown))
     for path in filter(None, (json_, markdown)):
         check_writable(path.parent)

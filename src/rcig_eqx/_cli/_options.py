@@ -58,7 +58,38 @@ Json = Annotated[
     Option("--json", help="Write the numbers to this file too.", show_default=False),
 ]
 
+Size = Annotated[
+    int | None,
+    Option(
+        help="Bring the middle square of every image to so many pixels.",
+        show_default="as they are; 32 for photos of several sizes",
+    ),
+]
+Channels = Annotated[
+    int | None,
+    Option(help="1 reads every image as gray, 3 as RGB.", show_default="as they are"),
+]
+HoldOut = Annotated[
+    float | None,
+    Option(
+        help="Hold out so much of each class to test on, such as 0.2; 0 for nothing.",
+        show_default="0.2 of a set without a test split",
+    ),
+]
+SkipCorrupt = Annotated[
+    bool, Option("--skip-corrupt", help="Pass over photos that cannot be read, and name them.")
+]
+Balanced = Annotated[
+    bool | None,
+    Option(
+        "--balanced/--no-balanced",
+        help="Take as many real images of each class in a step.",
+        show_default="balanced if a class has over 3 times as many images as another",
+    ),
+]
+
 _CALLED = {
+    "part": "hold_out",
     "folder": "out",
     "every": "checkpoint_every",
     "num_networks": "networks",

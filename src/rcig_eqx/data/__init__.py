@@ -1,8 +1,9 @@
 """Image sets: loading, preprocessing and streaming. Everything here is numpy until it is used."""
 
 from ._adapt import adapt as adapt
-from ._dataset import DataError as DataError, Dataset as Dataset, hold_out as hold_out
+from ._dataset import DataError as DataError, Dataset as Dataset
 from ._folder import ImageFolder as ImageFolder
+from ._hold_out import hold_out as hold_out
 from ._images import AbstractImages as AbstractImages
 from ._load import DATASETS as DATASETS, load as load
 from ._open import open_records as open_records

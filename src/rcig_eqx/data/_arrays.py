@@ -30,6 +30,35 @@ def plain_array(value: Any, what: str) -> Any:
     return value
 
 
+def is_tensor(value: Any) -> bool:
+    """Whether it is a tensor of PyTorch, which is not imported here."""
+    return any(
+        kind.__name__ == "Tensor" and kind.__module__.partition(".")[0] == "torch"
+        for kind in type(value).__mro__
+    )
+
+
+def array_of(value: Any) -> Any:
+    """The numpy array of a tensor, as it lies there; anything else as it is."""
+    if not is_tensor(value):
+        return value
+    tensor = value.detach().cpu()
+    return (tensor.float() if "bfloat16" in str(tensor.dtype) else tensor).numpy()
+
+
+def images_of(value: Any) -> Any:
+    """A batch of images of a tensor, [n c h w] or [n h w], as the array [n h w c] of it; anything
+    else as it is."""
+    images = array_of(value)
+    if images is value:
+        return value
+    if images.ndim == 3 and images.dtype == np.uint8:
+        return images[..., None]
+    if images.ndim != 4 or (images.shape[3] in (1, 3) and images.shape[1] not in (1, 3)):
+        return images
+    return np.ascontiguousarray(np.moveaxis(images, 1, -1))
+
+
 def numbered(
     labels: Shaped[np.ndarray, "..."], class_names: tuple[str, ...] | None
 ) -> tuple[Shaped[np.ndarray, "..."], tuple[str, ...] | None]:
@@ -38,10 +67,10 @@ def numbered(
     The classes are `class_names`, or the sorted distinct labels if `None`. Labels that are no text
     are returned as they are. Raises `ValueError` for a label that is not among `class_names`.
     """
+    if labels.dtype.kind not in "SUTO":
+        return labels, class_names
     flat = labels.ravel().tolist()
-    if labels.dtype.kind not in "SUT" and not (
-        labels.dtype.kind == "O" and flat and all(isinstance(x, str | bytes) for x in flat)
-    ):
+    if not flat or not all(isinstance(x, str | bytes) for x in flat):
         return labels, class_names
     texts = [text_of(label, "labels") for label in flat]
     names = class_names_of(sorted(set(texts)), "labels") if class_names is None else class_names

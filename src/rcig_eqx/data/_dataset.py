@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, Integer
 
-from ._arrays import numbered, plain_array
+from ._arrays import array_of, images_of, numbered, plain_array
 from ._names import class_names_of
 
 _ROUNDING = 1e-3  # floats may miss [0, 1] by this much
@@ -62,13 +62,14 @@ class Dataset:
 
         **Arguments:**
 
+        - `images`: a tensor of PyTorch is read as [n c h w], and turned.
         - `labels`: class numbers, or the name of each image's class as text.
         - `class_names`: text in the order of the class numbers, or a mapping between names and
             numbers. If `None`, the classes are "0", "1", … up to the largest label, or the sorted
             distinct labels where these are text.
         """
-        images = plain_array(np.asanyarray(images), "images")
-        labels = plain_array(np.asanyarray(labels), "labels")
+        images = plain_array(np.asanyarray(images_of(images)), "images")
+        labels = plain_array(np.asanyarray(array_of(labels)), "labels")
         names = None if class_names is None else class_names_of(class_names)
         labels, names = numbered(labels, names)
         if names is None:
@@ -100,17 +101,20 @@ class Dataset:
             raise ValueError("indices is empty: a dataset needs at least one image.")
         return Dataset(self.images[indices], self.labels[indices], self.class_names, self.name)
 
-    def per_class(self, k: int, rng: np.random.Generator) -> Int[np.ndarray, " m"]:
+    def per_class(
+        self, k: int, rng: np.random.Generator, *, repeat: bool = False
+    ) -> Int[np.ndarray, " m"]:
         """Indices of `k` random images of each class, without replacement, class after class:
         `k * num_classes` of them.
 
-        Raises `ValueError` naming every class that has fewer than `k` images.
+        Raises `ValueError` naming every class that has fewer than `k` images. With `repeat`, these
+        give all that they have, again and again, and only classes without images are refused.
         """
         if k < 1:
             raise ValueError(f"k is {k}: ask for at least one image of each class.")
         members = [np.flatnonzero(self.labels == i) for i in range(self.num_classes)]
         short = [f"{c!r} ({len(m)})" for c, m in zip(self.class_names, members, strict=True)
-                 if len(m) < k]  # fmt: skip
+                 if len(m) < (1 if repeat else k)]  # fmt: skip
         if short:
             fix = "ask for fewer or add images of these classes"
             if len(short) == 1 and not len(members[0]) and self.class_names[0] == "0":
@@ -119,33 +123,8 @@ class Dataset:
                 f"{k} images of each class were asked for, but too few are there of "
                 f"{', '.join(short)}: {fix}."
             )
-        return np.concatenate([rng.choice(m, size=k, replace=False) for m in members])
-
-
-def hold_out(train: Dataset, part: float, *, seed: int) -> tuple[Dataset, Dataset]:
-    """`train` without a random `part` of each class, and that part, to choose and stop by.
-
-    Raises `ValueError` unless each class keeps an image on both sides.
-    """
-    if not isinstance(train, Dataset):
-        raise ValueError(
-            f"train is a {type(train).__name__}: pass a Dataset, such as folder.read()."
-        )
-    if not 0 < part < 1:
-        raise ValueError(f"part is {part}: choose a fraction between 0 and 1, such as 0.1.")
-    rng = np.random.default_rng(seed)
-    held: list[np.ndarray] = []
-    for number, name in enumerate(train.class_names):
-        members = np.flatnonzero(train.labels == number)
-        count = round(part * len(members))
-        if not 0 < count < len(members):
-            raise ValueError(
-                f"{part} of the {len(members)} images of {name!r} leaves none on one side: choose "
-                "another part, or add images."
-            )
-        held.append(rng.choice(members, count, replace=False))
-    chosen = np.sort(np.concatenate(held))
-    return train.subset(np.setdiff1d(np.arange(len(train)), chosen)), train.subset(chosen)
+        drawn = [rng.choice(m, size=min(k, len(m)), replace=False) for m in members]
+        return np.concatenate([np.resize(chosen, k) for chosen in drawn])
 
 
 def noun(shape: tuple[int, ...]) -> str:

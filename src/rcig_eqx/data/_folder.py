@@ -2,13 +2,14 @@
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
 
+from ._archives import ordered
 from ._dataset import DataError
 from ._images import AbstractImages
 from ._names import class_names_of, nfc
@@ -28,6 +29,8 @@ class ImageFolder(AbstractImages):
     - `channels`: 1 reads every image as gray, 3 as RGB; by default, what the first image is.
     - `size`: the middle square of every image at so many pixels, as
         `resize` makes it; as they are if `None`.
+    - `skip_corrupt`: pass over images that cannot be read, and warn of them by name and number. All
+        are decoded once for it.
 
     `folder[i]` is `(image uint8 [h w c], label)`; without `size`, all images must have one.
     `.labels` [n], `.class_names` and `.files` are known without decoding. Files are of the formats
@@ -46,20 +49,17 @@ class ImageFolder(AbstractImages):
         *,
         channels: Literal[1, 3] | None = None,
         size: int | None = None,
+        skip_corrupt: bool = False,
     ):
         check_size(size)
         check_channels(channels)
         root = user_path(path)
         if not root.is_dir():
             raise DataError(f"{root} is not a folder: give one that holds a folder for each class.")
-        classes = _visible(root, folders=True)
-        if not classes:
-            raise DataError(
-                f"{root} holds no folders: put the images of each class in {root}/<class>/."
-            )
-        files = [[f for f in _visible(d) if is_readable(f.name)] for d in classes]
+        listed = list_images(root)
+        classes, files = [*listed], [*listed.values()]
         passed = list(_passed_over(root, classes))
-        for folder, inside in zip(classes, files, strict=True):
+        for folder, inside in listed.items():
             if not inside:
                 other = next((f"; {f} is not taken" for f in passed if folder in f.parents), "")
                 raise DataError(
@@ -81,6 +81,8 @@ class ImageFolder(AbstractImages):
         counts = [len(inside) for inside in files]
         self.labels = np.repeat(np.arange(len(files), dtype=np.int32), counts)
         self._channels, self._size = channels, size
+        if skip_corrupt:
+            self._skip(corrupt(self.files))
         height, width, depth = self._decode(self.files[0]).shape
         self.image_shape = (height, width, depth)
 
@@ -108,8 +110,55 @@ class ImageFolder(AbstractImages):
             )
         return image
 
+    def _skip(self, corrupt: Sequence[int]) -> None:
+        """Leave images out, and say so."""
+        if not corrupt:
+            return
+        root, kept = self.files[0].parents[1], np.delete(np.arange(len(self)), corrupt)
+        empty = set(range(self.num_classes)) - set(self.labels[kept].tolist())
+        if empty:
+            raise DataError(
+                f"{root / self.class_names[min(empty)]} holds no image that can be read: put "
+                "images into it or remove it."
+            )
+        warnings.warn(
+            f"{self.name}: {shown_names(self.files, corrupt)} cannot be read and are passed over.",
+            stacklevel=3,
+        )
+        self.files, self.labels = [self.files[i] for i in kept], self.labels[kept]
+
     def _decode(self, file: Path) -> UInt8[np.ndarray, "h w c"]:
         return decode(file, file, channels=self._channels, size=self._size)
+
+
+def list_images(root: Path) -> dict[Path, list[Path]]:
+    """The images of known formats in each class's folder, by name. `DataError` without folders."""
+    classes = _visible(root, folders=True)
+    if not classes:
+        raise DataError(
+            f"{root} holds no folders: put the images of each class in {root}/<class>/."
+        )
+    return {folder: [f for f in _visible(folder) if is_readable(f.name)] for folder in classes}
+
+
+def corrupt(files: Sequence[Path]) -> list[int]:
+    """The numbers of the files that cannot be read as images. All are decoded for it."""
+    return [number for number, bad in enumerate(ordered(_is_corrupt, files)) if bad]
+
+
+def _is_corrupt(file: Path) -> bool:
+    try:
+        decode(file, file)
+    except DataError:
+        return True
+    return False
+
+
+def shown_names(files: Sequence[Path], numbers: Sequence[int]) -> str:
+    """So many of all images, and the names of the first few."""
+    first = [f"{files[i].parent.name}/{files[i].name}" for i in numbers[:3]]
+    more = f" and {len(numbers) - 3} more" * (len(numbers) > 3)
+    return f"{len(numbers)} of {len(files)} images ({', '.join(first)}{more})"
 
 
 def _visible(folder: Path, *, folders: bool = False) -> list[Path]:

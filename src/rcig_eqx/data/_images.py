@@ -1,5 +1,6 @@
 """What every labeled set on disk is, however it is kept."""
 
+import hashlib
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -80,3 +81,30 @@ class AbstractImages(ABC):
     def read(self) -> Dataset:
         """All images in memory."""
         return Dataset(*self.gather(range(len(self))), self.class_names, self.name)
+
+    def subset(
+        self, indices: Sequence[int] | Integer[np.ndarray, " m"] | range
+    ) -> "AbstractImages":
+        """The images at `indices`, in that order, with the same classes; none is read."""
+        return _Part(self, row_numbers(indices))
+
+
+class _Part(AbstractImages):
+    """Some images of a set on disk."""
+
+    def __init__(self, whole: AbstractImages, indices: Integer[np.ndarray, " m"]):
+        if not len(indices):
+            raise ValueError("indices is empty: a data set needs at least one image.")
+        self._whole, self._indices = whole, indices
+        self.name, self.class_names = whole.name, whole.class_names
+        self.image_shape, self.dtype, self.workers = whole.image_shape, whole.dtype, whole.workers
+        self.labels = plain_array(whole.labels, "labels")[indices]
+
+    def image(self, index: int) -> Shaped[np.ndarray, "h w c"]:
+        return self._whole.image(int(self._indices[index]))
+
+    @property
+    def marks(self) -> Iterable[str]:
+        """Those of the whole set, and which images of it these are."""
+        yield from self._whole.marks
+        yield hashlib.sha256(self._indices.astype("<i8").tobytes()).hexdigest()

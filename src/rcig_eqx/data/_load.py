@@ -176,19 +176,25 @@ def _read_folder(name: str, source: Source, split: str, folder: Path) -> Dataset
 
 
 def _load_folder(path: Path, split: str) -> Dataset:
+    place = place_of_split(path, split)
+    return _read_npz(place) if place.is_file() else ImageFolder(place).read()
+
+
+def place_of_split(path: Path, split: str) -> Path:
+    """The `.npz` or the folder of classes that a split lies in; `ValueError` if there is none."""
     if (path / f"{split}.npz").is_file():
-        return _read_npz(path / f"{split}.npz")
+        return path / f"{split}.npz"
     below = _folders(path)
     splits = [d.name for d in below if not _has_images(d) and any(map(_has_images, _folders(d)))]
     if split in splits:
-        return ImageFolder(path / split).read()
+        return path / split
     if split != "train" or (splits and not any(map(_has_images, below))):
         raise ValueError(
             f"{path} has no split {split!r}: it has {', '.join(splits) or 'images of one split'}. "
             f"Add {path / split}/<class>/, or choose split='train' where the classes lie in the "
             "folder itself."
         )
-    return ImageFolder(path).read()
+    return path
 
 
 def _folders(path: Path) -> list[Path]:

@@ -58,7 +58,7 @@ def gray_or_rgb(picture: Any, where: Any, channels: int | None) -> Any:
         raise DataError(
             f"{where} has pixels of more than 8 bits (mode {picture.mode}): scale it to 8 first."
         )
-    gray = channels == 1 or (channels is None and picture.mode in _GREY_MODES)
+    gray = channels == 1 or (channels is None and is_gray(picture))
     picture.load()
     # TIFFs turn themselves when they are loaded. `ImageOps.exif_transpose` writes all tags anew,
     # and fails at those it cannot write.
@@ -69,6 +69,18 @@ def gray_or_rgb(picture: Any, where: Any, channels: int | None) -> Any:
         white = pillow().new("RGBA", picture.size, "white")
         picture = pillow().alpha_composite(white, picture.convert("RGBA"))
     return picture.convert("L" if gray else "RGB")
+
+
+def is_gray(picture: Any) -> bool:
+    """Whether an image that pillow has opened has no colors."""
+    return picture.mode in _GREY_MODES
+
+
+def upright_size(picture: Any) -> tuple[int, int]:
+    """Height and width of an image that pillow has opened, turned as its EXIF orientation says."""
+    width, height = picture.size
+    on_its_side = picture.getexif().get(_ORIENTATION, 1) >= 5
+    return (width, height) if on_its_side else (height, width)
 
 
 def _is_cut(picture: Any) -> bool:

@@ -28,7 +28,7 @@ from ._paths import user_path
 from ._resize import check_size, resize
 
 FORMAT = "rcig_eqx.records/1"
-_CARD, _LABELS, _IMAGES = "card.json", "labels.npy", "images.array_record"
+_CARD, _LABELS, IMAGES = "card.json", "labels.npy", "images.array_record"
 _LABEL = "<i4"  # in the byte order of no machine
 _DTYPES = ("uint8", "float16", "float32", "float64")
 _STALE = 3600  # seconds without a write after which a half-written folder is nobody's
@@ -98,9 +98,9 @@ class Records(AbstractImages):
         self.labels = self.labels.astype(np.int32, copy=False)  # in this machine's byte order
         if not len(self.labels) or not 0 <= self.labels.min() <= self.labels.max() < len(names):
             raise ValueError(f"labels are not of {len(names)} classes")
-        size = (self.folder / _IMAGES).stat().st_size
+        size = (self.folder / IMAGES).stat().st_size
         if size != card["bytes"]:
-            raise ValueError(f"{_IMAGES} has {size} bytes where {card['bytes']} were written")
+            raise ValueError(f"{IMAGES} has {size} bytes where {card['bytes']} were written")
         self._opened = threading.local()
         count = self._reader().num_records()
         if count != len(self.labels):
@@ -142,7 +142,7 @@ class Records(AbstractImages):
         except RuntimeError as error:
             del self._opened.reader  # it stays in its failed state
             raise DataError(
-                f"{self.folder / _IMAGES} is damaged at image {index} ({error}): write it again."
+                f"{self.folder / IMAGES} is damaged at image {index} ({error}): write it again."
             ) from error
 
     def _reader(self) -> Any:
@@ -150,7 +150,7 @@ class Records(AbstractImages):
         if not hasattr(self._opened, "reader"):
             options = "readahead_buffer_size:0,max_parallelism:0"  # for random access
             self._opened.reader = _array_record().ArrayRecordReader(
-                str(self.folder / _IMAGES), options=options, file_reader_buffer_size=2**15
+                str(self.folder / IMAGES), options=options, file_reader_buffer_size=2**15
             )
         return self._opened.reader
 
@@ -230,7 +230,7 @@ def write_stream(
 def _write(stream: Stream, staging: Path, progress: bool) -> None:
     labels, shape, dtype, digest = [], None, None, hashlib.sha256()
     bar = track(stream.items, "writing", stream.count, shown=progress)
-    with _writer(staging / _IMAGES) as write:
+    with _writer(staging / IMAGES) as write:
         for image, label in bar:
             if shape is None:
                 shape, dtype = image.shape, image.dtype
@@ -265,7 +265,7 @@ def _write(stream: Stream, staging: Path, progress: bool) -> None:
         "images": len(labels),
         "image_shape": list(shape),
         "dtype": str(dtype),
-        "bytes": (staging / _IMAGES).stat().st_size,
+        "bytes": (staging / IMAGES).stat().st_size,
         "images_sha256": digest.hexdigest(),
         "labels_sha256": hashlib.sha256(numbers.tobytes()).hexdigest(),
     }

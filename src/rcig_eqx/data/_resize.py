@@ -4,8 +4,9 @@ import io
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 
+from .._checks import ArgumentError
 from ._dataset import DataError
 from ._pictures import formats, gray_or_rgb, pillow
 
@@ -53,9 +54,9 @@ def decode(
 
 
 def with_channels(
-    image: UInt8[np.ndarray, "h w c"], where: Any, channels: int | None
-) -> UInt8[np.ndarray, "h w d"]:
-    """The image with so many channels, 1 or 3, as it is if `None`.
+    image: Shaped[np.ndarray, "h w c"], where: Any, channels: int | None
+) -> Shaped[np.ndarray, "h w d"]:
+    """The image, uint8 or floats, with so many channels, 1 or 3, as it is if `None`.
 
     `DataError` names `where` it is if it has neither 1 nor 3.
     """
@@ -65,19 +66,26 @@ def with_channels(
         raise DataError(
             f"{where} has {image.shape[2]} channels: leave channels= out, or pass images of 1 or 3."
         )
-    return np.repeat(image, 3, axis=2) if channels == 3 else _pixels(_picture(image).convert("L"))
+    if channels == 3:
+        return np.repeat(image, 3, axis=2)
+    if image.dtype != np.uint8:
+        return (image @ np.array(_LUMA, image.dtype))[..., None]
+    return _pixels(_picture(image).convert("L"))
+
+
+_LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in what pillow makes gray
 
 
 def check_channels(channels: Any) -> None:
     """Raise `ValueError` for a number of channels that images are not read with."""
     if isinstance(channels, bool) or channels not in (None, 1, 3):
-        raise ValueError(f"channels is {channels!r}: pass 1 for gray, 3 for RGB, or None.")
+        raise ArgumentError("channels", f"is {channels!r}: pass 1 for gray or 3 for RGB.")
 
 
 def check_size(size: Any) -> None:
     """Raise `ValueError` for a size that no image can have."""
     if size is not None and (not isinstance(size, int | np.integer) or size < 1):
-        raise ValueError(f"size is {size!r}: choose a whole number of pixels, such as 64.")
+        raise ArgumentError("size", f"is {size!r}: choose a whole number of pixels, such as 64.")
 
 
 def _picture(image: UInt8[np.ndarray, "h w c"]) -> Any:

@@ -12,12 +12,14 @@ import absl.flags
 import grain
 import numpy as np
 from grain.multiprocessing import MultiprocessingOptions
-from jaxtyping import Array, Shaped
+from jaxtyping import Shaped
 
-from ._adapt import Examples, adapted
-from ._arrays import plain_array
+from .._checks import ArgumentError
+from ._adapt import Foreign, adapted
+from ._arrays import array_of, images_of, numbered, plain_array
 from ._dataset import DataError, Dataset
 from ._images import AbstractImages
+from ._order import Balanced, Shuffled
 
 # Whole batches are read ahead, so few are enough to hide the decoding.
 _FROM_DISK = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
@@ -27,25 +29,22 @@ Batch = tuple[Shaped[np.ndarray, "batch *shape"], Shaped[np.ndarray, "batch ..."
 
 
 def stream(
-    train: Dataset
-    | AbstractImages
-    | grain.MapDataset[Any]
-    | Examples
-    | tuple[Shaped[np.ndarray | Array, "n *shape"], Shaped[np.ndarray | Array, "m ..."]],
+    train: Dataset | AbstractImages | grain.MapDataset[Any] | Foreign | tuple[Any, Any],
     batch_size: int,
     *,
     seed: int,
     start: int = 0,
     workers: int = 0,
     rows: slice | None = None,
+    balanced: bool = False,
 ) -> grain.DatasetIterator[Any]:
     """Batches `(images [batch h w c], labels [batch ...])` of numpy arrays, without end.
 
     **Arguments:**
 
     - `train`: a `Dataset` or a pair of arrays, [n *shape] and [n ...], in memory or memory-mapped;
-        an `ImageFolder`, `Records` or other set on disk; a Hugging Face dataset or TFDS data
-        source; or a finite `grain.MapDataset` of `(image, label)` pairs or of dictionaries with
+        an `ImageFolder`, `Records` or other set on disk; a data set of Hugging Face, TFDS or
+        PyTorch; or a finite `grain.MapDataset` of `(image, label)` pairs or of dictionaries with
         "image" and "label".
     - `batch_size`: images a batch, no more than there are.
     - `seed`: in `range(2**32)`; the same seed gives the same batches.
@@ -55,16 +54,23 @@ def stream(
     - `rows`: which rows of every batch to read, all if `None`. Processes that take
         `slice(0, 32)` and `slice(32, 64)` together have the batches of 64 that one would have;
         an image of a set on disk is decoded only where it is asked for.
+    - `balanced`: take as many images of each class: they take turns, and those of a class are gone
+        through in a new order each time that they are used up. Labels must be class numbers, and
+        `train` no `grain.MapDataset`.
 
     Every epoch goes through the images in a new order, each at most once; those left over when
     they do not fill a batch are dropped from that epoch. The same set in memory and on disk, in the
-    same order, gives the same batches; a `grain.MapDataset` is shuffled by grain's own rule. Raises
-    `ValueError` for sizes that do not fit.
+    same order, gives the same batches; a `grain.MapDataset` is shuffled by grain's own rule. Labels
+    that are text are numbered by name. Raises `ValueError` for sizes that do not fit.
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}: choose it in range(2**32).")
     train = adapted(train)
     if isinstance(train, grain.MapDataset):
+        if balanced:
+            raise ArgumentError(
+                "balanced", "needs labels known before the run: pass a Dataset or a set on disk."
+            )
         if len(train) == sys.maxsize:
             raise ValueError("the grain dataset has no end: pass it without repeat().")
         _check_sizes(len(train), batch_size, rows)
@@ -75,7 +81,8 @@ def stream(
         return _ahead(batches[start:], workers)
     if isinstance(train, AbstractImages):
         _check_sizes(len(train), batch_size, rows)
-        source = _ShuffledBatches(train.gather, len(train), batch_size, seed, rows)
+        order = _order(train.labels, batch_size, seed, balanced)
+        source = _Batches(train.gather, order, rows)
         return _ahead(grain.MapDataset.source(source)[start:], workers)
     if isinstance(train, Dataset):
         train = (train.images, train.labels)
@@ -85,7 +92,11 @@ def stream(
             "(images, labels), an ImageFolder, Records or a grain.MapDataset."
         )
     # Views of the plain class: a gather from it gives plain arrays, memory-mapped or not.
-    images, labels = (np.asarray(plain_array(np.asanyarray(x), "train")) for x in train)
+    images, labels = (
+        np.asarray(plain_array(np.asanyarray(x), "train"))
+        for x in (images_of(train[0]), array_of(train[1]))
+    )
+    labels, _ = numbered(labels, None)
     if len(images) != len(labels):
         raise ValueError(f"there are {len(images)} images but {len(labels)} labels.")
     _check_sizes(len(images), batch_size, rows)
@@ -93,7 +104,7 @@ def stream(
     def gather(chosen: np.ndarray) -> Batch:
         return images.take(chosen, axis=0), labels.take(chosen, axis=0)
 
-    source = _ShuffledBatches(gather, len(images), batch_size, seed, rows)
+    source = _Batches(gather, _order(labels, batch_size, seed, balanced), rows)
     return iter(grain.MapDataset.source(source)[start:].to_iter_dataset(_IN_MEMORY))
 
 
@@ -120,7 +131,7 @@ def _end_with_parent(*_: int) -> None:
 
 
 def sample(
-    train: AbstractImages | grain.MapDataset[Any] | Examples,
+    train: AbstractImages | grain.MapDataset[Any] | Foreign,
     count: int,
     *,
     at_least: int,
@@ -151,31 +162,22 @@ def sample(
 
 
 @dataclasses.dataclass(eq=False)
-class _ShuffledBatches:
+class _Batches:
     """A grain data source of all batches of all epochs, each gathered by one call.
 
-    The number of a batch tells its epoch, and so its order of images, by itself: reading is
-    stateless, and a saved position is enough to go on.
+    The number of a batch tells its images by itself: reading is stateless, and a saved position is
+    enough to go on.
     """
 
     gather: Callable[[np.ndarray], Batch]
-    count: int
-    batch_size: int
-    seed: int
+    order: Callable[[int], np.ndarray]
     rows: slice | None
-    _order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))  # of the epoch last asked for
 
     def __len__(self) -> int:
         return sys.maxsize
 
     def __getitem__(self, index: int) -> Batch:
-        epoch, step = divmod(int(index), self.count // self.batch_size)
-        known, order = self._order
-        if known != epoch:
-            key = np.array([self.seed, epoch], np.uint64)
-            order = np.random.Generator(np.random.Philox(key=key)).permutation(self.count)
-            self._order = (epoch, order)
-        chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
+        chosen = self.order(int(index))
         return self.gather(chosen if self.rows is None else chosen[self.rows])
 
 
@@ -209,6 +211,18 @@ def _as_pair(element: Any) -> tuple[Any, Any]:
         f"the grain dataset yields {what}: map it to (image, label) pairs or to dictionaries with "
         "'image' and 'label'."
     )
+
+
+def _order(labels: np.ndarray, batch_size: int, seed: int, balanced: bool) -> Shuffled | Balanced:
+    """Which images make up a batch, by its number."""
+    if not balanced:
+        return Shuffled(len(labels), batch_size, seed)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise ArgumentError(
+            "balanced",
+            f"needs class numbers: labels are {labels.dtype}{list(labels.shape)}, so leave it out.",
+        )
+    return Balanced(labels, batch_size, seed)
 
 
 def _check_sizes(count: int, batch_size: int, rows: slice | None) -> None:

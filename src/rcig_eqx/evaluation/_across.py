@@ -10,7 +10,7 @@ from jaxtyping import PRNGKeyArray
 
 from .._coreset import Coreset
 from ..data import AbstractImages, Dataset
-from ..data._adapt import Examples
+from ..data._adapt import Foreign
 from ..io._result import DistillResult
 from ..models import MakeModel
 from ._evaluate import evaluate, in_memory
@@ -59,7 +59,7 @@ class CrossEvaluation:
 
 def cross_evaluate(
     distilled: Mapping[str, Distilled | Sequence[Distilled]],
-    test: Dataset | AbstractImages | Examples | tuple[Any, Any],
+    test: Dataset | AbstractImages | Foreign | tuple[Any, Any],
     *,
     key: PRNGKeyArray,
     models: Mapping[str, MakeModel] | None = None,

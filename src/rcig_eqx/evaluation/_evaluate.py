@@ -1,6 +1,7 @@
 """How good a distilled set is: fresh networks trained on it, tested on real images."""
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,11 +12,12 @@ from jaxtyping import Int, PRNGKeyArray
 
 from .._augment import Augmentation, as_augmentation
 from .._backend import networks_at_once, usual_settings
+from .._balance import few_images
 from .._checks import ArgumentError, check_counts, check_key, check_known
 from .._coreset import Coreset, check_coreset, hard_labels
 from .._losses import InnerLoss
 from ..data import AbstractImages, Dataset, apply_in_chunks, sample
-from ..data._adapt import Examples, as_images
+from ..data._adapt import Foreign, as_images
 from ..data._names import class_names_of
 from ..initializers import real_coreset
 from ..io._result import DistillResult
@@ -24,7 +26,7 @@ from ..models._architectures import NETWORKS, architecture_name, default_archite
 from ..models._check import check_model
 from ._classes import match_classes
 from ._measure import Trial, measure, warn
-from ._metrics import Metric, find_metrics
+from ._metrics import Metric, balanced_accuracy, find_metrics
 from ._report import Evaluation
 from ._train_network import (
     cross_entropy,
@@ -33,7 +35,7 @@ from ._train_network import (
     usual_training,
 )
 
-Images = Dataset | AbstractImages | Examples | tuple[Any, Any]
+Images = Dataset | AbstractImages | Foreign | tuple[Any, Any]
 
 
 @usual_settings()
@@ -64,8 +66,9 @@ def evaluate(
       on its mirror images too if its `flip` is `True`, which the report says: for RGB images that
       can decide everything.
     - `test`: raw test images with labels, in any form `distill` takes but a grain dataset; read
-      into memory. Its classes are matched with the distilled ones by name, in any order; some may
-      be lacking. Bare arrays have no names: their labels are the numbers of the distilled classes.
+      into memory. Of a `DatasetDict` it is the test split, or else the validation split. Its
+      classes are matched with the distilled ones by name, in any order; some may be lacking. Bare
+      arrays have no names: their labels are the numbers of the distilled classes.
     - `key`: source of the fresh networks.
     - `baseline`: training images, of which each network gets as many random ones as are distilled,
       its own draw, to compare with; `False` for no comparison. If `None`, the random draws that a
@@ -95,7 +98,8 @@ def evaluate(
       `Augment`, or a function `(images, *, key) -> images`. The paper finds it
       to help sets of over 200 images and to harm smaller ones (Table 8).
     - `metrics`: what to measure beside accuracies: names in `evaluation.METRICS`, or a mapping from
-      a name to a jittable function `(outputs [n classes], labels [n]) -> scalar`.
+      a name to a jittable function `(outputs [n classes], labels [n]) -> scalar`. That of a
+      result of class-balanced batches is measured anyway.
     - `at_once`: networks trained together by `vmap`; chosen by the backend if `None`.
     - `progress`: whether to show a progress bar.
 
@@ -116,9 +120,11 @@ def evaluate(
     coreset = distilled.coreset if isinstance(distilled, DistillResult) else distilled
     check_coreset(coreset, "distilled")
     names = names_of(distilled, class_names)
-    test = as_images(test)
+    test = as_images(test, "test")
     numbers = check_fit(coreset, test, names)
     measures = find_metrics(metrics, len(test), coreset.num_classes)
+    if getattr(distilled, "recipe", {}).get("balanced"):
+        measures = {"balanced_accuracy": balanced_accuracy} | measures
     model = model or fresh_network(distilled)
     check_model(model, coreset)
     draws = _random_sets(distilled, baseline, names, num_networks, key)
@@ -183,6 +189,8 @@ def _random_sets(
     if isinstance(train, AbstractImages):
         train = sample(train, 10_000, at_least=count * each, seed=0)
     train = Dataset(train.images, numbers[train.labels], names or train.class_names, train.name)
+    if said := few_images(train, each):
+        warnings.warn(said, stacklevel=4)
     return random_draws(coreset, train, each, count, key)
 
 
@@ -272,7 +280,7 @@ def _recorded(network: Any) -> dict[str, Any]:
 
 def in_memory(test: Any) -> Dataset:
     """Test images in any form, or `ValueError`."""
-    images = as_images(test)
+    images = as_images(test, "test")
     return images.read() if isinstance(images, AbstractImages) else images
 
 

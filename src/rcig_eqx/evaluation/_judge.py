@@ -143,7 +143,7 @@ def judge(
     check_number("attacked", attacked, lambda x: x in range(2**63), "a whole number of at least 0")
     full = _fraction(full)
     whole = full is True
-    names, train, test = names_of(distilled, class_names), as_images(train), as_images(test)
+    names, train, test = names_of(distilled, class_names), as_images(train), as_images(test, "test")
     numbers = check_fit(coreset, test, names)
     model = model or fresh_network(distilled)
     check_model(model, coreset)

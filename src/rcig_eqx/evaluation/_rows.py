@@ -87,6 +87,8 @@ def rows_of_size(
         note = f"{networks}, all there are" if most < fit else ""
         kinds.append(Kind(BITS, most, [_targets(draw, own) for draw in more], own, note))
     assert coreset.preprocess is not None
+    if each > int(np.bincount(train.labels, minlength=coreset.num_classes).min()):
+        return [*kinds, Kind(CENTROIDS, each, (), plain, "a class has fewer images")]
     try:
         clusters = kmeans()
     except ImportError as error:

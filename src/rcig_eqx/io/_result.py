@@ -139,6 +139,7 @@ class DistillResult:
 
 _SHORT = (
     "dataset", "images_per_class", "steps", "steps_done", "model", "bits", "bits_per_class",
+    "balanced", "read", "hold_out",
 )  # fmt: skip
 _CORESETS = ("coreset", "last", "baseline")
 _FIELDS = ("images", "labels", "log_temperature")
