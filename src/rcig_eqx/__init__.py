@@ -52,6 +52,7 @@ from .run._checkpoint import (
     save_state as save_state,
 )
 from .run._guard import step as step
+from .run import loggers as loggers
 from .run._memory import estimate_memory as estimate_memory
 from .run._step import tune as tune
 

@@ -33,8 +33,8 @@ from ..parameterizations import PARAMETERIZATIONS
 from ..parameterizations._budget import check_storage
 from ..run._checkpoint import Checkpoints
 from ..run._devices import first_devices
-from ..run._loggers import LOGGERS
 from ..run._loop import received
+from ..run.loggers import LOGGERS
 from ._images import (
     Images,
     check_writable,
@@ -150,7 +150,7 @@ class DistillOptions:
     ] = Checkpoints.every
     log: Annotated[
         list[str] | None,
-        Option(help=f"Write every step down: {' or '.join(LOGGERS)}.", show_default=False),
+        Option(help=f"Log to more than metrics.jsonl: {', '.join(LOGGERS)}.", show_default=False),
     ] = None
     evaluate_: Annotated[
         bool, Option("--evaluate/--no-evaluate", help="Measure the test accuracy afterwards.")
@@ -273,7 +273,7 @@ def _check_free(asked: DistillOptions) -> None:
 
 def _strategies(asked: DistillOptions) -> dict[str, Any]:
     """What is asked for by name, as arguments of `distill`."""
-    loggers = [LOGGERS.find("log", name) for name in asked.log or []]
+    loggers = [LOGGERS.find("log", name) for name in dict.fromkeys(["jsonl", *(asked.log or [])])]
     recipe = Recipe(
         METHODS.find("method", asked.method)() if asked.method else None,
         optimizer=coreset_optimizer(asked.learning_rate),

@@ -96,7 +96,8 @@ class Loop:
         saved, agreed, step = first, Agreement(self.mesh), compiled_step()
         if first:
             self.bar.note(f"Going on from step {first:,} of {self.steps:,}.")
-        with interruptible(say=not self.bar.console.quiet) as interrupted:
+        quiet = self.bar.console.quiet
+        with contextlib.ExitStack() as end, interruptible(say=not quiet) as interrupted:
             try:
                 for number in range(first + 1, self.steps + 1):
                     batch = self._next_batch(number)
@@ -105,7 +106,9 @@ class Loop:
                     with on_mesh(self.mesh):
                         state, metrics = step(batch, state)
                     flush((number, metrics))
-                    report = Progress(number, self.steps, metrics, state, so_far)
+                    report = Progress(
+                        number, self.steps, metrics, state, so_far, history, end.callback
+                    )
                     stop = [_is_true(callback(report)) for callback in self.callbacks]
                     # This step has been read by a process that was asked for what there is so far.
                     if agreed(any(stop) or interrupted()) or gave_up(history, first, number - 1):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import rich.progress
@@ -32,6 +32,9 @@ class Progress:
     - `state`: the whole state. The next step takes its memory over: use it during the call, and
       copy what must outlive it.
     - `result`: a function that makes the `DistillResult` of the run so far.
+    - `history`: a list of numbers by name, one per step, `seconds` among them; as far as they have
+      been read from the device, which is one step late. Reading it waits for nothing.
+    - `at_end`: a function that takes one to call at the end of the run, whatever ends it.
     """
 
     step: int
@@ -39,6 +42,8 @@ class Progress:
     metrics: dict[str, Array]
     state: State
     result: Callable[[], DistillResult]
+    history: Mapping[str, list[float]]
+    at_end: Callable[[Callable[[], None]], Any]
 
 
 Callback = Callable[[Progress], bool | None]
