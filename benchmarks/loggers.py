@@ -2,8 +2,9 @@
 
     python benchmarks/loggers.py --out loggers.jsonl
 
-A head-only step at 1 image per class. "In the call" is the processor's time that the logger itself
-took of a step. Loggers that are not installed are left out; Weights & Biases writes offline.
+A head-only step at 1 image per class. "Processor" is the time that all threads of the process
+computed in a step, "in the call" what the logger's call did; neither counts what else the machine
+does meanwhile. Loggers that are not installed are left out; Weights & Biases writes offline.
 """
 
 import argparse
@@ -20,25 +21,27 @@ from rcig_eqx import convnet_for, data, loggers
 
 
 class Timed:
-    """A callback, and the seconds of its calls but the first, which opens what it writes to."""
+    """A callback or none, the seconds of its calls, and the process's at the end of each."""
 
-    def __init__(self, callback):
-        self.callback, self.seconds = callback, []
+    def __init__(self, *callbacks):
+        self.callbacks, self.calls, self.process = callbacks, [], []
 
     def __call__(self, progress):
         began = time.thread_time()
-        self.callback(progress)
-        self.seconds.append(time.thread_time() - began)
+        for callback in self.callbacks:
+            callback(progress)
+        self.calls.append(time.thread_time() - began)
+        self.process.append(time.process_time())
 
 
-def callbacks(folder: Path) -> dict[str, list]:
-    """Callbacks by what they are called, first none."""
+def callbacks(folder: Path) -> dict[str, Timed]:
+    """Loggers by what they are called, first none."""
     made = {"none": [], "jsonl": [loggers.jsonl(folder)], "csv": [loggers.csv(folder)]}
     if importlib.util.find_spec("tensorboardX"):
         made["tensorboard"] = [loggers.tensorboard(folder / "tensorboard")]
     if importlib.util.find_spec("wandb"):
         made["wandb"] = [loggers.wandb(mode="offline", dir=folder)]
-    return {name: [Timed(callback) for callback in each] for name, each in made.items()}
+    return {name: Timed(*each) for name, each in made.items()}
 
 
 def main() -> None:
@@ -52,24 +55,25 @@ def main() -> None:
     model = convnet_for(train.image_shape, train.num_classes, width=asked.width)
     with tempfile.TemporaryDirectory() as folder:
         timed = callbacks(Path(folder))
-        steps = {name: [] for name in timed}
+        elapsed = {name: [] for name in timed}
         for _ in range(asked.repeats):
             for name, own in timed.items():
                 result = distill_head_only(
-                    train, model, asked.steps, images_per_class=1, callbacks=own
+                    train, model, asked.steps, images_per_class=1, callbacks=[own]
                 )
-                steps[name] += np.diff(result.history["seconds"].astype(np.float64)).tolist()
-    print_header(f"Milliseconds of a step at width {asked.width}, {asked.steps} steps in turn")
-    print(f"{'logger':<14}{'step':>9}{'in the call':>13}{'share':>9}")
+                elapsed[name] += np.diff(result.history["seconds"].astype(np.float64)).tolist()
+    print_header(f"Milliseconds of a step at width {asked.width}, runs of {asked.steps} in turn")
+    print(f"{'logger':<14}{'elapsed':>9}{'processor':>11}{'in the call':>13}{'share':>9}")
     rows = []
     for name, own in timed.items():
-        step = 1e3 * statistics.median(steps[name])
-        # of every run, the first call opens and the last of its steps closes
-        calls = [t for c in own for i, t in enumerate(c.seconds) if i % asked.steps]
-        call = 1e3 * statistics.fmean(calls) if calls else 0.0
+        runs = np.reshape(own.process, (asked.repeats, asked.steps))
+        calls = np.reshape(own.calls, (asked.repeats, asked.steps))[:, 1:]  # the first opens
+        step, call = 1e3 * statistics.median(elapsed[name]), 1e3 * calls.mean()
+        spent = 1e3 * float(np.median(np.diff(runs)))
         rows.append({"logger": name, "width": asked.width, "steps": asked.steps})
-        rows[-1] |= {"step_ms": round(step, 3), "call_ms": round(call, 4)}
-        print(f"{name:<14}{step:>9.3f}{call:>13.4f}{call / step:>9.2%}")
+        rows[-1] |= {"elapsed_ms": round(step, 3), "processor_ms": round(spent, 3)}
+        rows[-1] |= {"call_ms": round(call, 4)}
+        print(f"{name:<14}{step:>9.2f}{spent:>11.2f}{call:>13.4f}{call / spent:>9.2%}")
     append_lines(asked.out, rows)
 
 
