@@ -47,13 +47,13 @@ from .io._plot import save_grid as save_grid
 from .io._report import save_report as save_report
 from .io._result import DistillResult as DistillResult, load_result as load_result
 from .models import convnet_for as convnet_for
+from .run import loggers as loggers
 from .run._checkpoint import (
     Checkpoints as Checkpoints,
     load_state as load_state,
     save_state as save_state,
 )
 from .run._guard import step as step
-from .run import loggers as loggers
 from .run._memory import estimate_memory as estimate_memory
 from .run._step import tune as tune
 

@@ -54,11 +54,14 @@ from ._options import (
     NUM_NETWORKS,
     WIDTH,
     Directory,
+    Full,
+    FullAccuracy,
     Metrics,
     Networks,
     Quiet,
     Seed,
 )
+from ._page import all_data, repeating, write_page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +164,8 @@ class DistillOptions:
         Option(min=1, help="Training steps of each.", show_default="by the set's size"),
     ] = None
     metric: Metrics = None
+    full: Full = False
+    full_accuracy: FullAccuracy = None
     quiet: Quiet = False
 
     @property
@@ -231,7 +236,9 @@ def distill_command(asked: DistillOptions) -> None:
         )
     result = _run(asked, train, model, strategies)
     seed, learning_rate = asked.seed, asked.learning_rate
-    of = {"dataset": shown_name(asked.dataset), "seed": seed, "learning_rate": learning_rate}
+    name = shown_name(asked.dataset)
+    of = {"dataset": name, "seed": seed, "learning_rate": learning_rate}
+    of["command"] = repeating(asked, name)
     result = dataclasses.replace(result, recipe=result.recipe | of)
     written = [result.save(asked.file)]
     if has_pictures(result.coreset):
@@ -245,11 +252,13 @@ def distill_command(asked: DistillOptions) -> None:
             f"Stopped after step {done:,} of {asked.steps:,}. The result so far is kept; --resume "
             "goes on."
         )
-        echo_paths(written)
+        echo_paths([*written, *write_page(asked.folder, result)])
         raise Exit(128 + (received or [signal.SIGINT])[-1])
     if test is not None:
-        written.append(_evaluated(asked, result, test, written))
-    elif asked.evaluate_:
+        written += _evaluated(asked, result, test, written)
+    else:
+        written += write_page(asked.folder, result, full=asked.full_accuracy)
+    if test is None and asked.evaluate_:
         asked.say(
             f"{asked.dataset} has no test split: not evaluated. See rcig-eqx evaluate --data."
         )
@@ -343,8 +352,8 @@ def _earlier_kept(asked: DistillOptions) -> Iterator[None]:
 
 def _evaluated(
     asked: DistillOptions, result: DistillResult, test: Images, written: list[Path]
-) -> Path:
-    """The file of the result's evaluation, which is printed."""
+) -> list[Path]:
+    """The files of the result's evaluation, which is printed."""
     fresh = say_networks(fresh_network(result), asked.networks)
     asked.say(f"Evaluating {say_stored(result)} on {len(test):,} test images with {fresh}.")
     try:
@@ -357,11 +366,12 @@ def _evaluated(
             metrics=asked.metric or (),
             progress=not asked.quiet,
         )
+        full = all_data(asked, asked.dataset, result, test)
     except KeyboardInterrupt:
         echo("Evaluation stopped. The distilled set is kept:")
-        echo_paths(written)
+        echo_paths([*written, *write_page(asked.folder, result)])
         raise Exit(128 + signal.SIGINT) from None
     path = asked.folder / "evaluation.json"
     write_report(path, result, report, asked.dataset, "test", test, asked.seed)
     echo(f"\n{report}\n")
-    return path
+    return [path, *write_page(asked.folder, result, report, full)]

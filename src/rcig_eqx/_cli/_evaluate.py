@@ -25,10 +25,14 @@ from ._images import (
 from ._options import (
     ARCHITECTURE,
     DEPTH,
+    EPOCHS,
     NORMALIZATION,
     NUM_NETWORKS,
     Directory,
+    Epochs,
     EvaluationSteps,
+    Full,
+    FullAccuracy,
     Json,
     Metrics,
     Networks,
@@ -36,6 +40,7 @@ from ._options import (
     Seed,
     Width,
 )
+from ._page import all_data, write_page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +80,13 @@ class EvaluateOptions:
     metric: Metrics = None
     seed: Seed = 0
     directory: Directory = None
+    full: Full = False
+    full_accuracy: FullAccuracy = None
+    epochs: Epochs = EPOCHS
+    report: Annotated[
+        Path | None,
+        Option(help="Write a page with pictures to this file too.", show_default=False),
+    ] = None
     json_: Json = None
     quiet: Quiet = False
 
@@ -85,9 +97,9 @@ def evaluate_command(asked: EvaluateOptions) -> None:
     data, split, test = test_images(result, asked.data, asked.split, asked.directory)
     if test is None:
         raise ValueError(f"{data} has no test split: name other images with --data.")
-    json_ = asked.json_ and user_path(asked.json_)
-    if json_:
-        check_writable(json_.parent)
+    json_, page = (path and user_path(path) for path in (asked.json_, asked.report))
+    for path in filter(None, (json_, page)):
+        check_writable(path.parent)
     model = fresh_network(
         result,
         architecture=asked.architecture,
@@ -113,7 +125,12 @@ def evaluate_command(asked: EvaluateOptions) -> None:
     written = []
     if json_:
         written.append(write_report(json_, result, report, data, split, test, asked.seed))
+    full = all_data(asked, data, result, test, asked.epochs)
+    if page:
+        written += write_page(page, result, report, full)
     echo(f"\n{report}\n")
+    if full is not None:
+        echo(f"All of the training data: {full if isinstance(full, float) else full.mean:.2%}\n")
     if written:
         echo_paths(written)
 

@@ -15,9 +15,7 @@ CURVES = tuple(_TITLES)
 _PLAIN: dict[str, Any] = {"parse_math": False}
 
 
-def history_figure(
-    history: Mapping[str, np.ndarray], names: Sequence[str] = CURVES
-) -> Any:
+def history_figure(history: Mapping[str, np.ndarray], names: Sequence[str] = CURVES) -> Any:
     """A matplotlib figure of the curves of a history, those of `names` that it has, side by side.
 
     A line is the running mean over 2% of the steps; the band has the lowest and the highest of
@@ -54,7 +52,8 @@ def _curve(axis: Any, values: Float[np.ndarray, " steps"]) -> None:
     edges = np.unique(np.linspace(0, steps, min(steps, _POINTS) + 1).astype(int))
     if window > 1:
         low, high = (
-            f.reduceat(np.where(there > 0, values, mean), edges[:-1]) for f in (np.minimum, np.maximum)
+            f.reduceat(np.where(there > 0, values, mean), edges[:-1])
+            for f in (np.minimum, np.maximum)
         )
         axis.fill_between(edges[1:], low, high, color=COLOR, alpha=PALE, linewidth=0)
     points = "o" if steps < 3 else ""
@@ -115,9 +114,7 @@ def confusion_figure(
 _RGB = tuple(int(COLOR[i : i + 2], 16) / 255 for i in (1, 3, 5))
 
 
-def rows_figure(
-    inputs: Float[np.ndarray, "n *shape"], class_names: Sequence[str]
-) -> Any:
+def rows_figure(inputs: Float[np.ndarray, "n *shape"], class_names: Sequence[str]) -> Any:
     """A matplotlib figure of inputs that are no images: a line of colors per input, preprocessed,
     the first ten of each class."""
     flat = np.asarray(inputs).reshape(len(class_names), len(inputs) // len(class_names), -1)[:, :10]

@@ -188,14 +188,14 @@ def write_figure(figure: Any, path: str | os.PathLike[str], *, tight: bool = Tru
 
 
 @contextlib.contextmanager
-def drawing(but: type[Exception] | tuple[()] = ()) -> Iterator[None]:
+def drawing(but: type[Exception] | tuple[()] = (), what: str = "picture") -> Iterator[None]:
     """A picture that fails within is a warning: what it is of is worth more. `but` is raised."""
     try:
         yield
     except but:
         raise
     except Exception as error:
-        warnings.warn(f"No picture: {error}", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"No {what}: {error}", RuntimeWarning, stacklevel=3)
 
 
 def label(name: str) -> str:

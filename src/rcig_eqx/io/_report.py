@@ -1,6 +1,7 @@
 """A page of a run for people: one file of HTML, which fetches nothing."""
 
 import base64
+import dataclasses
 import datetime
 import importlib.resources
 import io
@@ -54,8 +55,8 @@ def save_report(
     - `full`: the accuracy of all of the training data, as
       [`evaluate_full`][rcig_eqx.evaluation.evaluate_full] measures it or as a fraction of one.
 
-    **Returns:** the file. Needs Jinja and matplotlib, the extra `report`. Raises `ValueError` for an
-    evaluation of other classes, `ImportError`, which names the extra, and `OSError`.
+    **Returns:** the file. Needs Jinja and matplotlib, the extra `report`. Raises `ValueError` for
+    an evaluation of other classes, `ImportError`, which names the extra, and `OSError`.
     """
     for name, given in (("evaluation", evaluation), ("full", full)):
         if isinstance(given, Evaluation) and set(given.class_names) != set(result.class_names):
@@ -142,16 +143,17 @@ def _accuracies(
 def _evaluated(evaluation: Evaluation) -> dict[str, Any]:
     """What the accuracies were measured with."""
     tested, training = evaluation.tested_on, evaluation.training
-    beside = evaluation.baseline
+    parts = [evaluation, evaluation.baseline or dataclasses.replace(evaluation, metrics={})]
     return {
         "networks": len(evaluation.accuracies),
         "steps": evaluation.steps,
         "images": tested.get("images"),
         "network": said(training.get("network", {}).get("name")),
         "remarks": evaluation.remarks,
+        "training": {"tested on": said(tested), **{k: said(v) for k, v in training.items()}},
         "metrics": {
-            name: (values.mean(), beside.metrics[name].mean() if beside and name in beside.metrics else None)
-            for name, values in evaluation.metrics.items()
+            name: [part.metrics[name].mean() if name in part.metrics else None for part in parts]
+            for name in evaluation.metrics
         },
     }
 
@@ -184,7 +186,9 @@ def _confused(evaluation: Evaluation | None) -> list[dict[str, Any]]:
     names = [printable(name) for name in evaluation.class_names]
     most = np.argsort(share, axis=None)[::-1][:_CONFUSIONS]
     pairs = [divmod(int(at), len(names)) for at in most]
-    return [{"of": names[a], "taken": names[b], "share": share[a, b]} for a, b in pairs if share[a, b]]
+    return [
+        {"of": names[a], "taken": names[b], "share": share[a, b]} for a, b in pairs if share[a, b]
+    ]
 
 
 def _gallery(result: DistillResult, evaluation: Evaluation | None) -> dict[str, Any]:

@@ -228,9 +228,7 @@ def _library(name: str, extra: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(
-            f"This logger needs {name}: pip install 'rcig-eqx[{extra}]'."
-        ) from error
+        raise ImportError(f"This logger needs {name}: pip install 'rcig-eqx[{extra}]'.") from error
 
 
 def jsonl(path: str | os.PathLike[str]) -> Jsonl:

@@ -1,0 +1,48 @@
+"""The page of a run that the commands write, and what stands on it beside the evaluation."""
+
+from pathlib import Path
+from typing import Any
+
+from ..evaluation import Evaluation, evaluate_full
+from ..io._plot import drawing
+from ..io._report import save_report
+from ..io._result import DistillResult
+from ._images import Images, evaluation_key, load_split
+from ._options import EPOCHS, command_of
+
+_ELSEWHERE = ("out", "overwrite", "resume", "checkpoint_every", "directory", "quiet")
+
+
+def repeating(asked: Any, dataset: str) -> str:
+    """The command that makes the same set again, wherever it is written to."""
+    usual = {name: type(asked).__dataclass_fields__[name].default for name in _ELSEWHERE}
+    return command_of("distill", asked, dataset=dataset, **usual)
+
+
+def all_data(
+    asked: Any, data: str, result: DistillResult, test: Images, epochs: int = EPOCHS
+) -> Evaluation | float | None:
+    """The accuracy of all of the training data: as asked for, known or measured."""
+    if asked.full_accuracy is not None or not asked.full:
+        return asked.full_accuracy
+    return evaluate_full(
+        result,
+        load_split(data, "train", asked.directory),
+        test,
+        key=evaluation_key(asked.seed),
+        num_networks=asked.networks,
+        epochs=epochs,
+        progress=not asked.quiet,
+    )
+
+
+def write_page(
+    path: Path,
+    result: DistillResult,
+    evaluation: Evaluation | None = None,
+    full: Evaluation | float | None = None,
+) -> list[Path]:
+    """The page, or a warning in its place: what it is of is worth more."""
+    with drawing(but=OSError, what="report"):
+        return [save_report(path, result, evaluation, full=full)]
+    return []
