@@ -12,6 +12,7 @@ COLOR, PALE = "#2f6fde", 0.25
 _POINTS = 600  # of a curve at most
 _TITLES = {"loss": "outer loss", "accuracy": "accuracy on the outer batch"}
 CURVES = tuple(_TITLES)
+_CELLS = 250  # of a confusion matrix in each direction
 _PLAIN: dict[str, Any] = {"parse_math": False}
 
 
@@ -65,13 +66,14 @@ def confusion_figure(
 ) -> Any:
     """A matplotlib figure of a confusion matrix: of each class, the row, the share of each answer.
 
-    Numbers are written for up to 12 classes and names for up to 150.
+    Numbers are written for up to 12 classes and names for up to 150. Of more than 250 classes a
+    point has the largest of several shares.
     """
     from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 
     classes = len(class_names)
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    cell = 0.5 if classes <= 12 else max(0.13, 6.5 / classes) if classes <= 150 else 7.0 / classes
+    cell = 0.5 if classes <= 12 else max(0.1, 6.5 / classes) if classes <= 150 else 7.0 / classes
     size, named = min(10.0, max(5.0, 58 * cell)), classes <= 150
     names = [cut(name.replace("_", " "), 18) for name in class_names] if named else []
     room = 0.35 + size / 72 * 0.6 * max(map(len, names), default=6)
@@ -86,7 +88,15 @@ def confusion_figure(
         drawn = axis.pcolormesh(corners, corners, share, cmap=blue, norm=norm)
         axis.invert_yaxis()
     else:
-        drawn = axis.imshow(share, cmap=blue, norm=norm, interpolation="none", aspect="auto")
+        bounds = (-0.5, classes - 0.5, classes - 0.5, -0.5)
+        drawn = axis.imshow(
+            _largest(share),
+            cmap=blue,
+            norm=norm,
+            interpolation="none",
+            aspect="auto",
+            extent=bounds,
+        )
     if named:
         axis.set_xticks(range(classes), names, rotation=90, fontsize=size, **_PLAIN)
         axis.set_yticks(range(classes), names, fontsize=size, **_PLAIN)
@@ -109,6 +119,13 @@ def confusion_figure(
     if title:
         figure.text(0.5, 1 - 0.1 / high, title, ha="center", va="top", fontsize=12, **_PLAIN)
     return figure
+
+
+def _largest(share: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "m m"]:
+    """The largest numbers of square blocks, so many that they can be seen."""
+    side = -(-len(share) // _CELLS)
+    blocks = np.arange(0, len(share), side)
+    return np.maximum.reduceat(np.maximum.reduceat(share, blocks, 0), blocks, 1)
 
 
 _RGB = tuple(int(COLOR[i : i + 2], 16) / 255 for i in (1, 3, 5))

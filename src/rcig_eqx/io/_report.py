@@ -22,11 +22,11 @@ from ..data._paths import user_path
 from ..evaluation._report import Evaluation, summary
 from ._figures import confusion_figure, history_figure, rows_figure
 from ._files import write_atomically
-from ._plot import VISIBLE, drawing, has_pictures, printable, to_pixels
+from ._plot import VISIBLE, cut, drawing, has_pictures, printable, to_pixels
 from ._result import DistillResult
 
 PAGE = "report.html"
-_PIXELS = 2**22  # of all pictures together
+_PIXELS = 2**21  # of all pictures together
 _SHOWN = 10  # images per class at most
 _FOLDED_FROM = 100  # classes, of which the further ones are folded away
 _CONFUSIONS = 12  # pairs of classes in the table
@@ -99,7 +99,7 @@ def _head(result: DistillResult) -> dict[str, Any]:
         "per_class": len(images) // classes,
         "class_count": classes,
         "what": noun(shape),
-        "shape": "×".join(map(str, shape)),
+        "shape": "×".join(map(str, shape)) + " numbers" * (len(shape) == 1),
         "flip": result.coreset.flip,
         "bits": bits,
         "bits_as": bits / real if bits else None,
@@ -183,7 +183,7 @@ def _confused(evaluation: Evaluation | None) -> list[dict[str, Any]]:
     counts = evaluation.confusion
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     np.fill_diagonal(share, 0)
-    names = [printable(name) for name in evaluation.class_names]
+    names = [cut(name, 40) for name in evaluation.class_names]
     most = np.argsort(share, axis=None)[::-1][:_CONFUSIONS]
     pairs = [divmod(int(at), len(names)) for at in most]
     return [
@@ -261,7 +261,8 @@ def _svg(figure: Any, name: str) -> Any:
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context(options), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(?s).*Glyph .* missing from")  # the browser has it
-        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+        look: Any = {"transparent": True, "bbox_inches": "tight", "pad_inches": 0.05}
+        figure.savefig(file, format="svg", metadata=nothing, **look)
     text = file.getvalue()
     text = text[text.index("<svg") :].replace("#000000", "currentColor")
     return Markup(text)
