@@ -61,7 +61,7 @@ from ._options import (
     Quiet,
     Seed,
 )
-from ._page import all_data, repeating, write_page
+from ._page import page_of_run, repeating, write_page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -366,7 +366,6 @@ def _evaluated(
             metrics=asked.metric or (),
             progress=not asked.quiet,
         )
-        full = all_data(asked, asked.dataset, result, test)
     except KeyboardInterrupt:
         echo("Evaluation stopped. The distilled set is kept:")
         echo_paths([*written, *write_page(asked.folder, result)])
@@ -374,4 +373,4 @@ def _evaluated(
     path = asked.folder / "evaluation.json"
     write_report(path, result, report, asked.dataset, "test", test, asked.seed)
     echo(f"\n{report}\n")
-    return [path, *write_page(asked.folder, result, report, full)]
+    return [path, *page_of_run(asked, result, report, test, [*written, path])]

@@ -1,13 +1,17 @@
 """The page of a run that the commands write, and what stands on it beside the evaluation."""
 
+import signal
 from pathlib import Path
 from typing import Any
+
+from typer import Exit
 
 from ..evaluation import Evaluation, evaluate_full
 from ..io._plot import drawing
 from ..io._report import save_report
 from ..io._result import DistillResult
-from ._images import Images, evaluation_key, load_split
+from ..io._terminal import echo
+from ._images import Images, echo_paths, evaluation_key, load_split
 from ._options import EPOCHS, command_of
 
 _ELSEWHERE = ("out", "overwrite", "resume", "checkpoint_every", "directory", "quiet")
@@ -46,3 +50,16 @@ def write_page(
     with drawing(but=OSError, what="report"):
         return [save_report(path, result, evaluation, full=full)]
     return []
+
+
+def page_of_run(
+    asked: Any, result: DistillResult, report: Evaluation, test: Images, written: list[Path]
+) -> list[Path]:
+    """The page of a run that has been evaluated, all of the data included where asked for."""
+    try:
+        full = all_data(asked, asked.dataset, result, test)
+    except KeyboardInterrupt:
+        echo("Training on all of the data stopped. The rest is kept:")
+        echo_paths([*written, *write_page(asked.folder, result, report)])
+        raise Exit(128 + signal.SIGINT) from None
+    return write_page(asked.folder, result, report, full)

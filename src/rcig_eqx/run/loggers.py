@@ -20,7 +20,7 @@ from ..data._paths import user_path
 from ..methods._method import History
 from ._progress import Callback, Progress
 
-Row = dict[str, float]
+Row = dict[str, int | float]
 """The numbers of one step by name, `step` first, which counts from 1."""
 
 
