@@ -144,7 +144,7 @@ class Csv(_File):
 class _Charts(AbstractLogger):
     """A service that draws curves: a point every so many seconds, the mean of its steps."""
 
-    def __init__(self, every: float):
+    def __init__(self, every: int | float):
         check_number("every", every, lambda x: x >= 0, "a number of seconds, 0 for every step")
         self.every, self._rows, self._sent = every, [], 0.0
 
@@ -178,7 +178,7 @@ class _Charts(AbstractLogger):
 class TensorBoard(_Charts):
     """See [`tensorboard`][rcig_eqx.run.loggers.tensorboard]."""
 
-    def __init__(self, folder: str | os.PathLike[str], every: float):
+    def __init__(self, folder: str | os.PathLike[str], every: int | float):
         super().__init__(every)
         self.folder, self._library = user_path(folder), _library("tensorboardX", "tensorboard")
 
@@ -204,7 +204,7 @@ class TensorBoard(_Charts):
 class WandB(_Charts):
     """See [`wandb`][rcig_eqx.run.loggers.wandb]."""
 
-    def __init__(self, every: float, options: dict[str, Any]):
+    def __init__(self, every: int | float, options: dict[str, Any]):
         super().__init__(every)
         self.options, self._library = options, _library("wandb", "wandb")
 
@@ -246,7 +246,7 @@ def csv(path: str | os.PathLike[str]) -> Csv:
     return Csv(path)
 
 
-def tensorboard(folder: str | os.PathLike[str], *, every: float = 1.0) -> TensorBoard:
+def tensorboard(folder: str | os.PathLike[str], *, every: int | float = 1.0) -> TensorBoard:
     """Scalars for TensorBoard, in a folder of their own.
 
     A point every so many seconds is the mean of the steps since the last one; `every=0` writes
@@ -255,7 +255,7 @@ def tensorboard(folder: str | os.PathLike[str], *, every: float = 1.0) -> Tensor
     return TensorBoard(folder, every)
 
 
-def wandb(project: str = "rcig_eqx", *, every: float = 1.0, **options: Any) -> WandB:
+def wandb(project: str = "rcig_eqx", *, every: int | float = 1.0, **options: Any) -> WandB:
     """A run in Weights & Biases, the extra `wandb`; points as of `tensorboard`.
 
     `options` are further ones of `wandb.init`, such as `name`, `dir` or `mode="offline"`; the
