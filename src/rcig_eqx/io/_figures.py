@@ -134,7 +134,7 @@ _RGB = tuple(int(COLOR[i : i + 2], 16) / 255 for i in (1, 3, 5))
 def rows_figure(inputs: Float[np.ndarray, "n *shape"], class_names: Sequence[str]) -> Any:
     """A matplotlib figure of inputs that are no images: a line of colors per input, preprocessed,
     the first ten of each class."""
-    flat = np.asarray(inputs).reshape(len(class_names), len(inputs) // len(class_names), -1)[:, :10]
+    flat = inputs.reshape(len(class_names), len(inputs) // len(class_names), -1)[:, :10]
     classes, each, numbers = flat.shape
     values = flat.reshape(classes * each, numbers)
     size = min(9.0, max(5.0, 400 / classes))

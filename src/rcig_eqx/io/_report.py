@@ -248,7 +248,10 @@ def _figures(result: DistillResult, evaluation: Evaluation | None) -> Iterator[t
             yield "confusion", _svg(figure, "confusion")
     with drawing(but=ImportError):
         if not has_pictures(result.coreset):
-            yield "rows", _svg(rows_figure(result.coreset.images, result.class_names), "rows")
+            yield (
+                "rows",
+                _svg(rows_figure(np.asarray(result.coreset.images), result.class_names), "rows"),
+            )
 
 
 def _svg(figure: Any, name: str) -> Any:
