@@ -237,7 +237,7 @@ ADDED = {
     "initializers": {"clusters": "KMeans"},
     "parameterizations": {"coarse": "Coarse"},
     "metrics": {"top_two": "top_two"},
-    "loggers": {"csv": "csv"},
+    "loggers": {"steps": "csv"},
     "datasets": {"stripes": "stripes"},
 }
 
@@ -307,7 +307,7 @@ TINY = ["-n", 2, "--steps", 2, "--width", 2, "--depth", 1, "--networks", 2, "--e
 def test_a_command_takes_them_by_name(command, tmp_path):
     command(
         "distill", "stripes", *TINY, "--method", "matching", "--initialization", "clusters",
-        "--parameterization", "coarse", "--metric", "top_two", "--log", "csv", "--out", tmp_path,
+        "--parameterization", "coarse", "--metric", "top_two", "--log", "steps", "--out", tmp_path,
         "--learning-rate", 1e-6,
     )  # fmt: skip
     result = load_result(tmp_path / "distilled.safetensors")

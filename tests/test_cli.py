@@ -1,9 +1,11 @@
 import dataclasses
 import errno
+import html
 import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -45,6 +47,7 @@ from rcig_eqx.reproduce._tables import METHODS_TAKEN_APART
 from rcig_eqx.reproduce._targets import TARGETS
 
 SMALL = ["--width", "2", "--depth", "1", "--batch-size", "6", "--method", "frepo"]
+KEPT = {"distilled.safetensors", "evaluation.json", "metrics.jsonl", "report.html"}
 FEW = ["--networks", "2", "--evaluation-steps", "3"]
 
 
@@ -65,6 +68,11 @@ def run(*arguments: object) -> int | str | None:
     with pytest.raises(SystemExit) as info:
         _cli.main(list(map(str, arguments)))
     return info.value.code
+
+
+def metrics(out) -> list[dict[str, Any]]:
+    """The lines of a run's log."""
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -94,15 +102,49 @@ def test_a_set_too_large_for_memory_is_opened_on_disk(monkeypatch, tmp_path):
     assert json.loads((out / "evaluation.json").read_text())["test_images"] == 20
 
 
+def test_the_page_has_the_command_that_repeats_the_run(out, folder, tmp_path, monkeypatch):
+    result = load_result(out / "distilled.safetensors")
+    command = shlex.split(result.recipe["command"])
+    assert command[:3] == ["rcig-eqx", "distill", folder.name]
+    assert "--out" not in command
+    assert html.escape(result.recipe["command"]) in (out / "report.html").read_text()
+    monkeypatch.chdir(folder.parent)
+    assert run(*command[1:], "--out", tmp_path / "again") == 0
+    again = load_result(tmp_path / "again" / "distilled.safetensors")
+    assert again.recipe == result.recipe
+    assert np.array_equal(again.coreset.images, result.coreset.images)
+
+
+def test_the_page_says_what_all_of_the_data_give(out, folder, tmp_path, capsys):
+    text = (out / "report.html").read_text()
+    assert "not measured" in text
+    assert "rcig-eqx evaluate distilled.safetensors --full --report report.html" in text
+    page = tmp_path / "page.html"
+    asked = ["evaluate", out / "distilled.safetensors", "--data", folder, *FEW, "--report", page]
+    assert run(*asked, "--full", "--epochs", 2, "--quiet") == 0
+    said = re.search(r"All of the training data: (\S+%)", capsys.readouterr().out)
+    assert said
+    assert "not measured" not in page.read_text()
+    assert said[1] in page.read_text()
+    assert run(*asked, "--full-accuracy", 0.875) == 0
+    assert "87.50%" in page.read_text()
+
+
+def test_more_logs_are_asked_for_by_name(folder, tmp_path):
+    options = [*SMALL, "--steps", 2, "--no-evaluate", "--out", tmp_path]
+    assert run("distill", folder, *options, "--log", "csv", "--log", "jsonl") == 0
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 3
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2]
+
+
 def test_distill_writes_a_set_a_picture_and_a_report(out, folder):
-    files = {"distilled.safetensors", "distilled.png", "evaluation.json", "checkpoints"}
-    files |= {"run.toml"}
+    files = {*KEPT, "distilled.png", "checkpoints", "run.toml"}
     assert {path.name for path in out.iterdir()} == files
     result = load_result(out / "distilled.safetensors")
     assert result.coreset.images.shape == (4, 8, 8, 1)
     assert result.class_names == ("dark", "bright")
     assert result.recipe["dataset"] == folder.name  # and not where it was
-    for file in (out / "distilled.safetensors", out / "evaluation.json"):
+    for file in map(out.joinpath, KEPT):
         assert str(folder.parent).encode() not in file.read_bytes()
     model = {"name": "ConvNet", "width": 2, "depth": 1, "normalization": "none"}
     model |= {"activation": "relu"}
@@ -261,6 +303,7 @@ def test_ctrl_c_keeps_the_result_so_far_and_resume_goes_on(folder, tmp_path, mon
     assert "Stopped after step 1 of 50. The result so far is kept" in text
     out = tmp_path / "runs" / "shades-1ipc"
     assert load_result(out / "distilled.safetensors").interrupted
+    assert "stopped after step 1 of 50" in (out / "report.html").read_text()
     assert not (out / "evaluation.json").exists()
     # And goes on from there, or starts anew, but neither by accident.
     monkeypatch.undo()
@@ -271,6 +314,8 @@ def test_ctrl_c_keeps_the_result_so_far_and_resume_goes_on(folder, tmp_path, mon
     assert run(*arguments, "--resume", "--steps", 4) == 0
     done = load_result(out / "distilled.safetensors")
     assert done.recipe["steps_done"] == 4
+    assert [line["step"] for line in metrics(out)] == [1, 2, 3, 4]
+    assert [line["loss"] for line in metrics(out)] == done.history["loss"].tolist()
     assert run("distill", folder, "--steps", 4, *SMALL, *FEW, "--out", tmp_path / "whole") == 0
     whole = load_result(tmp_path / "whole" / "distilled.safetensors")
     assert np.array_equal(done.coreset.images, whole.coreset.images)
@@ -486,7 +531,7 @@ def test_what_cannot_be_printed_loses_nothing(case, folder, tmp_path, monkeypatc
     monkeypatch.setattr(sys, "stdout", Failing())
     monkeypatch.setattr(sys, "stderr", Failing())
     assert run("distill", folder, "--steps", 1, *SMALL, *FEW, "--out", tmp_path) == status
-    assert written(tmp_path) == {"distilled.safetensors", "evaluation.json"}
+    assert written(tmp_path) == KEPT
 
 
 def test_names_that_the_terminal_cannot_show_lose_nothing(folder, tmp_path, monkeypatch):
@@ -499,7 +544,7 @@ def test_names_that_the_terminal_cannot_show_lose_nothing(folder, tmp_path, monk
     monkeypatch.setattr(sys, "stdout", shown)
     out = tmp_path / "out"
     assert run("distill", tmp_path, "--steps", 1, *SMALL, *FEW, "--out", out) == 0
-    assert written(out) == {"distilled.safetensors", "evaluation.json"}
+    assert written(out) == KEPT
     text = shown.buffer.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert b"\\u732b\\x1b[31m" in text
     assert load_result(out / "distilled.safetensors").class_names == tuple(names)
@@ -582,7 +627,7 @@ def test_no_picture_is_a_note(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("rcig_eqx._cli._distill.save_grid", fail)
     assert run("distill", folder, "--steps", 1, *SMALL, *FEW, "--out", tmp_path) == 0
     assert "No picture: no font" in capsys.readouterr().err
-    assert written(tmp_path) == {"distilled.safetensors", "evaluation.json"}
+    assert written(tmp_path) == KEPT
 
 
 def test_a_tilde_is_the_home_folder(folder, tmp_path, monkeypatch):

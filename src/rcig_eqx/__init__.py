@@ -44,8 +44,10 @@ from .evaluation._judge import judge as judge
 from .io._export import export as export
 from .io._load_export import load_export as load_export
 from .io._plot import save_grid as save_grid
+from .io._report import save_report as save_report
 from .io._result import DistillResult as DistillResult, load_result as load_result
 from .models import convnet_for as convnet_for
+from .run import loggers as loggers
 from .run._checkpoint import (
     Checkpoints as Checkpoints,
     load_state as load_state,

@@ -32,6 +32,8 @@ from rcig_eqx.evaluation import (
     Evaluation,
     _measure,
     cross_entropy,
+    evaluate_full,
+    judge,
     train_network,
 )
 from rcig_eqx.evaluation._across import pooled
@@ -363,12 +365,83 @@ def test_a_distilled_set_behind_random_images_is_explained():
     assert dataclasses.replace(behind, accuracies=high + 0.1, converged=fitted).remarks == ()
 
 
+@pytest.mark.parametrize("metrics", [(), ("balanced_accuracy",)])
+def test_confusion_counts_the_answers_of_all_networks(result, metrics):
+    report = evaluate(result, TEST, key=jr.key(1), metrics=metrics, **BRIEF)
+    for part in (report, report.baseline):
+        assert part is not None
+        assert part.confusion is not None
+        np.testing.assert_array_equal(part.confusion.sum(1), [20, 20, 20])
+        right = part.per_class.sum(0) * 10
+        np.testing.assert_allclose(np.diag(part.confusion), right)
+    read = Evaluation.from_json(json.loads(json.dumps(report.to_json())))
+    np.testing.assert_array_equal(read.confusion, report.confusion)
+
+
+def test_a_diverged_network_answers_nothing(result):
+    with pytest.warns(RuntimeWarning, match="diverged"):
+        report = evaluate(
+            result, TEST, key=jr.key(1), baseline=False, **BRIEF | {"learning_rate": 1e30}
+        )
+    assert report.diverged == 2
+    assert report.confusion is not None
+    assert not report.confusion.any()
+
+
+def test_pooled_confusions_are_by_name(result):
+    report = evaluate(result, TEST, key=jr.key(1), baseline=False, **BRIEF)
+    order = [2, 0, 1]
+    assert report.confusion is not None
+    other = dataclasses.replace(
+        report,
+        class_names=tuple(report.class_names[c] for c in order),
+        per_class=report.per_class[:, order],
+        confusion=report.confusion[np.ix_(order, order)],
+    )
+    np.testing.assert_array_equal(pooled([report, other]).confusion, 2 * report.confusion)
+    unknown = dataclasses.replace(report, confusion=None)
+    assert pooled([report, unknown]).confusion is None
+
+
+def test_counts_of_very_many_classes_are_left_out(monkeypatch):
+    assert _measure._confusion(np.zeros((1, 2), int), np.zeros(2, int), 2_001) is None
+    names = [str(i) for i in range(2_001)]
+    report = {"steps": 1, "training": {}, "tested_on": {}, "baseline": None, "accuracies": [0.5]}
+    report |= {"per_class": {n: [0.5] for n in names}, "mean": 0.5, "std": 0.0}
+    assert Evaluation.from_json(report).confusion is None
+    with pytest.raises(ValueError, match="too many classes"):
+        Evaluation.from_json(report | {"confusion": {n: {} for n in names}})
+
+
+def test_all_of_the_training_data_are_trained_on(result):
+    """As the row of `judge`, network by network."""
+    report = evaluate_full(
+        result, TRAIN, TEST, key=jr.key(1), model=NETWORK, num_networks=2, epochs=600,
+        progress=False,
+    )  # fmt: skip
+    judgement = judge(
+        result, TRAIN, TEST, key=jr.key(1), model=NETWORK, num_networks=2, epochs=600, steps=1,
+        attacked=0, augment=False, progress=False,
+    )  # fmt: skip
+    (row,) = (row for row in judgement.rows if row.trained_on == "all training data")
+    np.testing.assert_array_equal(report.accuracies, row.plain)
+    assert report.class_names == TEST.class_names
+
+
+def test_too_few_epochs_are_told(result):
+    with pytest.warns(RuntimeWarning, match="had not converged: pass epochs=5"):
+        evaluate_full(
+            result, TRAIN, TEST, key=jr.key(1), model=NETWORK, num_networks=1, epochs=1,
+            progress=False,
+        )  # fmt: skip
+
+
 def test_an_evaluation_of_an_earlier_version_is_read(result):
     written = json.loads(json.dumps(evaluate(result, TEST, key=jr.key(1), **BRIEF).to_json()))
     read = Evaluation.from_json(written)
     assert read.to_json() == written
     for part in (written, written["baseline"]):
-        for name in ("sets", "losses", "converged", "metrics"):
+        for name in ("sets", "losses", "converged", "metrics", "confusion"):
             del part[name]
     earlier = Evaluation.from_json(written)
     assert (earlier.sets, earlier.losses, earlier.converged) == (None, None, None)
@@ -387,6 +460,9 @@ def test_an_evaluation_of_an_earlier_version_is_read(result):
         ("metrics", {"metrics": [0.5]}),
         ("metrics", {"metrics": ["0", "1"]}),
         ("metrics", {"of": None}),
+        ("confusion", {"T-shirt/top": {}}),
+        ("confusion", {name: {"Trouser": 1.0} for name in TEST.class_names}),
+        ("confusion", {name: {"Trouser": -1} for name in TEST.class_names}),
     ],
 )
 def test_an_evaluation_of_wrong_columns_is_refused(result, name, value):

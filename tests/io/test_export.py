@@ -7,6 +7,7 @@ import pickle
 import re
 import shutil
 import stat
+import subprocess
 import sys
 
 import jax
@@ -33,6 +34,8 @@ from rcig_eqx.io import _export, _files
 from rcig_eqx.io._export import ARRAYS, CARD, count_bytes
 from rcig_eqx.io._files import checksum, file_checksum
 from rcig_eqx.models import AbstractNetwork, Head, convnet_for
+from rcig_eqx.parameterizations import Quantized
+from rcig_eqx.parameterizations._packed import Packed
 
 pytest.importorskip("matplotlib")
 
@@ -131,9 +134,49 @@ def test_the_card_says_what_is_needed(folder):
     assert card["evaluation"]["baseline"]["mean"] == 0.5
     assert card["versions"].keys() >= {"rcig-eqx", "jax"}
     pictures = {"grid.png", *(f"class-{i:03d}.png" for i in range(3))}
-    assert card["files"].keys() == pictures | {ARRAYS, "README.md"}
+    assert card["files"].keys() == pictures | {ARRAYS, "README.md", "read.py", "dataset.py"}
     assert {path.name for path in folder.iterdir()} == {CARD, *card["files"]}
     assert not list(folder.parent.glob(".*"))
+
+
+def packed(result: DistillResult) -> DistillResult:
+    """The same in integers of 8 bits."""
+    made = Quantized(8)
+    psi = made.encode(result.coreset)
+    stored = Packed(made.pack(psi), made.layout(psi) or {})
+    return dataclasses.replace(result, coreset=stored.coreset(result.coreset), packed=stored)
+
+
+DATASET = """
+import numpy as np
+from dataset import Distilled
+for mirrored in (None, False):
+    made = Distilled(".", mirrored=mirrored)
+    image, label = made[len(made) - 1]
+    print(len(made), *image.shape, *label.shape, float(np.asarray(image)[1, 2, 0]))
+"""
+
+
+@pytest.mark.parametrize("kind", ["plain", "packed"])
+@pytest.mark.parametrize("torch", [False, True])
+def test_the_folder_has_a_dataset_that_needs_no_pytorch(kind, torch, tmp_path):
+    """In a process of its own, without this library."""
+    if torch:
+        pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    result = make() if kind == "plain" else packed(make())
+    folder = export(result, tmp_path / "e")
+    hide = "" if torch else "import sys; sys.modules['torch'] = None\n"
+    code = f"{hide}import sys; sys.modules['rcig_eqx'] = None\n{DATASET}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    images = np.asarray(result.coreset.images)
+    lines = [line.split() for line in done.stdout.splitlines()]
+    for (count, *shape, value), column in zip(lines, (-1, 0), strict=True):
+        assert int(count) == len(images) * (2 if column else 1)
+        assert shape == ["3", "4", "6", "3"]  # [c h w], [classes]
+        assert float(value) == images[-1, 2, column, 1]
 
 
 def test_without_an_evaluation_the_recipe_is_the_papers(tmp_path):
@@ -272,7 +315,9 @@ def test_without_pictures_there_is_a_note_and_an_export(tmp_path, monkeypatch):
     with pytest.warns(RuntimeWarning, match=r"No picture: .*pip install 'rcig-eqx\[plot\]'"):
         folder = export(make(), tmp_path / "e")
     assert same(load_export(folder), make())
-    assert {path.name for path in folder.iterdir()} == {CARD, ARRAYS, "README.md"}
+    assert {path.name for path in folder.iterdir()} == {
+        CARD, ARRAYS, "README.md", "read.py", "dataset.py",
+    }  # fmt: skip
     assert ".png" not in (folder / "README.md").read_text()
 
 

@@ -24,10 +24,11 @@ from ..reproduce._command import ReproduceOptions, reproduce
 from ..run._loop import received
 from ._compare import CompareOptions, compare_command
 from ._config import configured
-from ._distill import DistillOptions, distill_command
+from ._distill import distill_command
 from ._evaluate import EvaluateOptions, ExportOptions, evaluate_command, export_command
 from ._judge import JudgeOptions, judge_command
 from ._options import command, option_of
+from ._run_options import DistillOptions
 
 app = Typer(
     no_args_is_help=True,

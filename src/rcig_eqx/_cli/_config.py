@@ -19,7 +19,7 @@ _OF_A_COMMAND = {"out", "overwrite", "resume", "config", "quiet"}  # and not of 
 # What may differ where a run goes on. The data may have moved: the checkpoint knows its images.
 _FREE = {
     "dataset", "directory", "workers", "devices", "steps", "minutes", "checkpoint_every", "log",
-    "evaluate_", "networks", "evaluation_steps", "metric",
+    "evaluate_", "networks", "evaluation_steps", "metric", "full", "full_accuracy",
 }  # fmt: skip
 # Either stands in for the other: a command that names one leaves the file's out.
 _ALTERNATIVES = ({"steps", "minutes"}, {"images_per_class", "storage"})

@@ -17,6 +17,7 @@ from ._images import (
     check_writable,
     echo_paths,
     evaluation_key,
+    load_split,
     read_report,
     say_networks,
     say_stored,
@@ -25,10 +26,14 @@ from ._images import (
 from ._options import (
     ARCHITECTURE,
     DEPTH,
+    EPOCHS,
     NORMALIZATION,
     NUM_NETWORKS,
     Directory,
+    Epochs,
     EvaluationSteps,
+    Full,
+    FullAccuracy,
     Json,
     Metrics,
     Networks,
@@ -37,6 +42,8 @@ from ._options import (
     SkipCorrupt,
     Width,
 )
+from ._page import all_data, write_page
+from ._photos import Images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +86,13 @@ class EvaluateOptions:
     skip_corrupt: SkipCorrupt = False
     seed: Seed = 0
     directory: Directory = None
+    full: Full = False
+    full_accuracy: FullAccuracy = None
+    epochs: Epochs = EPOCHS
+    report: Annotated[
+        Path | None,
+        Option(help="Write a page with pictures to this file too.", show_default=False),
+    ] = None
     json_: Json = None
     quiet: Quiet = False
 
@@ -89,12 +103,12 @@ def evaluate_command(asked: EvaluateOptions) -> None:
     reading = reading_of(
         result, asked.directory, skip_corrupt=asked.skip_corrupt, quiet=asked.quiet
     )
-    data, split, test, *_ = to_test(result, asked.data, asked.split, reading)
+    data, split, test, rest, _ = to_test(result, asked.data, asked.split, reading)
     if test is None:
         raise ValueError(f"{data} has no test split: name other images with --data.")
-    json_ = asked.json_ and user_path(asked.json_)
-    if json_:
-        check_writable(json_.parent)
+    json_, page = (path and user_path(path) for path in (asked.json_, asked.report))
+    for path in filter(None, (json_, page)):
+        check_writable(path.parent)
     model = fresh_network(
         result,
         architecture=asked.architecture,
@@ -120,7 +134,16 @@ def evaluate_command(asked: EvaluateOptions) -> None:
     written = []
     if json_:
         written.append(write_report(json_, result, report, data, split, test, asked.seed))
+
+    def train() -> Images:
+        return load_split(data, "train", reading) if rest is None else rest
+
+    full = all_data(asked, result, train, test, asked.epochs)
+    if page:
+        written += write_page(page, result, report, full)
     echo(f"\n{report}\n")
+    if full is not None:
+        echo(f"All of the training data: {full if isinstance(full, float) else full.mean:.2%}\n")
     if written:
         echo_paths(written)
 

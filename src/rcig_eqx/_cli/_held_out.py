@@ -23,7 +23,7 @@ class Split(NamedTuple):
 
     - `data`, `name`: the set, and the split that `test` is: "test", "train", or "held-out".
     - `test`: `None` where a set has no test images.
-    - `train`: what is trained on, where it is known.
+    - `train`: all that may be trained on, where it is known.
     - `recipe`: how the images are read and held out, as a result records it.
     """
 

@@ -1,7 +1,6 @@
 """The command `rcig-eqx judge`."""
 
 import dataclasses
-import inspect
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -32,9 +31,13 @@ from ._images import (
     shown_name,
 )
 from ._options import (
+    EPOCHS,
     NUM_NETWORKS,
     Directory,
+    Epochs,
     EvaluationSteps,
+    Full,
+    FullAccuracy,
     Json,
     Networks,
     Quiet,
@@ -45,7 +48,6 @@ from ._options import (
 from ._photos import Reading
 
 PREPROCESSING = {"standardize": standardize, "zca": zca}
-_EPOCHS: int = inspect.signature(judge).parameters["epochs"].default
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,19 +104,9 @@ class JudgeOptions:
         int | None,
         Option(help="What the set takes where it is stored.", show_default="as its file says"),
     ] = None
-    full: Annotated[
-        bool, Option("--full/--no-full", help="Train on all of the training data too.")
-    ] = True
-    full_accuracy: Annotated[
-        float | None,
-        Option(
-            min=0,
-            max=1,
-            help="The accuracy known of all of the training data, in place of training on it.",
-            show_default=False,
-        ),
-    ] = None
-    epochs: Annotated[int, Option(min=1, help="Of the training on all of the data.")] = _EPOCHS
+    full: Full = True
+    full_accuracy: FullAccuracy = None
+    epochs: Epochs = EPOCHS
     skip_corrupt: SkipCorrupt = False
     seed: Seed = 0
     directory: Directory = None

@@ -1,14 +1,17 @@
 """What the commands' options have in common, and how a command takes them: as one value."""
 
+import dataclasses
 import inspect
+import shlex
 import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 from typer import Context, Option, Typer
+from typer.models import ArgumentInfo
 
-from ..evaluation import METRICS
+from ..evaluation import METRICS, evaluate_full
 from ..evaluation._evaluate import evaluate
 from ..models._architectures import NETWORKS
 from ..models._normalize import NORMALIZATIONS
@@ -87,6 +90,20 @@ Balanced = Annotated[
         show_default="balanced if a class has over 3 times as many images as another",
     ),
 ]
+Full = Annotated[
+    bool, Option("--full/--no-full", help="Train on all of the training data too, to compare with.")
+]
+FullAccuracy = Annotated[
+    float | None,
+    Option(
+        min=0,
+        max=1,
+        help="The accuracy known of all of the training data, in place of training on it.",
+        show_default=False,
+    ),
+]
+EPOCHS: int = inspect.signature(evaluate_full).parameters["epochs"].default
+Epochs = Annotated[int, Option(min=1, help="Of the training on all of the data.")]
 
 _CALLED = {
     "part": "hold_out",
@@ -131,6 +148,28 @@ def command(
         return function
 
     return register
+
+
+def command_of(name: str, asked: Any, **shown: Any) -> str:
+    """The command line that asks for the same; `shown` has values to show in place of the own."""
+    words = ["rcig-eqx", name]
+    kinds = typing.get_type_hints(type(asked), include_extras=True)
+    for field in dataclasses.fields(asked):
+        value = shown.get(field.name, getattr(asked, field.name))
+        if value == field.default:
+            continue
+        declared = getattr(kinds[field.name], "__metadata__", ())[0]
+        if isinstance(declared, ArgumentInfo):
+            words.append(str(value))
+            continue
+        names = [d for d in declared.param_decls or () if d.startswith("--")]
+        option, _, negated = (names or [f"--{field.name.replace('_', '-')}"])[0].partition("/")
+        if isinstance(value, bool):
+            words.append(option if value else negated)
+            continue
+        for each in value if isinstance(value, list) else [value]:
+            words += [option, str(each)]
+    return shlex.join(words)
 
 
 def option_of(argument: str) -> str:

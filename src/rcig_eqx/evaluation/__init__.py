@@ -1,6 +1,7 @@
 """Fresh networks trained on a distilled set, and what they say of it."""
 
 from .._augment import Augment as Augment, paper_strategy as paper_strategy
+from ._full import evaluate_full as evaluate_full
 from ._judge import judge as judge
 from ._judgement import Judgement as Judgement
 from ._metrics import (
@@ -26,6 +27,7 @@ __all__ = [
     "Judgement",
     "ars",
     "cross_entropy",
+    "evaluate_full",
     "hlr",
     "ior",
     "judge",

@@ -125,6 +125,8 @@ def pooled(evaluations: Iterable[Evaluation]) -> Evaluation:
     numbers = [np.zeros(len(p.accuracies), int) if p.sets is None else p.sets for p in parts]
     first = np.cumsum([0, *(n.max() + 1 for n in numbers)])[:-1]
     columns = [[part.class_names.index(name) for name in names] for part in parts]
+    each = zip(parts, columns, strict=True)
+    counts = [p.confusion[np.ix_(c, c)] for p, c in each if p.confusion is not None]
     return dataclasses.replace(
         parts[0],
         accuracies=joined("accuracies"),
@@ -138,6 +140,7 @@ def pooled(evaluations: Iterable[Evaluation]) -> Evaluation:
             for name in parts[0].metrics
             if all(name in part.metrics for part in parts)
         },
+        confusion=np.sum(counts, 0) if len(counts) == len(parts) else None,
     )
 
 

@@ -151,7 +151,7 @@ def judge(
     augmentation = as_augmentation(len(shape) == 3 if augment is None else augment, shape)
     test = in_memory(test)
     at_least = num_networks * largest_count(coreset, bits)
-    train = _training_images(coreset, train, names, whole, at_least)
+    train = training_images(coreset, train, names, whole, at_least)
     kinds = rows_of_size(coreset, train, asked, bits, num_networks, key)
     kinds += [row_of_all(coreset, train, epochs)] * whole
     plain = kinds[0].training
@@ -234,7 +234,7 @@ def _own_budget(kinds: Sequence[Kind]) -> dict[str, Any] | None:
     return {name: getattr(own, name) for name in ("steps", "learning_rate", "batch_size")}
 
 
-def _training_images(
+def training_images(
     coreset: Coreset,
     train: Dataset | AbstractImages,
     names: tuple[str, ...] | None,

@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, Int, Int64, PRNGKeyArray, Shaped
 
 from .._console import track
 from .._coreset import Coreset
 from .._types import PyTree
 from ..models import AbstractNetwork, MakeModel
 from ._metrics import Metric, ranked_first
-from ._report import Evaluation
+from ._report import CONFUSED_UP_TO, Evaluation
 from ._train_network import TEST_BATCH, Training, final_losses, fit, have_converged, outputs_of
 
 Probe = Callable[..., dict[str, Array]]
@@ -65,7 +65,7 @@ def measure(
         outcome = _train_and_test(trial.model, *given, trial.metrics, trial.probe)
         found[number].append(jax.tree.map(np.asarray, outcome))
     outcomes = [jax.tree.map(lambda *x: np.concatenate(x), *parts) for parts in found]
-    diverged = [int((~sound).sum()) for _, sound, *_ in outcomes]
+    diverged = [int((said < 0).all(1).sum()) for said, *_ in outcomes]
     if any(diverged):
         rate = max(t.training.learning_rate for t, _ in itertools.compress(trials, diverged))
         warn(
@@ -91,27 +91,24 @@ def _train_and_test(
     metrics: dict[str, Metric],
     probe: Probe | None,
 ) -> tuple[
-    Bool[Array, "networks t"],
-    Bool[Array, " networks"],
+    Int[Array, "networks t"],
     Float[Array, "networks steps"],
     Float[Array, "networks steps"],
     dict[str, Float[Array, " networks"]],
 ]:
-    """Of networks trained on (X, y), a set each: whether each gets each test image right, whether
-    it answers at all, the losses and agreements of its training, as of `fit`, and what metrics and
-    probe found."""
+    """Of networks trained on (X, y), a set each: the answer of each to each test image, −1 for
+    none, the losses and agreements of its training, as of `fit`, and what metrics and probe found.
+    """
 
     def one(key: PRNGKeyArray, X: Array, y: Array) -> tuple[Any, ...]:
         model_key, train_key = jr.split(key)
         model, losses, agreed = fit(make_model(model_key), X, y, training, key=train_key)
         seen = {} if probe is None else probe(model, key=jr.fold_in(key, 2**31))
         if not metrics:  # nothing but the answers is kept of a test pass
-            said = answers(model, images)
-            return said == labels, jnp.any(said >= 0), losses, agreed, seen
+            return answers(model, images), losses, agreed, seen
         outputs = outputs_of(model, images)
-        said = ranked_first(outputs)
         found = {name: metric(outputs, labels) for name, metric in metrics.items()}
-        return said == labels, jnp.any(said >= 0), losses, agreed, found | seen
+        return ranked_first(outputs), losses, agreed, found | seen
 
     return each_row(one, keys, X, y)
 
@@ -125,7 +122,8 @@ def each_row(function: Callable[..., PyTree], *stacked: Shaped[Array, "networks 
 
 def _report(outcome: Any, trial: Trial, sets: int) -> Evaluation:
     """What `_train_and_test` found of all networks, number i trained on set i % `sets`."""
-    hits, _, losses, agreed, measured = outcome
+    said, losses, agreed, measured = outcome
+    hits = said == trial.labels
     columns = [hits[:, trial.labels == c] for c in range(len(trial.class_names))]
     empty = np.full(len(hits), np.nan)
     per_class = np.stack([c.mean(1) if c.shape[1] else empty for c in columns], axis=1)
@@ -138,7 +136,18 @@ def _report(outcome: Any, trial: Trial, sets: int) -> Evaluation:
         losses=final_losses(losses).astype(np.float64),
         converged=have_converged(losses, agreed),
         metrics={name: values.astype(np.float64) for name, values in measured.items()},
+        confusion=_confusion(said, trial.labels, len(trial.class_names)),
     )
+
+
+def _confusion(
+    said: Int[np.ndarray, "networks t"], labels: Int[np.ndarray, " t"], classes: int
+) -> Int64[np.ndarray, "classes classes"] | None:
+    """How often each class (row) was answered by each, over all networks."""
+    if classes > CONFUSED_UP_TO:
+        return None
+    pairs = (labels * classes + said)[said >= 0]
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes).astype(np.int64)
 
 
 def correct(

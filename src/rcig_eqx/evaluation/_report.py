@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+CONFUSED_UP_TO = 2_000  # classes, whose matrix takes 32 MB
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -29,6 +31,9 @@ class Evaluation:
       set. `losses` and `converged` are `None` in a file of an earlier version.
     - `metrics`: `[networks]` each, by name: what `evaluate(metrics=…)` asked for. NaN where a
       network diverged and the metric has no number for that.
+    - `confusion`: how many test images of each class, the row, got each class as the answer, summed
+      over the networks; what a diverged network says counts nowhere. `None` of over 2,000 classes
+      and in a file of an earlier version.
     """
 
     accuracies: Float64[np.ndarray, " networks"]
@@ -42,6 +47,7 @@ class Evaluation:
     losses: Float64[np.ndarray, " networks"] | None = None
     converged: Bool[np.ndarray, " networks"] | None = None
     metrics: dict[str, Float64[np.ndarray, " networks"]] = dataclasses.field(default_factory=dict)
+    confusion: Int64[np.ndarray, "classes classes"] | None = None
 
     @property
     def mean(self) -> float:
@@ -163,6 +169,17 @@ class Evaluation:
             )
         return tuple(said)
 
+    def plot_confusion(self, *, title: str = "") -> Any:
+        """A matplotlib figure of `confusion`: the share of each class that got each answer.
+
+        Needs matplotlib, the extra `plot`. `ValueError` where there is no `confusion`.
+        """
+        from ..io._figures import confusion_figure  # which `io` imports this module for
+
+        if self.confusion is None:
+            raise ValueError("This evaluation has no confusion matrix: evaluate the set anew.")
+        return confusion_figure(self.confusion, self.class_names, title=title)
+
     @property
     def unconverged(self) -> int:
         """How many networks had not converged; 0 where that is not known. Those that diverged are
@@ -199,6 +216,7 @@ class Evaluation:
                 "metrics": {
                     name: list(map(_finite, values)) for name, values in report.metrics.items()
                 },
+                "confusion": report._counts(),
             }
 
         return {
@@ -207,6 +225,16 @@ class Evaluation:
             "tested_on": self.tested_on,
             **numbers(self),
             "baseline": numbers(self.baseline) if self.baseline else None,
+        }
+
+    def _counts(self) -> dict[str, dict[str, int]] | None:
+        """The confusion by names: of each class, the answers that it got."""
+        if self.confusion is None:
+            return None
+        names = self.class_names
+        return {
+            name: {names[said]: int(row[said]) for said in np.flatnonzero(row)}
+            for name, row in zip(names, self.confusion, strict=True)
         }
 
     @classmethod
@@ -239,6 +267,7 @@ class Evaluation:
                 losses,
                 converged,
                 _read_metrics(part, len(known[0])),
+                _read_confusion(part.get("confusion"), tuple(part["per_class"])),
             )
             for name in ("mean", "std"):
                 if not math.isclose(part[name], getattr(evaluation, name), abs_tol=1e-9):
@@ -297,3 +326,22 @@ def _read_metrics(part: dict[str, Any], count: int) -> dict[str, Any]:
     if any(column is None for column in columns.values()):
         raise ValueError("metrics are not one per network")
     return columns
+
+
+def _read_confusion(
+    counts: dict[str, dict[str, int]] | None, names: tuple[str, ...]
+) -> Int64[np.ndarray, "classes classes"] | None:
+    """The matrix of counts by names; `None` where an earlier version has not written them."""
+    if counts is None:
+        return None
+    if len(names) > CONFUSED_UP_TO:
+        raise ValueError("confusion is of too many classes")
+    confusion, place = np.zeros((len(names),) * 2, np.int64), {n: i for i, n in enumerate(names)}
+    if counts.keys() != place.keys():
+        raise ValueError("confusion is not of the classes")
+    for name, answers in counts.items():
+        for said, count in answers.items():
+            if type(count) is not int or count < 0:
+                raise ValueError("confusion has no counts")
+            confusion[place[name], place[said]] = count
+    return confusion

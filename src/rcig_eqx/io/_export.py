@@ -37,7 +37,7 @@ from ._readme import ARRAYS, GRID, readme
 from ._result import DistillResult
 
 SCHEMA, PACKED = "rcig_eqx.export/1", "rcig_eqx.export/2"
-CARD, README, READER = "card.json", "README.md", "read.py"
+CARD, README, READER, DATASET = "card.json", "README.md", "read.py", "dataset.py"
 
 FORMULAS = {
     "identity": {"forward": "x = pixels", "inverse": "pixels = x"},
@@ -74,7 +74,7 @@ def export(
     The folder holds `arrays.safetensors` (images, labels, and the arrays of the preprocessing),
     `card.json` (all there is to know to train on them, the accuracies measured, and a checksum of
     every file), `README.md` (the same for people), and pictures: `grid.png` and one of each class.
-    A set that is packed is exported so, with `read.py`, which decodes it by NumPy alone.
+    `read.py` reads it, a packed set too, by NumPy alone; `dataset.py` is a dataset of PyTorch.
     It appears under its name only once it is complete. Pictures need matplotlib, the extra `plot`;
     where they cannot be drawn a warning says so, and the folder has none.
 
@@ -212,7 +212,9 @@ def _write(result: DistillResult, folder: Path, evaluation: Evaluation | None) -
     if packed:
         arrays = packed.set_arrays
         card |= {"schema": PACKED, "storage": storage(packed, coreset.num_classes)}
-        write_atomically(folder / READER, inspect.getsource(_read).encode())
+    write_atomically(folder / READER, inspect.getsource(_read).encode())
+    # not imported here, where its neighbors and PyTorch are missing
+    shutil.copyfile(Path(__file__).with_name("_dataset.py"), folder / DATASET)
     preprocess = {name: np.asarray(value, np.float32) for name, value in preprocess.items()}
     arrays |= under("preprocess", preprocess)
     arrays = {name: np.asarray(value, order="C") for name, value in arrays.items()}

@@ -94,7 +94,7 @@ def plot_grid(
     notes = [] if channels in VISIBLE else [f"the mean of {channels} channels"]
     if per_class > _MAX_SHOWN:
         notes.append(f"the first {_MAX_SHOWN} of {per_class} images of each class")
-    title = _cut(title, 80) + (f" ({', '.join(notes)})" if notes else "")
+    title = cut(title, 80) + (f" ({', '.join(notes)})" if notes else "")
     strips = _strips(pixels, classes)
     return _grid(strips, min(per_class, _MAX_SHOWN), class_names, title.strip())
 
@@ -121,7 +121,7 @@ def _grid(strips: np.ndarray, shown: int, class_names: tuple[str, ...], title: s
     room = inches * width if above else 3.0  # for a name
     longest = min(24, max(map(len, class_names)))  # one that is longer makes no others small
     size = min(12.0 * inches * height, max(72 * room / _LETTER / longest, 5.0))
-    names = [_cut(name.replace("_", " "), int(72 * room / _LETTER / size)) for name in class_names]
+    names = [cut(name.replace("_", " "), int(72 * room / _LETTER / size)) for name in class_names]
     left = 0.1 if above else 0.2 + size * _LETTER / 72 * max(map(len, names))
     top = 0.1 + 0.4 * bool(title)
     down, across = (inches * side for side in sheet.shape[:2])
@@ -188,14 +188,14 @@ def write_figure(figure: Any, path: str | os.PathLike[str], *, tight: bool = Tru
 
 
 @contextlib.contextmanager
-def drawing(but: type[Exception] | tuple[()] = ()) -> Iterator[None]:
+def drawing(but: type[Exception] | tuple[()] = (), what: str = "picture") -> Iterator[None]:
     """A picture that fails within is a warning: what it is of is worth more. `but` is raised."""
     try:
         yield
     except but:
         raise
     except Exception as error:
-        warnings.warn(f"No picture: {error}", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"No {what}: {error}", RuntimeWarning, stacklevel=3)
 
 
 def label(name: str) -> str:
@@ -208,7 +208,7 @@ def printable(name: str) -> str:
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in name)
 
 
-def _cut(name: str, letters: int) -> str:
+def cut(name: str, letters: int) -> str:
     """The beginning of a name that is too long."""
     return printable(name if len(name) <= letters else f"{name[: max(0, letters - 1)]}…")
 

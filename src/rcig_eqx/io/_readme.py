@@ -13,16 +13,15 @@ def _escaped(text: str) -> str:
     return re.sub(r"[^\w ,./()-]|_", lambda found: f"&#{ord(found[0])};", printable(text))
 
 
-_PLAIN = f"""import json
-from safetensors.numpy import load_file
-
-card, arrays = json.load(open("card.json")), load_file("{ARRAYS}")
-images, labels = arrays["images"], arrays["labels"]"""
-_PACKED = """import json
+_READ = """import json
 from read import load
 
 card = json.load(open("card.json"))
-images, labels = load(".")  # NumPy arrays; torch.from_numpy(images.copy()) takes them"""
+images, labels = load(".")  # NumPy arrays, images [n h w c]"""
+_TORCH = """from torch.utils.data import DataLoader
+from dataset import Distilled
+
+loader = DataLoader(Distilled("."), batch_size=256, shuffle=True)  # images [n c h w]"""
 
 
 def _stored(card: dict[str, Any]) -> str:
@@ -93,7 +92,13 @@ with a byte of label each.
   {training["batch_size"]} {what}.
 
 ```python
-{_PACKED if packed else _PLAIN}
+{_READ}
+```
+
+In PyTorch, mirror images included where they are to be trained on:
+
+```python
+{_TORCH}
 ```
 {_gallery(card["pictures"], shape[-1])}"""
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ..data import AbstractPreprocess, from_state, to_state
 from ..data._dataset import noun
 from ..data._paths import user_path
 from ..parameterizations._packed import Packed, check_arrays, check_layout
+from ._figures import CURVES, history_figure
 from ._files import damage_named, read_checked, under, within, write_checked
 from ._plot import grid_png, plot_grid
 
@@ -89,6 +91,30 @@ class DistillResult:
         """A matplotlib figure of the distilled images, one strip of each class, as
         [`save_grid`][rcig_eqx.save_grid] writes it. `ValueError` for what is no image."""
         return plot_grid(self.coreset, self.class_names, title=title, clip=clip)
+
+    def plot_history(self, names: Sequence[str] = CURVES) -> Any:
+        """A matplotlib figure of curves of `history` by their names, side by side.
+
+        Needs matplotlib, the extra `plot`. `ValueError` if the history has none of them.
+        """
+        return history_figure(self.history, names)
+
+    def to_torch(self) -> tuple[Any, Any]:
+        """The distilled set as tensors of PyTorch: images `[n c h w]`, other inputs `[n *shape]`,
+        and labels `[n classes]`, float32.
+
+        Images are preprocessed, as test images must be. Mirror images are not among them; train on
+        them too, with the same labels, where `coreset.flip` is `True`. `ImportError` without
+        PyTorch.
+        """
+        try:
+            import torch  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise ImportError("Tensors need PyTorch: pip install 'rcig-eqx[torch]'.") from error
+        images, labels = (np.array(x) for x in (self.coreset.images, self.coreset.labels))
+        if images.ndim == 4:
+            images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        return torch.from_numpy(images), torch.from_numpy(labels)
 
     @property
     def interrupted(self) -> bool:

@@ -1,4 +1,4 @@
-"""Images and labels of a distilled set that is stored in integers of a few bits.
+"""Images and labels of a distilled set, stored as floats or in integers of a few bits.
 
 `images, labels = load(folder)`; needs NumPy and safetensors alone. Sums are taken term by term in
 float32, so that every machine gives the same numbers, bit for bit.
@@ -79,5 +79,8 @@ def load(folder="."):
     """The images [n h w c], preprocessed, and labels [n classes] of an exported folder."""
     from safetensors.numpy import load_file
 
-    card = json.loads(Path(folder, "card.json").read_text())
-    return decode(load_file(Path(folder, "arrays.safetensors")), card["storage"])
+    card = json.loads(Path(folder, "card.json").read_text(encoding="utf-8"))
+    arrays = load_file(Path(folder, "arrays.safetensors"))
+    if "storage" not in card:  # floats as they are
+        return [arrays[name] for name in ("images", "labels")]
+    return decode(arrays, card["storage"])

@@ -98,7 +98,8 @@ class Loop:
         pace = Pace(self.bar, self.steps, alone=self.mesh is None)
         if first:
             self.bar.note(f"Going on from {of_steps(first, self.steps)}.")
-        with interruptible(say=not self.bar.console.quiet) as interrupted:
+        quiet = self.bar.console.quiet
+        with contextlib.ExitStack() as end, interruptible(say=not quiet) as interrupted:
             try:
                 for number in range(first + 1, self.steps + 1):
                     batch = self._next_batch(number)
@@ -110,8 +111,9 @@ class Loop:
                     flush((number, metrics))
                     seconds = time.perf_counter() - began
                     report = Progress(
-                        number, self.steps, metrics, state, so_far, seconds, self.bar.ends_at
-                    )
+                        number, self.steps, metrics, state, so_far, history, end.callback,
+                        seconds, self.bar.ends_at,
+                    )  # fmt: skip
                     stop = [_is_true(callback(report)) for callback in self.callbacks]
                     # This step has been read by a process that was asked for what there is so far.
                     if agreed(any(stop) or interrupted()) or gave_up(history, first, number - 1):

@@ -3,7 +3,7 @@
 import dataclasses
 import datetime
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import rich.progress
@@ -31,6 +31,9 @@ class Progress:
     - `state`: the whole state. The next step takes its memory over: use it during the call, and
       copy what must outlive it.
     - `result`: a function that makes the `DistillResult` of the run so far.
+    - `history`: a list of numbers by name, one per step, `seconds` among them; as far as they have
+      been read from the device, which is one step late. Reading it waits for nothing.
+    - `at_end`: a function that takes one to call at the end of the run, whatever ends it.
     - `seconds`: since the first step began, those before the run was resumed included.
     - `ends_at`: a function that tells the progress bar after how many seconds the run will end.
     """
@@ -40,6 +43,8 @@ class Progress:
     metrics: dict[str, Array]
     state: State
     result: Callable[[], DistillResult]
+    history: Mapping[str, list[float]]
+    at_end: Callable[[Callable[[], None]], Any]
     seconds: float = 0.0
     ends_at: Callable[[int | float], None] = lambda seconds: None
 
