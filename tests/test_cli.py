@@ -272,7 +272,7 @@ def test_devices_are_the_first_that_jax_sees_and_workers_as_many_as_asked_for(
         raise ValueError("enough")
 
     monkeypatch.setattr("rcig_eqx._cli._distill.distill", stop)
-    monkeypatch.setattr("rcig_eqx._cli._distill.load_split", lambda *_: data.ImageFolder(folder))
+    monkeypatch.setattr("rcig_eqx._cli._held_out.load_split", lambda *_: data.ImageFolder(folder))
     three = jax.devices() * 3
     monkeypatch.setattr(jax, "devices", lambda: three)
     both = ["--devices", 2, "--workers", 3]

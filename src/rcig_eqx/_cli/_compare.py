@@ -24,8 +24,8 @@ from ..reproduce._report import Report
 from ..run._loop import gave_up, received
 from ._config import NAME, filled, read_settings
 from ._distill import distill_command
-from ._run_options import DistillOptions, RunOptions
 from ._images import check_writable, echo_paths, read_report
+from ._run_options import DistillOptions, RunOptions
 
 _DECIDES = ("steps", "minutes", "networks", "evaluation_steps", "metric")
 
