@@ -151,7 +151,7 @@ def test_numbers_that_are_not_finite_are_null(tmp_path):
 
 def test_tensorboard_has_every_curve(tmp_path):
     pytest.importorskip("tensorboardX", reason="the extra tensorboard is not installed")
-    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportMissingImports]
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore
 
     kept = Checkpoints(tmp_path / "run")
     for stop in (4, 6):
