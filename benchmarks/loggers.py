@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from _common import append_lines, distill_head_only, print_header
-from rcig_eqx import convnet_for, data, loggers
+from rcig_eqx import convnet_for, data
+from rcig_eqx.run import loggers
 
 
 class Timed:

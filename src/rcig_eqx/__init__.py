@@ -47,7 +47,6 @@ from .io._plot import save_grid as save_grid
 from .io._report import save_report as save_report
 from .io._result import DistillResult as DistillResult, load_result as load_result
 from .models import convnet_for as convnet_for
-from .run import loggers as loggers
 from .run._checkpoint import (
     Checkpoints as Checkpoints,
     load_state as load_state,

@@ -11,8 +11,9 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from rcig_eqx import Checkpoints, convnet_for, distill, loggers
+from rcig_eqx import Checkpoints, convnet_for, distill
 from rcig_eqx.methods import frepo
+from rcig_eqx.run import loggers
 from rcig_eqx.run.loggers import AbstractLogger
 
 RNG = np.random.default_rng(0)
@@ -34,16 +35,15 @@ def stop_at(step):
 def lines(path: Path) -> list[dict[str, float]]:
     if path.suffix == ".csv":
         with path.open(newline="") as file:
-            return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+            head, *rows = csv.reader(file)
+        return [dict(zip(head, map(float, row), strict=True)) for row in rows]
     return [json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines()]
 
 
 def same(rows, result) -> bool:
-    numbers = {name: [row[name] for row in rows] for name in rows[0]}
-    steps = numbers.pop("step") == list(range(1, len(result.history["loss"]) + 1))
-    return steps and all(
-        np.array_equal(np.float32(numbers[name]), x) for name, x in result.history.items()
-    )
+    numbers = {name: np.array([row[name] for row in rows], np.float32) for name in rows[0]}
+    steps = numbers.pop("step").tolist() == list(range(1, len(result.history["loss"]) + 1))
+    return steps and all(np.array_equal(numbers[name], x) for name, x in result.history.items())
 
 
 @pytest.mark.parametrize("name", ["metrics.csv", "metrics.jsonl"])
@@ -151,7 +151,7 @@ def test_numbers_that_are_not_finite_are_null(tmp_path):
 
 def test_tensorboard_has_every_curve(tmp_path):
     pytest.importorskip("tensorboardX", reason="the extra tensorboard is not installed")
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore
 
     kept = Checkpoints(tmp_path / "run")
     for stop in (4, 6):
@@ -171,7 +171,8 @@ def test_tensorboard_has_every_curve(tmp_path):
     assert points.keys() == result.history.keys()
     for name, curve in points.items():
         assert [step for step, _ in curve] == [1, 2, 3, 4, 5, 6]
-        np.testing.assert_array_equal(np.float32([y for _, y in curve]), result.history[name])
+        values = np.asarray([y for _, y in curve], np.float32)
+        np.testing.assert_array_equal(values, result.history[name])
     assert purged == [5]
 
 

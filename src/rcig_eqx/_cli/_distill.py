@@ -133,7 +133,8 @@ def distill_command(asked: DistillOptions) -> None:
 
 def _strategies(asked: DistillOptions) -> dict[str, Any]:
     """What is asked for by name, as arguments of `distill`."""
-    loggers = [LOGGERS.find("log", name) for name in dict.fromkeys(["jsonl", *(asked.log or [])])]
+    logs: list[str] = ["jsonl", *(asked.log or [])]
+    loggers = [LOGGERS.find("log", name) for name in dict.fromkeys(logs)]
     recipe = Recipe(
         METHODS.find("method", asked.method)() if asked.method else None,
         optimizer=coreset_optimizer(asked.learning_rate),

@@ -143,7 +143,9 @@ def evaluate_command(asked: EvaluateOptions) -> None:
         written += write_page(page, result, report, full)
     echo(f"\n{report}\n")
     if full is not None:
-        echo(f"All of the training data: {full if isinstance(full, float) else full.mean:.2%}\n")
+        echo(
+            f"All of the training data: {full.mean if isinstance(full, Evaluation) else full:.2%}\n"
+        )
     if written:
         echo_paths(written)
 

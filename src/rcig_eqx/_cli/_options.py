@@ -158,7 +158,7 @@ def command_of(name: str, asked: Any, **shown: Any) -> str:
         value = shown.get(field.name, getattr(asked, field.name))
         if value == field.default:
             continue
-        declared = getattr(kinds[field.name], "__metadata__", ())[0]
+        declared = kinds[field.name].__metadata__[0]
         if isinstance(declared, ArgumentInfo):
             words.append(str(value))
             continue

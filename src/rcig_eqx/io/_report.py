@@ -89,7 +89,7 @@ def _head(result: DistillResult) -> dict[str, Any]:
     """What the set is, in words and a few numbers."""
     recipe, images = result.recipe, result.coreset.images
     shape, classes = images.shape[1:], len(result.class_names)
-    seconds = result.history.get("seconds", ())
+    seconds = result.history.get("seconds", np.zeros(0))
     bits = recipe.get("bits_per_class")
     today = datetime.date.today()
     real = math.prod(shape) * (8 if len(shape) == 3 else 32)
@@ -260,7 +260,7 @@ def _svg(figure: Any, name: str) -> Any:
     from markupsafe import Markup  # comes with jinja2
 
     file = io.StringIO()
-    options = {"svg.fonttype": "none", "svg.hashsalt": name}
+    options: Any = {"svg.fonttype": "none", "svg.hashsalt": name}
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context(options), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(?s).*Glyph .* missing from")  # the browser has it
