@@ -18,7 +18,17 @@ import numpy as np
 
 from rcig_eqx import load_result
 from rcig_eqx.io._plot import to_pixels
-from tables import RESULTS, accuracies, best_stored, lines, of_plain, of_time, one, only
+from tables import (
+    RESULTS,
+    accuracies,
+    best_stored,
+    lines,
+    of_plain,
+    of_time,
+    one,
+    only,
+    plain_at_equal_rate,
+)
 
 IMAGES = pathlib.Path(__file__).parents[1] / "docs" / "images"
 CURVES = {
@@ -98,12 +108,16 @@ def accuracy_against_bits(path: pathlib.Path) -> None:
         axis.text(1.1 * at[-1], lowest, label, va="center", color=color, fontsize=8)
     ours = {budget: best_stored("cifar10", budget) for budget in (1, 10)}
     ours = {each * budget: statistics.mean(found) for budget, found in ours.items() if found}
-    plain = statistics.mean(accuracies(of_plain("cifar10", 1)))
+    plain = {1: accuracies(of_plain("cifar10", 1)), 10: plain_at_equal_rate("cifar10", 10)}
+    plain = {each * budget: statistics.mean(found) for budget, found in plain.items()}
     axis.plot(list(ours), list(ours.values()), "*-", color="#0b6e4f", markersize=15)
-    axis.plot([each], [plain], "o", color="#0b6e4f", markersize=7, fillstyle="none")
-    for text, height in (("this library", ours[each]), ("plain images", plain)):
+    axis.plot(list(plain), list(plain.values()), "o--", color="#0b6e4f", fillstyle="none")
+    for text, (at, height), offset in (
+        ("this library", max(ours.items()), (14, 2)),
+        ("plain images", min(plain.items()), (14, -8)),
+    ):
         axis.annotate(
-            f"{text}, width 32,\n10 minutes of one core", (each, height), (14, -16),
+            f"{text}, width 32,\n10 minutes of one core", (at, height), offset,
             textcoords="offset points", va="center", color="#0b6e4f", fontsize=9,
         )  # fmt: skip
     axis.set(xscale="log", xlim=(0.7 * each, 130 * each), ylim=(38, 84))

@@ -7,6 +7,7 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
 """
 
 import argparse
+import itertools
 import json
 import math
 import pathlib
@@ -139,7 +140,12 @@ PLAIN = {  # data set and budget: the file of plain images distilled for ten min
 }
 
 
-TITLES = {"fashion_mnist": "Fashion-MNIST", "mnist": "MNIST", "cifar10": "CIFAR-10"}
+TITLES = {
+    "fashion_mnist": "Fashion-MNIST",
+    "mnist": "MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+}
 
 
 def of_plain(dataset: str, budget: int) -> list[Line]:
@@ -151,7 +157,7 @@ def stored_as(line: Line) -> str:
     """Resolution and bits of a line of `storage.py`."""
     side = 28 if "mnist" in line["dataset"] else 32
     small = math.ceil(side / line["factor"])
-    return f"{small}×{small}, {line['bits']} bits"
+    return f"{small}×{small}, {line['bits']} bits" if line["bits"] < 32 else "float32"
 
 
 def storage() -> str:
@@ -159,22 +165,31 @@ def storage() -> str:
     found = [
         x | {"dataset": pathlib.Path(x["dataset"]).name}
         for x in lines("storage")
-        if x["pool_batch"] == 64 and x.get("pool_steps", 100) == 100
+        if x["pool_batch"] == 64 and x.get("pool_steps", 100) == 100 and not x.get("saved")
     ]
     rows = []
-    for dataset, budget in PLAIN:
+    for dataset, budget in itertools.product(TITLES, (1, 10)):
         here = only(found, dataset=dataset, budget=budget)
         if not here:
             continue
         title = f"{TITLES[dataset]}, {here[0]['budget_bits']:,}"
-        values = accuracies(of_plain(dataset, budget))
-        rows.append([title, "float32", str(budget), summary(values), str(len(values))])
-        for line in sorted(here, key=lambda x: (x["factor"], -x["bits"], x["seed"])):
-            values = [100 * accuracy for accuracy in line["accuracies"]]
-            count, kind = str(line["images_per_class"]), stored_as(line)
-            rows.append([title, kind, count, summary(values), str(len(values))])
-    head = ["data, bits per class", "stored", "images per class", "accuracy, %", "networks"]
+        kinds: dict[str, list[Line]] = {}
+        for line in sorted(here, key=lambda x: (-x["bits"], x["factor"])):
+            kinds.setdefault(stored_as(line), []).append(line)
+        if "float32" not in kinds and (dataset, budget) in PLAIN:
+            plain = of_plain(dataset, budget)
+            rows.append([title, "float32 ‡", str(budget), *measured(accuracies(plain), plain)])
+        for kind, each in kinds.items():
+            values = [100 * accuracy for line in each for accuracy in line["accuracies"]]
+            count = str(each[0]["images_per_class"])
+            rows.append([title, kind, count, *measured(values, each)])
+    head = ["data, bits per class", "stored", "images per class", "accuracy, %", "networks (sets)"]
     return markdown(head, rows)
+
+
+def measured(values: list[float], sets: list[Line]) -> tuple[str, str]:
+    """The accuracy of networks, and how many there are of how many sets."""
+    return summary(values), f"{len(values)} ({len(sets)})"
 
 
 def field() -> str:
@@ -208,9 +223,16 @@ def best_stored(dataset: str, budget: int) -> list[float]:
     found = [
         [100 * accuracy for accuracy in line["accuracies"]]
         for line in only(lines("storage"), budget=budget)
-        if pathlib.Path(line["dataset"]).name == dataset
+        if line["bits"] < 32 and pathlib.Path(line["dataset"]).name == dataset
     ]
     return max(found, key=statistics.mean, default=[])
+
+
+def plain_at_equal_rate(dataset: str, budget: int) -> list[float]:
+    """The networks' accuracies of plain images, evaluated as what is stored in fewer bits is."""
+    found = only(lines("storage"), budget=budget, bits=32)
+    (line,) = [x for x in found if pathlib.Path(x["dataset"]).name == dataset]
+    return [100 * accuracy for accuracy in line["accuracies"]]
 
 
 def step() -> str:

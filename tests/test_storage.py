@@ -18,7 +18,7 @@ from rcig_eqx.parameterizations import (
     compose,
     plain,
 )
-from rcig_eqx.parameterizations._budget import bits_allowed, bits_of, images_that_fit
+from rcig_eqx.parameterizations._budget import bits_allowed, bits_of, images_that_fit, spend
 
 GRAY, COLOR = (28, 28, 1), (32, 32, 3)
 
@@ -83,6 +83,24 @@ def test_a_run_keeps_to_its_budget_and_says_so(train, capsys):
     assert f"{result.recipe['images_per_class']} images per class" in said
     assert "of 25,408 bits per class" in said
     assert len(result.baseline.images) == len(result.coreset.images)
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "images", "available", "stored"),
+    [
+        (GRAY, 10, 1, 6000, "Downsampled(2) + Quantized(4, channel) + LabelBits(8)"),
+        (GRAY, 10, 3, 6000, "Downsampled(2) + Quantized(8, channel) + LabelBits(8)"),
+        (GRAY, 10, 10, 6000, "Quantized(8, channel) + LabelBits(8)"),
+        (GRAY, 10, 1, 20, "Downsampled(2) + Quantized(8, channel) + LabelBits(8)"),
+        ((32, 32, 3), 100, 1, 500, "Quantized(8, channel) + LabelBits(8, 5)"),
+        ((14,), 2, 10, 500, "Quantized(4, channel) + LabelBits(8)"),
+    ],
+)
+def test_a_larger_budget_is_spent_on_finer_images(shape, classes, images, available, stored):
+    chosen, count = spend(f"{images} images per class", plain(), shape, classes, available)
+    assert str(chosen) == stored
+    assert 1 < count <= available
+    assert count * classes <= 500
 
 
 def test_a_parameterization_of_ones_own_is_kept(train):

@@ -95,13 +95,32 @@ def bits_allowed(storage: str | Bits, shape: tuple[int, ...], num_classes: int) 
     return count * (32 * (math.prod(shape) + num_classes) if unit == "image" else 1)
 
 
-def usual(shape: tuple[int, ...], num_classes: int) -> Composition:
-    """What a budget is spent on by default: the most accurate of what `benchmarks/storage.py` has
-    measured in equal time and storage, 8 and 4 bits, a half and a third of the side. Labels are
-    not measured: 8 bits each, and of more than 20 classes the largest five of each image."""
+_FEW = 500  # distilled images of all classes: of more, ten minutes of one core learn too little
+
+
+def usual(shape: tuple[int, ...], num_classes: int) -> list[Composition]:
+    """What a budget is spent on by default: the first of these that makes it few images, or the
+    last. These were the most accurate in equal time and storage (`benchmarks/storage.py`): half the
+    side at 4 bits, then at 8, then the whole side; rows of a table, which are not measured, at 4.
+    Labels take 8 bits each, and of more than 20 classes the largest five of each image are kept."""
     labels = LabelBits(8, top_k=5 if num_classes > 20 else None)
-    smaller = (Downsampled(2),) if len(shape) == 3 else ()
-    return compose(*smaller, Quantized(4), labels)
+    if len(shape) != 3:
+        return [compose(Quantized(4), labels)]
+    half = Downsampled(2)
+    stages = (half, Quantized(4)), (half, Quantized(8)), (Quantized(8),)
+    return [compose(*each, labels) for each in stages]
+
+
+def _usual_of(
+    bits: int, shape: tuple[int, ...], num_classes: int, available: int
+) -> AbstractParameterization:
+    """Of the usual ones, that of a budget."""
+    *smaller, largest = usual(shape, num_classes)
+    few = min(available, max(1, _FEW // num_classes))
+    for stored in smaller:
+        if images_that_fit(stored, bits, shape, num_classes, at_most=few + 1) <= few:
+            return stored
+    return largest
 
 
 def spend(
@@ -118,8 +137,8 @@ def spend(
     that holds no image, or too few for the parameterization.
     """
     bits = bits_allowed(storage, shape, num_classes)
-    stored = usual(shape, num_classes) if given == plain() else given
     most = max(1, available)  # of a class without images is told where a start is drawn
+    stored = _usual_of(bits, shape, num_classes, most) if given == plain() else given
     count = images_that_fit(stored, bits, shape, num_classes, at_most=most)
     least = bits_of(stored, max(1, count), shape, num_classes)  # complains of too few to encode
     if count < 1:
