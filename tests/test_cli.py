@@ -387,7 +387,7 @@ def test_the_best_set_on_held_out_images_is_kept(folder, tmp_path, capsys, monke
     ("options", "said"),
     [
         (["--validation", 1.5], "Error: --validation cannot be held out: part is 1.5"),
-        (["--validation", 0.01], "--validation cannot be held out: 0.01 of the 10 images of"),
+        (["--validation", 0.99], "--validation cannot be held out: part is 0.99, which of the 10"),
         (["--patience", 0], "Invalid value for '--patience'"),
         (["--augment", "flop"], "augmentation is 'flop': did you mean 'flip'"),
     ],

@@ -91,6 +91,7 @@ def distill_command(asked: DistillOptions) -> None:
         strategies["callbacks"].append(choice.best)
     settings = SettingsFile(asked, width=width, images_per_class=asked.count)
     strategies["callbacks"] += [settings, *([limit] if limit else [])]
+    signals = len(received)
     result = _run(asked, train, model, strategies)
     settings()
     if choice is not None:
@@ -100,7 +101,7 @@ def distill_command(asked: DistillOptions) -> None:
     name = shown_name(asked.dataset)
     of = {"dataset": name, "seed": seed, "learning_rate": learning_rate}
     of["command"] = repeating(dataclasses.replace(asked, width=width), name)
-    if limit and limit.reached and not received:  # it ended as asked
+    if limit and limit.reached and len(received) == signals:  # it ended as asked
         of |= {"steps": result.recipe["steps_done"], "minutes": limit.minutes}
     result = dataclasses.replace(result, recipe=result.recipe | of | split.recipe)
     written = [result.save(asked.file)]

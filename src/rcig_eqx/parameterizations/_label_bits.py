@@ -1,11 +1,11 @@
 """Labels in integers of a few bits, all of them or each image's largest."""
 
+import functools
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
 
 from .._checks import ArgumentError, check_counts
 from ._compose import AbstractStage, Extra
@@ -18,7 +18,9 @@ class LabelBits(AbstractStage):
 
     - `bits`: of each label, 1 to 8.
     - `top_k`: how many labels of each image are stored, the largest ones, with their places. All
-      others are at the lowest level, and are differentiated as if they were stored. `None`: all.
+      others are one number: that which makes the labels of an image sum to zero, as the paper's
+      do, or the lowest level if that is less. They are differentiated as if they were stored.
+      `None`: all.
     """
 
     changes: ClassVar[str] = "labels"
@@ -37,24 +39,20 @@ class LabelBits(AbstractStage):
             raise ArgumentError(
                 "top_k", f"is {self.top_k}: choose it in 1..{x.shape[1]}, the classes."
             )
-        span = starting_range(x, self.bits_each, "set")
-        if self.top_k is not None and self.top_k < x.shape[1]:
-            rest = jnp.mean(x, where=~self._top(x))
-            span = jnp.stack([rest, jnp.max(x) - rest])
-        return x, Extra({"range": span})
-
-    def _top(self, x: Float[Array, "n classes"]) -> Bool[Array, "n classes"]:
-        """Whether a label is among the largest of its image."""
-        places = jax.lax.top_k(x, self.top_k or x.shape[1])[1]
-        return jnp.any(jax.nn.one_hot(places, x.shape[1], dtype=bool), axis=1)
+        largest = jax.lax.top_k(x, self.top_k or x.shape[1])[0]
+        return x, Extra({"range": starting_range(largest, self.bits_each, "set")})
 
     def backward(self, x, extra):
         span = extra.arrays["range"]
         kept = rounded(x, span, self.bits_each)
-        if self.top_k is None:
+        if self.top_k in (None, x.shape[1]):
             return kept
-        rest = span[0].reshape(1, 1) + (x - jax.lax.stop_gradient(x))
-        return jnp.where(self._top(x), kept, rest)
+        places = jnp.sort(jax.lax.top_k(x, self.top_k)[1], axis=1)
+        largest = jnp.take_along_axis(kept, places, axis=1)
+        rest = functools.reduce(jnp.add, largest.T) * (-1 / (x.shape[1] - self.top_k))
+        rest = jnp.minimum(rest, span[0])
+        others = rest[:, None] + (x - jax.lax.stop_gradient(x))
+        return others.at[jnp.arange(len(x))[:, None], places].set(largest)
 
     def _shape(self, shape):
         return [shape[0], self.top_k or shape[1]]
@@ -68,8 +66,7 @@ class LabelBits(AbstractStage):
             return []
         bits = max(1, (shape[1] - 1).bit_length())
         places = {"array": f"{name}.places", "shape": self._shape(shape), "bits": bits}
-        step = {"stage": "top", "places": places, "classes": shape[1], "range": f"{name}.range"}
-        return [step]
+        return [{"stage": "top", "places": places, "classes": shape[1], "range": f"{name}.range"}]
 
     def arrays(self, x, extra, name):
         bits, span = self.bits_each, extra.arrays["range"]

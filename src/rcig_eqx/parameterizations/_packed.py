@@ -21,8 +21,9 @@ HOW = (
     "Steps follow in order. linear: linear interpolation to size [h w], pixel centers at halves. "
     "cosine: the numbers are the lowest coefficients of an orthonormal DCT-II of size [h w]. "
     "basis: the numbers of each input are the weights of a sum of the basis. top: the numbers go "
-    "to their places among the classes, the others are low. All sums are of float32, term by "
-    "term, the first index first; read.py does it."
+    "to their places among the classes, the others are minus their sum times 1 / how many others "
+    "there are, but at most low. All sums are of float32, term by term, the first index first; "
+    "read.py does it."
 )
 _NAME = re.compile(r"(images|labels)(\.\d{1,2}\.[a-z]{1,20})?")
 _LARGEST = 2**30  # numbers that are decoded

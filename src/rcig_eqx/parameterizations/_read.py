@@ -58,9 +58,12 @@ def apply(x, step, arrays):
     if step["stage"] == "top":
         where = step["places"]
         places = integers(arrays[where["array"]], where["bits"], where["shape"])
-        rest = np.full((len(x), step["classes"]), arrays[step["range"]][0])
-        np.put_along_axis(rest, places.astype(np.int64), x, 1)
-        return rest
+        others = max(1, step["classes"] - x.shape[1])
+        rest = reduce(np.add, x.T) * np.float32(-1 / others)
+        rest = np.minimum(rest, arrays[step["range"]][0])
+        made = np.repeat(rest[:, None], step["classes"], axis=1)
+        np.put_along_axis(made, places.astype(np.int64), x, 1)
+        return made
     for axis, size in enumerate(step["size"], 1):
         x = along(x, axis, {"linear": linear, "cosine": cosine}[step["stage"]](size, x.shape[axis]))
     return x
