@@ -6,7 +6,7 @@ Distills as many images per class as the budget holds until `--seconds` have pas
 fresh networks on what is stored. The seconds are those of the whole `distill` call. `--budget` is
 in float32 images per class with their labels. Results are appended to `--out`.
 
-    python benchmarks/storage.py --width 128 --start small.safetensors --checkpoints runs/wide ...
+    python benchmarks/storage.py --width 128 --start small.safetensors --checkpoints runs/wide
 
 goes on with a saved set, and resumes from `--checkpoints`; the seconds are then the last call's.
 """
