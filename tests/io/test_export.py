@@ -649,13 +649,13 @@ def test_no_single_corrupt_byte_gets_through(tmp_path):
 
 
 def tiny(folder):
-    """An export of two classes, with pictures of a few bytes."""
+    """An export of two classes, with pictures and scripts of a few bytes."""
     coreset = Coreset(jnp.ones((2, 1, 1, 1)), jnp.ones((2, 2)), jnp.zeros(()), Identity())
     recipe = {"steps": 1, "steps_done": 1, "model": {"name": "ConvNet", "width": 1, "depth": 1}}
     result = DistillResult(coreset, coreset, coreset, ("a", "b"), recipe, {})
     export(result, folder)
-    for picture in folder.glob("*.png"):
-        picture.write_bytes(picture.read_bytes()[:20])
+    for file in (*folder.glob("*.png"), *folder.glob("*.py")):
+        file.write_bytes(file.read_bytes()[:20])
     card = json.loads((folder / CARD).read_text())
     for name in card["files"]:
         path = folder / name
@@ -666,7 +666,7 @@ def tiny(folder):
 
 def test_damaged_files_are_refused_or_change_nothing(folder):
     outcomes = fuzz_bytes(folder, 40, seed=0)
-    assert len(outcomes) == 7
+    assert len(outcomes) == 9
     for name, counts in outcomes.items():
         assert counts["refused"] >= (30 if name == CARD else 40), (name, counts)
         assert counts["refused"] + counts["identical"] == 40, (name, counts)
