@@ -373,10 +373,10 @@ def test_the_best_set_on_held_out_images_is_kept(folder, tmp_path, capsys, monke
     assert "Kept the set of step 4 of 12: 30.0% on 4" in capsys.readouterr().out
     again = load_result(tmp_path / "distilled.safetensors")
     np.testing.assert_array_equal(again.coreset.images, kept.coreset.images)
-    # Without these images it is another run.
-    plain = ["distill", folder, "--steps", 50, *SMALL, *FEW]
-    assert run(*plain, "--resume", "--out", tmp_path) == 2
-    assert "training images" in capsys.readouterr().err
+    # With other images it is another run.
+    other = ["distill", folder, "--validation", 0.3, "--resume", "--out", tmp_path]
+    assert run(*other) == 2
+    assert "--validation is 0.3, and is 0.2 in" in capsys.readouterr().err
     # Anew, the earlier best counts for nothing.
     scripted = iter([0.05, 0.04, 0.03])
     assert run(*arguments, "--overwrite", "--out", tmp_path) == 0

@@ -45,8 +45,8 @@ class Progress:
     result: Callable[[], DistillResult]
     history: Mapping[str, list[float]]
     at_end: Callable[[Callable[[], None]], Any]
-    seconds: float = 0.0
-    ends_at: Callable[[int | float], None] = lambda seconds: None
+    seconds: float
+    ends_at: Callable[[int | float], None]
 
 
 OPEN = 10**7  # steps of a run that its time ends: more than any has

@@ -189,7 +189,9 @@ class TensorBoard(_Charts):
         """Open a file of events. TensorBoard drops what a killed run logged after it was saved."""
         done = sum(1 for _ in earlier)
         purge = done + 1 if done else None
-        self._writer = self._library.SummaryWriter(str(self.folder), purge_step=purge)
+        # A file is named by its second: one of the same second would be replaced.
+        own = {"purge_step": purge, "filename_suffix": f".{time.time_ns()}"}
+        self._writer = self._library.SummaryWriter(str(self.folder), **own)
 
     def point(self, step: int, numbers: dict[str, float]) -> None:
         """Write a scalar of each number."""
