@@ -130,6 +130,12 @@ def test_the_page_says_what_all_of_the_data_give(out, folder, tmp_path, capsys):
     assert "87.50%" in page.read_text()
 
 
+def test_all_of_the_data_are_not_what_is_tested_on(out, folder, capsys):
+    asked = ["evaluate", out / "distilled.safetensors", "--data", folder, "--split", "train", *FEW]
+    assert run(*asked, "--full") == 2
+    assert "--full has no training images" in capsys.readouterr().err
+
+
 def test_more_logs_are_asked_for_by_name(folder, tmp_path):
     options = [*SMALL, "--steps", 2, "--no-evaluate", "--out", tmp_path]
     assert run("distill", folder, *options, "--log", "csv", "--log", "jsonl") == 0

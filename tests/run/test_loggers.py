@@ -130,6 +130,7 @@ def test_a_logger_that_fails_ends_no_run(tmp_path):
 
         def stop(self):
             self.ended += 1
+            raise OSError(28, "No space left on device")
 
         def __repr__(self):
             return "Full()"

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
+from .._checks import ArgumentError
 from ..data._paths import user_path
 from ..evaluation._evaluate import evaluate, fresh_network
 from ..evaluation._report import Evaluation
@@ -106,6 +107,13 @@ def evaluate_command(asked: EvaluateOptions) -> None:
     data, split, test, rest, _ = to_test(result, asked.data, asked.split, reading)
     if test is None:
         raise ValueError(f"{data} has no test split: name other images with --data.")
+    apart = rest is not None or (split != "train" and not user_path(data).is_file())
+    if asked.full and asked.full_accuracy is None and not apart:
+        raise ArgumentError(
+            "full",
+            f"has no training images: those of {data} are tested on. Name a set of both splits "
+            "with --data, or pass --full-accuracy.",
+        )
     json_, page = (path and user_path(path) for path in (asked.json_, asked.report))
     for path in filter(None, (json_, page)):
         check_writable(path.parent)

@@ -17,7 +17,7 @@ from ._images import echo_paths, evaluation_key
 from ._options import EPOCHS, command_of
 from ._photos import Images
 
-_ELSEWHERE = ("out", "overwrite", "resume", "checkpoint_every", "directory", "quiet")
+_ELSEWHERE = ("out", "overwrite", "resume", "config", "checkpoint_every", "directory", "quiet")
 
 
 def repeating(asked: Any, dataset: str) -> str:

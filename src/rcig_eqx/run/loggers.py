@@ -3,12 +3,13 @@
 import abc
 import csv as csv_files
 import importlib
+import itertools
 import json
 import math
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ class AbstractLogger(abc.ABC):
         if progress.history is not self._history:  # the first step of a run
             self._history, self._failed = progress.history, False
             self._written = progress.step - 1
-            self.start(_rows(progress.history, 0))
+            # Another callback may have asked for this step already.
+            self.start(itertools.islice(_rows(progress.history, 0), self._written))
             progress.at_end(self._end)
         self._write()
 
@@ -60,20 +62,27 @@ class AbstractLogger(abc.ABC):
         """End a run."""
 
     def _write(self) -> None:
-        if self._history is None or self._failed:
-            return
+        if self._history is not None and not self._failed:
+            self._attempt(self._write_read)
+
+    def _write_read(self) -> None:
+        for row in _rows(self._history or {}, self._written):
+            self.write(row)
+            self._written += 1
+
+    def _attempt(self, do: Callable[[], None]) -> None:
+        """A full disk, or a service that is gone, is said once and ends no run."""
         try:
-            for row in _rows(self._history, self._written):
-                self.write(row)
-                self._written += 1
-        except Exception as error:  # a full disk, a service that is gone
+            do()
+        except Exception as error:
+            if not self._failed:
+                warnings.warn(f"{self!r} has stopped: {error}", RuntimeWarning, stacklevel=3)
             self._failed = True
-            warnings.warn(f"{self!r} has stopped: {error}", RuntimeWarning, stacklevel=2)
 
     def _end(self) -> None:
         self._write()
         self._history = None
-        self.stop()
+        self._attempt(self.stop)
 
 
 def _rows(history: History, first: int) -> Iterator[Row]:
