@@ -89,7 +89,9 @@ def distill_command(asked: DistillOptions) -> None:
         whole, (train, choice) = len(train), asked.selection.split(train)
         asked.say(f"Held out {choice.images:,} of {whole:,} training images to choose a set by.")
         strategies["callbacks"].append(choice.best)
-    settings = SettingsFile(asked, width=width, images_per_class=asked.count)
+    part = split.recipe.get("hold_out", {}).get("part", 0.0)
+    found: dict[str, Any] = {"width": width, "images_per_class": asked.count, "hold_out": part}
+    settings = SettingsFile(asked, **found)
     strategies["callbacks"] += [settings, *([limit] if limit else [])]
     signals = len(received)
     result = _run(asked, train, model, strategies)
