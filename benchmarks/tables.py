@@ -165,7 +165,9 @@ def storage() -> str:
     found = [
         x | {"dataset": pathlib.Path(x["dataset"]).name}
         for x in lines("storage")
-        if x["pool_batch"] == 64 and x.get("pool_steps", 100) == 100 and not x.get("saved")
+        if x["pool_batch"] == 64
+        and x.get("pool_steps", 100) == 100
+        and not x.get("started_from_a_set")
     ]
     rows = []
     for dataset, budget in itertools.product(TITLES, (1, 10)):
@@ -223,7 +225,9 @@ def best_stored(dataset: str, budget: int) -> list[float]:
     found = [
         [100 * accuracy for accuracy in line["accuracies"]]
         for line in only(lines("storage"), budget=budget)
-        if line["bits"] < 32 and pathlib.Path(line["dataset"]).name == dataset
+        if line["bits"] < 32
+        and not line.get("started_from_a_set")
+        and pathlib.Path(line["dataset"]).name == dataset
     ]
     return max(found, key=statistics.mean, default=[])
 
