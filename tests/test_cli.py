@@ -23,9 +23,9 @@ import pytest
 
 pytest.importorskip("typer")
 
+from _shell import run, shades
 from rcig_eqx import (
     Checkpoints,
-    _cli,
     convnet_for,
     data,
     distill,
@@ -53,21 +53,7 @@ FEW = ["--networks", "2", "--evaluation-steps", "3"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A data set of two classes, dark and bright, in a folder of .npz files."""
-    folder = tmp_path_factory.mktemp("data") / "shades"
-    folder.mkdir()
-    labels = np.arange(20) % 2
-    for seed, split in enumerate(("train", "test")):
-        noise = np.random.default_rng(seed).integers(0, 100, (20, 8, 8, 1))
-        images = (noise + 100 * labels[:, None, None, None]).astype(np.uint8)
-        np.savez(folder / split, images=images, labels=labels, class_names=["dark", "bright"])
-    return folder
-
-
-def run(*arguments: object) -> int | str | None:
-    with pytest.raises(SystemExit) as info:
-        _cli.main(list(map(str, arguments)))
-    return info.value.code
+    return shades(tmp_path_factory.mktemp("data"))
 
 
 def metrics(out) -> list[dict[str, Any]]:

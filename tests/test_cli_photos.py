@@ -9,9 +9,10 @@ from PIL import Image
 
 pytest.importorskip("typer")
 
+from _shell import run
 from rcig_eqx import data, load_result
 from rcig_eqx._cli._photos import Reading, photos, sensible_side, sized
-from test_cli import FEW, SMALL, run
+from test_cli import FEW, SMALL
 
 COUNTS = {"bright": 25, "dark": 5}
 

@@ -13,7 +13,8 @@ import pytest
 
 pytest.importorskip("typer")
 
-from rcig_eqx import _cli, distill, load_result
+from _shell import run, shades
+from rcig_eqx import distill, load_result
 from rcig_eqx._cli import _compare, _config, _distill, _time
 from rcig_eqx.reproduce import _command
 from rcig_eqx.reproduce._report import Report
@@ -23,17 +24,9 @@ FEW = ["--networks", 1, "--evaluation-steps", 3]
 FREPO = [*SMALL, *FEW, "--method", "frepo"]
 
 
-@pytest.fixture(scope="module")
-def shades(tmp_path_factory):
-    """A data set of two classes, dark and bright, with both splits."""
-    folder = tmp_path_factory.mktemp("data") / "shades"
-    folder.mkdir()
-    labels = np.arange(20) % 2
-    for seed, split in enumerate(("train", "test")):
-        noise = np.random.default_rng(seed).integers(0, 100, (20, 8, 8, 1))
-        images = (noise + 100 * labels[:, None, None, None]).astype(np.uint8)
-        np.savez(folder / split, images=images, labels=labels, class_names=["dark", "bright"])
-    return folder
+@pytest.fixture(scope="module", name="shades")
+def _(tmp_path_factory):
+    return shades(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +35,6 @@ def out(shades, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "shades"
     assert run("distill", shades, "--steps", 3, *FREPO, "--seed", 7, "--out", out) == 0
     return out
-
-
-def run(*arguments: object) -> int | str | None:
-    with pytest.raises(SystemExit) as info:
-        _cli.main(list(map(str, arguments)))
-    return info.value.code
 
 
 def options(folder) -> dict[str, Any]:

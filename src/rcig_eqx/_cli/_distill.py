@@ -76,10 +76,8 @@ def distill_command(asked: DistillOptions) -> None:
         depth=asked.depth,
         normalization=asked.normalization,
     )
-    if split.test is not None:
-        match_classes(
-            split.test, train.class_names, train.num_classes
-        )  # before the run, not after it
+    if split.test is not None:  # before the run, not after it
+        match_classes(split.test, train.class_names, train.num_classes)
     if asked.resume and asked.file.exists() and not asked.kept:
         raise FileNotFoundError(
             f"{asked.file} is there, but no checkpoint of its run: pass --overwrite to start anew."
